@@ -1,0 +1,1 @@
+"""Where an agent runs: one module per isolation mode behind one protocol."""

@@ -1,0 +1,197 @@
+"""The values that rooms hand to each other. Frozen; nothing here does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class IsolationMode(StrEnum):
+    """What holds the agent, weakest first."""
+
+    USER = "user"
+    NAMESPACE = "namespace"
+    CONTAINER = "container"
+
+
+class NetworkPolicy(StrEnum):
+    """What the agent reaches.
+
+    ``NONE``: loopback only. ``API``: the model provider's API through the gateway, nothing else.
+    ``FULL``: the internet without the host's addresses and private ranges.
+    """
+
+    NONE = "none"
+    API = "api"
+    FULL = "full"
+
+
+class OnFinish(StrEnum):
+    """What happens with the work at the end."""
+
+    ASK = "ask"
+    IMPORT = "import"
+    KEEP = "keep"
+    DISCARD = "discard"
+
+
+class Severity(StrEnum):
+    """How much a finding deserves a look before the branch is checked out."""
+
+    INFO = "info"
+    WARNING = "warning"
+    HIGH = "high"
+
+
+class Vantage(StrEnum):
+    """Where a check looks from. Only the host decides; the inside adds."""
+
+    HOST = "host"
+    INSIDE = "inside"
+
+
+class CheckStatus(StrEnum):
+    """The outcome of one check."""
+
+    PASS = "pass"  # noqa: S105  # a status, not a password
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A directory or file of the host that the session sees.
+
+    :param source: absolute path on the host, opened by the user (never by root).
+    :param target: absolute path inside.
+    """
+
+    source: Path
+    target: Path
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAccount:
+    """The Unix account that a project's session runs as. Facts come from the helper's registry."""
+
+    name: str
+    uid: int
+    gid: int
+    home: Path
+    created: bool = False
+    """True when this request made the account."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """One sandbox: everything that a backend needs to know to build it."""
+
+    mode: IsolationMode
+    account: WorkerAccount
+    mounts: tuple[Mount, ...] = ()
+    listener: bool = False
+    """Ask for a listening TCP socket on the sandbox's loopback, handed out for the gateway."""
+    terminal: tuple[int, int] | None = None
+    """Rows and columns of a pty made inside, or None for plain descriptors."""
+    network: NetworkPolicy = NetworkPolicy.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxCommand:
+    """What the launcher executes once the host has confirmed the sandbox.
+
+    :param env: the whole environment; nothing is inherited.
+    :param cwd: absolute path inside.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """One property of the isolation, as observed."""
+
+    check_id: str
+    status: CheckStatus
+    vantage: Vantage
+    expected: str
+    observed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportFinding:
+    """Something to look at before checking the branch out. ``path`` is escaped for printing."""
+
+    kind: str
+    path: str
+    severity: Severity
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartUnit:
+    """One repository of the start state: the user's own, or a submodule of it.
+
+    :param path: path relative to the top work tree as git stores it; ``b""`` for the top.
+    :param name: the submodule's name in .gitmodules; ``""`` for the top.
+    :param source: the user's work tree of this unit.
+    :param source_git_dir: the user's git directory of it (of this work tree).
+    :param base: a bare repository of the tool's own that holds exactly what was cloned in, and the
+        objects of ``base_tree``; the worker can't write there.
+    :param head: commit id that HEAD named.
+    :param branch: short name of the current branch, None when detached.
+    :param base_tree: tree id in ``base``: the work tree as it was cloned in, with uncommitted changes.
+    :param index_tree: tree id in ``base`` of what the user had staged.
+    """
+
+    path: bytes
+    name: str
+    source: Path
+    source_git_dir: Path
+    base: Path
+    head: str
+    branch: str | None
+    base_tree: str
+    index_tree: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartState:
+    """All that was cloned in. ``units[0]`` is the top repository."""
+
+    units: tuple[StartUnit, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def top(self) -> StartUnit:
+        """The user's repository itself."""
+        return self.units[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedUnit:
+    """One branch that was made: in the user's repository, or in a submodule of it."""
+
+    path: str
+    branch: str
+    tip: str
+    commits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportResult:
+    """The ``import`` object of the JSON result."""
+
+    branch: str
+    tip: str
+    commits: int
+    uncommitted_commit: str | None
+    files_changed: int
+    submodules: tuple[ImportedUnit, ...] = ()
+    refused: tuple[str, ...] = ()
+    findings: tuple[ImportFinding, ...] = ()

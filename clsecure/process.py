@@ -1,0 +1,112 @@
+"""The only caller of ``subprocess``."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from clsecure.errors import ToolError
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs of the machine are looked for: absolute directories, never the user's PATH."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program to run on the host, as the user.
+
+    :param argv: program first; found on ``env["PATH"]`` when it has no slash.
+    :param env: the whole environment of the child.
+    :param timeout: seconds; every wait has an end.
+    """
+
+    argv: tuple[str | bytes, ...]
+    env: Mapping[str, str] = field(default_factory=lambda: {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"})
+    cwd: Path | None = None
+    input: bytes | None = None
+    timeout: float = 600.0
+
+    def display(self) -> str:
+        """Return a line that can be pasted into a shell."""
+        return shlex.join(
+            a if isinstance(a, str) else a.decode("utf-8", "backslashreplace") for a in self.argv
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What a finished command left."""
+
+    command: Command
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    def check(self) -> CommandResult:
+        """Return itself, or raise :class:`ToolError` with the command's own words."""
+        if self.returncode != 0:
+            raise ToolError(
+                f"{self.command.argv[0]!s} failed with status {self.returncode}",
+                details=f"{self.command.display()}\n{self.stderr[-4000:].decode('utf-8', 'replace')}".rstrip(),
+            )
+        return self
+
+
+def run(command: Command) -> CommandResult:
+    """Run to the end and collect both outputs.
+
+    :raises ToolError: the program is missing or did not end in time (it is killed then).
+    """
+    try:
+        done = subprocess.run(
+            command.argv,
+            env=dict(command.env),
+            cwd=command.cwd,
+            input=command.input,
+            stdin=subprocess.DEVNULL if command.input is None else None,
+            capture_output=True,
+            timeout=command.timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise ToolError(f"{command.argv[0]!s} is not installed", details=str(error)) from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(
+            f"{command.argv[0]!s} did not end within {command.timeout:g} s", details=command.display()
+        ) from error
+    return CommandResult(command=command, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def spawn(
+    command: Command,
+    *,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    new_session: bool = False,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start and return at once; the caller waits, closes and kills. ``None`` is /dev/null."""
+    try:
+        return subprocess.Popen(
+            command.argv,
+            env=dict(command.env),
+            cwd=command.cwd,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            start_new_session=new_session,
+            pass_fds=tuple(pass_fds),
+        )
+    except FileNotFoundError as error:
+        raise ToolError(f"{command.argv[0]!s} is not installed", details=str(error)) from error
+
+
+PIPE = subprocess.PIPE
+STDOUT = subprocess.STDOUT
+Process = subprocess.Popen
+TimeoutExpired = subprocess.TimeoutExpired
