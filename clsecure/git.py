@@ -143,3 +143,13 @@ def init_bare(path: Path, *, object_format: str = "sha1", alternates: Path | Non
         (path / "objects" / "info").mkdir(exist_ok=True)
         (path / "objects" / "info" / "alternates").write_bytes(os.fsencode(alternates) + b"\n")
     return git
+
+
+def discover(cwd: Path, *args: str) -> CommandResult:
+    """Run ``git rev-parse`` where the user stands: the one place where git itself looks for the repository.
+
+    With a repository named outright git would skip its check of who owns it.
+    """
+    named = Git(git_dir=cwd, user_config=True, extra_env={"GIT_ALLOW_PROTOCOL": "none"})
+    argv = ["git", "--no-pager", "-c", "core.fsmonitor=false", "rev-parse", *args]
+    return process.run(Command(argv=tuple(argv), env=named.environment(), cwd=cwd))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 class IsolationMode(StrEnum):
@@ -195,3 +195,18 @@ class ImportResult:
     submodules: tuple[ImportedUnit, ...] = ()
     refused: tuple[str, ...] = ()
     findings: tuple[ImportFinding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeFile:
+    """A file for the worker's home, written inside by the worker itself.
+
+    :param path: relative to the home; no ``..``.
+    :param mode: permission bits.
+    :param keep: leave what is there already.
+    """
+
+    path: PurePosixPath
+    mode: int
+    data: bytes = field(repr=False)
+    keep: bool = False
