@@ -1,0 +1,1 @@
+"""The one model of settings and the layers that it is made from."""

@@ -1,0 +1,143 @@
+"""The one model of settings. Frozen; every value knows the layer that it came from.
+
+Importing this costs what pydantic-settings costs; :mod:`.sources` has what can be had without.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+from pydantic import PrivateAttr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from clsecure.errors import UsageError
+from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.settings import values
+from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
+from clsecure.settings.values import OutputFormat
+
+# How load() hands its layers through pydantic-settings, which makes its sources from the class alone.
+_LOADING: ContextVar[dict[Layer, dict[str, object]] | None] = ContextVar("layers", default=None)
+
+
+class Settings(BaseSettings):
+    """What the user decided, once. A session's plan is made from it; nothing consults it after that."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    mode: IsolationMode = IsolationMode.NAMESPACE
+    """What holds the agent."""
+    network: NetworkPolicy = NetworkPolicy.API
+    """What the agent reaches."""
+    session: str | None = None
+    """The name of the environment within the project; None is the unnamed one."""
+    agent: str = "claude"
+    on_finish: OnFinish = OnFinish.ASK
+    """What happens with the work at the end."""
+    full_clone: bool = False
+    """The whole history instead of its last 50 commits."""
+    mounts: tuple[Mount, ...] = ()
+    """Of all layers together, a stronger layer's first; for one target the strongest counts."""
+    time_limit: timedelta | None = None
+    """How long the agent may run."""
+    base_url: str | None = None
+    """The provider's API; None leaves it to ANTHROPIC_BASE_URL and the provider's own default."""
+    output: OutputFormat = OutputFormat.HUMAN
+    verbose: bool = False
+
+    _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should hear about the layers: keys that do nothing yet, files that were not read."""
+        return self._warnings
+
+    def provenance(self, key: str) -> Source:
+        """Tell where the value of a key came from.
+
+        :raises KeyError: no such key.
+        """
+        if key not in type(self).model_fields:
+            raise KeyError(key)
+        return self._sources.get(key, DEFAULT)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put our layers in the place of pydantic's own sources, which know neither lines nor spellings."""
+        del env_settings, dotenv_settings, file_secret_settings
+        loading = _LOADING.get() or {}
+        return (init_settings, *(_LayerSource(settings_cls, loading.get(layer, {})) for layer in Layer))
+
+
+class _LayerSource(PydanticBaseSettingsSource):
+    """One layer, already read, as pydantic-settings wants it."""
+
+    def __init__(self, settings_cls: type[BaseSettings], layer: dict[str, object]) -> None:
+        super().__init__(settings_cls)
+        self._layer = layer
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return one value of this layer."""
+        del field
+        return self._layer.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the values of this layer."""
+        return dict(self._layer)
+
+
+def load(layers: Layers) -> Settings:
+    """Make the settings of all layers.
+
+    :raises UsageError: a value that can't be accepted, naming its place; also one that a stronger layer
+        overrides, since it would decide as soon as that is gone.
+    """
+    loading: dict[Layer, dict[str, object]] = {layer: {} for layer in Layer}
+    sources: dict[str, Source] = {}
+    mounts: dict[object, tuple[Mount, Source]] = {}
+    for entry in layers.entries:
+        value = _read(entry, layers)
+        if entry.key == "mounts":
+            assert isinstance(value, tuple)  # noqa: S101  # what the reader returns
+            for mount in value:
+                mounts.setdefault(mount.target, (mount, entry.source))
+        else:
+            loading[entry.source.layer][entry.key] = value
+            sources.setdefault(entry.key, entry.source)
+    if mounts:
+        strongest = next(iter(mounts.values()))[1]
+        loading[strongest.layer]["mounts"] = tuple(mount for mount, _ in mounts.values())
+        places = dict.fromkeys(str(source) for _, source in mounts.values())
+        sources["mounts"] = Source(layer=strongest.layer, where=", ".join(places))
+    token = _LOADING.set(loading)
+    try:
+        settings = Settings()
+    finally:
+        _LOADING.reset(token)
+    settings._sources = sources
+    settings._warnings = layers.warnings
+    return settings
+
+
+def _read(entry: Entry, layers: Layers) -> object:
+    try:
+        if entry.key == "mounts":
+            # A file is read from anywhere: what is relative in it would mean something else each time.
+            flag = entry.source.layer is Layer.FLAG
+            return values.mounts(entry.text, relative_to=layers.directory if flag else None, home=layers.home)
+        return values.READERS[entry.key](entry.text)
+    except ValueError as error:
+        raise UsageError(
+            f"{entry.source}: {entry.key} {error}", resolution=f"correct {entry.key} there, or remove it"
+        ) from None

@@ -1,0 +1,224 @@
+"""Readers of single values, for every layer alike: text in, a checked value out, ``ValueError`` otherwise.
+
+Standard library only: the parser of the command line uses them before anything heavy is imported. The
+messages never repeat the text that was refused: in a file it may be a secret in the wrong place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+
+MAX_TIME_LIMIT = timedelta(days=30)
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_AGENT = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?")
+_TRUE = frozenset({"true", "yes", "1", "on"})
+_FALSE = frozenset({"false", "no", "0", "off"})
+_BRANCH_REFUSED = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+_MAX_BRANCH = 200
+_MAX_MESSAGE = 64 * 1024
+_MAX_PATH = 4096
+
+
+class OutputFormat(StrEnum):
+    """How results are written to standard output."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+_Member = TypeVar("_Member", bound=StrEnum)
+
+
+def boolean(text: str) -> bool:
+    """Read the predecessor's spellings of a truth value."""
+    word = text.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("must be true or false (yes, no, 1 and 0 are understood)")
+
+
+def _choice(kind: type[_Member], text: str) -> _Member:
+    try:
+        return kind(text.strip().lower())
+    except ValueError:
+        names = [member.value for member in kind]
+        raise ValueError(f"must be {', '.join(names[:-1])} or {names[-1]}") from None
+
+
+def mode(text: str) -> IsolationMode:
+    """Read an isolation mode."""
+    return _choice(IsolationMode, text)
+
+
+def on_finish(text: str) -> OnFinish:
+    """Read what happens with the work at the end."""
+    return _choice(OnFinish, text)
+
+
+def output(text: str) -> OutputFormat:
+    """Read an output format."""
+    return _choice(OutputFormat, text)
+
+
+def network(text: str) -> NetworkPolicy:
+    """Read a network policy; the predecessor's true is the full network, its false our default."""
+    word = text.strip().lower()
+    if word in _TRUE:
+        return NetworkPolicy.FULL
+    if word in _FALSE:
+        return NetworkPolicy.API
+    try:
+        return NetworkPolicy(word)
+    except ValueError:
+        raise ValueError("must be none, api or full (true is full, false is api)") from None
+
+
+def session(text: str) -> str:
+    """Read the name of a session."""
+    if not _SESSION.fullmatch(text):
+        raise ValueError(
+            "must be 1 to 32 letters, digits, dots, dashes or underscores, a letter or digit first"
+        )
+    return text
+
+
+def agent(text: str) -> str:
+    """Read the name of an agent."""
+    if not _AGENT.fullmatch(text):
+        raise ValueError("must be 1 to 32 lower-case letters, digits or dashes, a letter first")
+    return text
+
+
+def time_limit(text: str) -> timedelta | None:
+    """Read ``90``, ``90s``, ``30m``, ``2h`` or ``1h30m``; ``none`` is no limit."""
+    word = text.strip().lower()
+    if word in {"none", "off"}:
+        return None
+    match = _DURATION.fullmatch(f"{word}s" if word.isdecimal() else word)
+    if not word or match is None:
+        raise ValueError("must be a duration such as 90, 90s, 30m, 2h or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    limit = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    if not timedelta(0) < limit <= MAX_TIME_LIMIT:
+        raise ValueError("must be longer than nothing and at most 30 days")
+    return limit
+
+
+def branch(text: str) -> str:
+    """Read the name of a branch by git's own rules, so that a bad one is refused before the session."""
+    if not 0 < len(text) <= _MAX_BRANCH:
+        raise ValueError(f"must have 1 to {_MAX_BRANCH} characters")
+    parts = text.split("/")
+    bad = (
+        _BRANCH_REFUSED.search(text)
+        or text in {"@", "HEAD"}
+        or text.startswith(("-", "refs/"))
+        or text.endswith(".")
+        or any(not part or part.startswith(".") or part.endswith(".lock") for part in parts)
+        or not _is_unicode(text)
+    )
+    if bad:
+        raise ValueError("is not a name that git accepts for a branch")
+    return text
+
+
+def message(text: str) -> str:
+    """Read a commit message."""
+    if not text.strip() or len(text) > _MAX_MESSAGE or "\0" in text or not _is_unicode(text):
+        raise ValueError("must be text and not empty")
+    return text
+
+
+def base_url(text: str) -> str:
+    """Read the address of a provider's API, without a closing slash."""
+    try:
+        parts = urlsplit(text.strip())
+        port = parts.port
+    except ValueError:
+        raise ValueError("is not an address") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise ValueError("must be an address such as https://host[:port][/path]")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold a user name or password: keys come from the environment")
+    if parts.query or parts.fragment or not re.fullmatch(r"[\x21-\x7e]+", text.strip()):
+        raise ValueError("must have neither query, fragment, spaces nor non-ASCII characters")
+    return text.strip().rstrip("/")
+
+
+def mount(text: str, *, relative_to: Path | None = None, home: Path | None = None) -> Mount:
+    """Read ``SRC[:DST][:ro|:rw]``. Nothing is looked up: whether the source exists is the plan's question.
+
+    :param relative_to: where a relative source starts (the command line's directory); None refuses one.
+    :param home: what ``~/`` stands for; None refuses it.
+    """
+    parts = text.split(":")
+    read_only = True
+    if len(parts) > 1 and parts[-1] in {"ro", "rw"}:
+        read_only = parts.pop() == "ro"
+    if len(parts) not in {1, 2} or not all(parts):
+        raise ValueError("must be SOURCE[:TARGET][:ro|:rw]")
+    source = _source(parts[0], relative_to=relative_to, home=home)
+    target = _clean(parts[1] if len(parts) > 1 else os.fspath(source))
+    if target == PurePosixPath("/"):
+        raise ValueError("must not have the whole file system as its target")
+    return Mount(source=source, target=Path(target), read_only=read_only)
+
+
+def mounts(text: str, *, relative_to: Path | None = None, home: Path | None = None) -> tuple[Mount, ...]:
+    """Read several mounts with commas between them."""
+    return tuple(
+        mount(part.strip(), relative_to=relative_to, home=home) for part in text.split(",") if part.strip()
+    )
+
+
+def _source(text: str, *, relative_to: Path | None, home: Path | None) -> Path:
+    if home is not None and (text == "~" or text.startswith("~/")):
+        text = f"{home}/{text[2:]}"
+    if not text.startswith("/"):
+        if relative_to is None or text.startswith("~"):
+            raise ValueError("must name an absolute source")
+        # By text alone: links are the business of who opens the source, once, without following the last.
+        text = os.path.normpath(os.path.join(relative_to, text))  # noqa: PTH118
+    return Path(_clean(text))
+
+
+def _clean(text: str) -> PurePosixPath:
+    path = PurePosixPath(text)
+    if "\0" in text or not path.is_absolute() or ".." in path.parts or len(os.fsencode(text)) > _MAX_PATH:
+        raise ValueError("must name absolute paths without '..'")
+    return PurePosixPath("/", *path.parts[1:])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+READERS: Mapping[str, Callable[[str], object]] = {
+    "mode": mode,
+    "network": network,
+    "session": session,
+    "agent": agent,
+    "on_finish": on_finish,
+    "full_clone": boolean,
+    "time_limit": time_limit,
+    "base_url": base_url,
+    "output": output,
+    "verbose": boolean,
+}
+"""The reader of each key of the model but ``mounts``, which needs to know where it was written."""
