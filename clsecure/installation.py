@@ -1,0 +1,183 @@
+"""What is installed root-owned on this machine, and whether it is what this copy of clsecure expects.
+
+The pieces that root and the worker execute never run from a checkout: they are copied once to a root-owned
+directory (by a package, or by ``clsecure setup``). Running different versions on the two sides would be a
+protocol that nobody tested, so every start compares digests first; that costs about a millisecond.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clsecure.errors import BackendUnavailableError
+
+PACKAGE_DIRECTORY = Path("/usr/lib/clsecure")
+SETUP_DIRECTORY = Path("/usr/local/lib/clsecure")
+SUDOERS_FILE = Path("/etc/sudoers.d/clsecure")
+STATE_DIRECTORY = Path("/var/lib/clsecure")
+GROUP = "clsecure"
+"""Members may use the helper without a password."""
+
+_MAX_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One file that is installed root-owned.
+
+    :param source: its name in ``clsecure/privileged``.
+    :param target: its name in the installation directory.
+    :param mode: permission bits of the installed file.
+    """
+
+    source: str
+    target: str
+    mode: int
+
+
+PIECES = (
+    Piece(source="helper.py", target="helper", mode=0o755),
+    Piece(source="launcher.py", target="launcher.py", mode=0o644),
+    Piece(source="unpack.py", target="unpack.py", mode=0o644),
+    Piece(source="export.py", target="export.py", mode=0o644),
+    Piece(source="firejail.profile", target="firejail.profile", mode=0o644),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """The root-owned pieces that are on this machine.
+
+    :param stale: targets that are missing, differ from this copy of clsecure, or are not safely owned.
+    """
+
+    directory: Path
+    stale: tuple[str, ...] = ()
+
+    @property
+    def helper(self) -> Path:
+        """The one program that runs as root."""
+        return self.directory / "helper"
+
+    @property
+    def launcher(self) -> Path:
+        """What every sandbox executes."""
+        return self.directory / "launcher.py"
+
+    @property
+    def unpack(self) -> Path:
+        """Receives the private copy, inside."""
+        return self.directory / "unpack.py"
+
+    @property
+    def export(self) -> Path:
+        """Writes the agent's work to a pipe, inside."""
+        return self.directory / "export.py"
+
+    @property
+    def profile(self) -> Path:
+        """The firejail policy."""
+        return self.directory / "firejail.profile"
+
+    @property
+    def matches(self) -> bool:
+        """True when every piece is byte for byte what this copy of clsecure ships."""
+        return not self.stale
+
+
+def source_directory() -> Path:
+    """Return where this copy of clsecure keeps the pieces."""
+    return Path(__file__).resolve().parent / "privileged"
+
+
+def read_piece(path: Path) -> bytes:
+    """Read one piece, once: a regular file, no link, at most 1 MiB.
+
+    :raises OSError: it is missing or something else than that.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        data = file.read(_MAX_PIECE + 1)
+    if len(data) > _MAX_PIECE:
+        raise OSError(f"{path} is larger than {_MAX_PIECE} bytes")
+    return data
+
+
+def digest(data: bytes) -> str:
+    """Return the sha256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def is_safely_owned(path: Path, *, owner: int = 0) -> bool:
+    """Tell whether only ``owner`` can change the file or directory; a link does not count."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    kind = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return kind and found.st_uid == owner and not found.st_mode & 0o022
+
+
+def inspect(directory: Path, *, owner: int = 0) -> Installation | None:
+    """Compare one directory with this copy of clsecure; None when nothing is installed there.
+
+    :param owner: who must own what is there; only tests ask for somebody else than root.
+    """
+    if not os.path.lexists(directory / "helper"):
+        return None
+    sources = source_directory()
+    if not is_safely_owned(directory, owner=owner):
+        return Installation(directory=directory, stale=tuple(piece.target for piece in PIECES))
+    stale = []
+    for piece in PIECES:
+        target = directory / piece.target
+        try:
+            same = read_piece(target) == read_piece(sources / piece.source)
+            mode_is_right = stat.S_IMODE(os.lstat(target).st_mode) == piece.mode
+        except OSError:
+            same = mode_is_right = False
+        if not (same and mode_is_right and is_safely_owned(target, owner=owner)):
+            stale.append(piece.target)
+    return Installation(directory=directory, stale=tuple(stale))
+
+
+def find_installation(
+    directories: Sequence[Path] = (PACKAGE_DIRECTORY, SETUP_DIRECTORY), *, owner: int = 0
+) -> Installation:
+    """Return the installation that matches this copy of clsecure, else the first one there is.
+
+    :raises BackendUnavailableError: nothing is installed.
+    """
+    found = [one for one in (inspect(each, owner=owner) for each in directories) if one is not None]
+    if not found:
+        raise BackendUnavailableError(
+            "clsecure's root-owned pieces are not installed",
+            details="Sessions need a small helper that makes worker accounts; it lives in a directory that "
+            f"only root can change ({directories[-1]}).",
+            resolution="Install it with: sudo clsecure setup   (clsecure setup shows first what it would do)",
+        )
+    return next((one for one in found if one.matches), found[0])
+
+
+def require_installation(
+    directories: Sequence[Path] = (PACKAGE_DIRECTORY, SETUP_DIRECTORY), *, owner: int = 0
+) -> Installation:
+    """Return the installation that sessions may use.
+
+    :raises BackendUnavailableError: nothing is installed, or it is not what this copy of clsecure ships.
+    """
+    installation = find_installation(directories, owner=owner)
+    if not installation.matches:
+        raise BackendUnavailableError(
+            "clsecure's root-owned pieces differ from this version",
+            details=f"In {installation.directory}: {', '.join(installation.stale)}",
+            resolution="Update them with: sudo clsecure setup",
+        )
+    return installation

@@ -1,0 +1,131 @@
+"""What a probe says, and the few ways in which probes look.
+
+A probe looks, it never changes anything. What it can't find out counts as missing where a mode depends on
+it: a sandbox that might not hold is none.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from clsecure import process
+from clsecure.model import IsolationMode
+from clsecure.process import SYSTEM_PATH, Command
+
+BOTH = (IsolationMode.USER, IsolationMode.NAMESPACE)
+NAMESPACE = (IsolationMode.NAMESPACE,)
+
+_MAX_FILE = 1 << 16
+
+
+class ProbeStatus(StrEnum):
+    """How a probe ended. Only ``MISSING`` keeps a mode from working."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One property of the machine.
+
+    :param needed_by: the modes that don't work without it.
+    :param fix: the command or change that helps, None when there is nothing to do.
+    """
+
+    name: str
+    status: ProbeStatus
+    observed: str
+    needed_by: tuple[IsolationMode, ...] = ()
+    fix: str | None = None
+
+
+_PACKAGES: Mapping[str, Mapping[str, str]] = {
+    # tool: package manager -> package; the tool's own name where it is not listed
+    "npm": {"apt-get": "npm", "dnf": "nodejs-npm", "pacman": "npm"},
+    "gh": {"pacman": "github-cli"},
+    "python3": {"pacman": "python"},
+}
+
+
+def install_command(tool: str) -> str:
+    """Return the command that installs a tool with this machine's package manager."""
+    for manager, command in (
+        ("apt-get", "sudo apt install"),
+        ("dnf", "sudo dnf install"),
+        ("pacman", "sudo pacman -S"),
+        ("zypper", "sudo zypper install"),
+    ):
+        if find_program(manager) is not None:
+            return f"{command} {_PACKAGES.get(tool, {}).get(manager, tool)}"
+    return f"install the package {tool}"
+
+
+def find_program(name: str, path: str = SYSTEM_PATH) -> Path | None:
+    """Return where a program of the machine is, None when it is not installed."""
+    found = shutil.which(name, path=path)
+    return Path(found) if found else None
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return the first dotted number in a program's own words; ``()`` when there is none."""
+    match = re.search(r"[0-9]+(?:\.[0-9]+)+", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def read_small(path: str) -> str | None:
+    """Return a small file of the kernel's or the system's, stripped; None when it can't be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(_MAX_FILE).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+def words(*argv: str, timeout: float = 10.0) -> str:
+    """Return what a program says, on either output, bounded in time (seconds) and size."""
+    done = process.run(Command(argv=argv, timeout=timeout))
+    return (done.stdout + done.stderr)[:_MAX_FILE].decode("utf-8", "replace")
+
+
+def versioned(
+    name: str, answer: str, minimum: tuple[int, ...], needed_by: tuple[IsolationMode, ...], fix: str
+) -> Probe:
+    """Judge a program by the version in its own words."""
+    version = parse_version(answer)
+    shown = ".".join(map(str, version)) or "unknown version"
+    if version >= minimum:
+        return Probe(name=name, status=ProbeStatus.OK, observed=shown, needed_by=needed_by)
+    wanted = ".".join(map(str, minimum))
+    return Probe(
+        name=name,
+        status=ProbeStatus.MISSING,
+        observed=f"{shown}, {wanted} or later is needed",
+        needed_by=needed_by,
+        fix=fix,
+    )
+
+
+def absent(name: str, needed_by: tuple[IsolationMode, ...], fix: str | None = None) -> Probe:
+    """Return the probe of something that is not installed; information only when no mode needs it."""
+    return Probe(
+        name=name,
+        status=ProbeStatus.MISSING if needed_by else ProbeStatus.INFO,
+        observed="not installed",
+        needed_by=needed_by,
+        fix=fix or install_command(name),
+    )
+
+
+def is_setuid_root(path: Path) -> bool:
+    """Tell whether a program gains root when it is started."""
+    found = path.stat()
+    return found.st_uid == 0 and bool(found.st_mode & stat.S_ISUID)
