@@ -1,0 +1,159 @@
+"""What `user` and `namespace` have in common: the helper builds the sandbox, the launcher waits in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clsecure.backends.api import Capabilities, ProcessFacts
+from clsecure.errors import BackendUnavailableError, HelperError, UsageError
+from clsecure.model import IsolationMode, Mount, SandboxCommand, SandboxSpec
+from clsecure.privileged.client import HelperConnection, SandboxEnd
+
+AGENT_DIRECTORY = Path("/opt/clsecure/agent")
+"""Where the agent's executable is inside; the file is called ``agent``."""
+
+
+class LocalSandbox:
+    """A sandbox whose launcher waits at the barrier, or runs the command."""
+
+    def __init__(self, connection: HelperConnection, report: dict[str, Any], fds: list[int]) -> None:
+        launcher = report["report"]
+        self._connection = connection
+        self.end: SandboxEnd | None = None
+        self.facts = _facts(report["facts"], launcher)
+        self.listener: socket.socket | None = None
+        self.terminal: int | None = None
+        if launcher["port"] is not None:
+            self.listener = socket.socket(fileno=fds.pop(0))
+        if launcher["terminal"]:
+            self.terminal = fds.pop(0)
+
+    def start(self, command: SandboxCommand, *, stdio: tuple[int, int, int] | None) -> None:
+        """Let the launcher exec the command, and wait until it did or could not."""
+        message = {
+            "verb": "start",
+            "argv": list(command.argv),
+            "env": dict(command.env),
+            "cwd": str(command.cwd),
+        }
+        self._connection.send(message, stdio or ())
+        reply, _ = self._connection.receive()
+        if reply["event"] == "failed":
+            raise UsageError("the command could not be started inside", details=reply["error"])
+        if reply["event"] == "exit":
+            self.end = _end(reply)
+
+    def wait(self, *, timeout: float | None = None) -> int | None:
+        """Return the exit status after every process is dead, or None when the time is over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.end is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._connection], [], [], left)[0]:
+                return None
+            reply, _ = self._connection.receive()
+            if reply["event"] == "exit":
+                self.end = _end(reply)
+        return self.end.status
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the sandbox ends."""
+        return self._connection.fileno()
+
+    def kill(self) -> None:
+        """End every process of the sandbox."""
+        if self.end is None:
+            self._connection.send({"verb": "kill"})
+
+    def close(self) -> None:
+        """Kill what is left and give the descriptors back."""
+        if self.end is None:
+            with contextlib.suppress(HelperError):
+                self.kill()
+                self.wait(timeout=60)
+        if self.listener is not None:
+            self.listener.close()
+        if self.terminal is not None:
+            os.close(self.terminal)
+            self.terminal = None
+
+
+class LocalBackend:
+    """A mode that the root helper builds: ``user`` or ``namespace``."""
+
+    capabilities = Capabilities(own_network=True, own_pid_namespace=True, file_system_view=True)
+
+    def __init__(self, mode: IsolationMode, connection: HelperConnection, *, agent_sha256: str | None = None):
+        self.mode = mode
+        self._connection = connection
+        self._agent = agent_sha256
+
+    @contextmanager
+    def open(self, spec: SandboxSpec) -> Iterator[LocalSandbox]:
+        """Build the sandbox up to the barrier; leaving kills and releases all of it.
+
+        :raises BackendUnavailableError: the sandbox did not come up.
+        """
+        with contextlib.ExitStack() as stack:
+            fds = []
+            for mount in spec.mounts:
+                fd = _open_source(mount)
+                stack.callback(os.close, fd)
+                fds.append(fd)
+            request = {
+                "mode": spec.mode.value,
+                "listener": spec.listener,
+                "terminal": list(spec.terminal) if spec.terminal else None,
+                "agent": self._agent,
+                "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
+            }
+            try:
+                report, received = self._connection.run(request, fds)
+                if report["event"] != "ready":
+                    raise HelperError("the sandbox ended at once", details=str(report.get("log", "")))
+            except HelperError as error:
+                raise BackendUnavailableError(
+                    f"the {spec.mode} sandbox did not come up",
+                    details=error.details,
+                    resolution="See what this machine lacks with: clsecure doctor",
+                ) from error
+        sandbox = LocalSandbox(self._connection, report, received)
+        try:
+            yield sandbox
+        finally:
+            sandbox.close()
+
+
+def _open_source(mount: Mount) -> int:
+    """Open what is to be mounted as the user: what the user can't reach, root must not open for them."""
+    try:
+        return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"{mount.source} can't be mounted", details=str(error)) from error
+
+
+def _facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:
+    return ProcessFacts(
+        pid=facts["pid"],
+        status=facts["status"],
+        namespaces=facts["namespaces"],
+        host_namespaces=facts["host_namespaces"],
+        mountinfo=tuple(facts["mountinfo"]),
+        descriptors={int(number): target for number, target in facts["descriptors"].items()},
+        executable=facts["executable"],
+        landlock_abi=launcher["landlock"],
+        seccomp_filter=launcher["seccomp"],
+    )
+
+
+def _end(reply: dict[str, Any]) -> SandboxEnd:
+    return SandboxEnd(
+        status=reply["status"], killed=reply["killed"], interrupted=reply["interrupted"], log=reply["log"]
+    )

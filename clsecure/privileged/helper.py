@@ -1,0 +1,1210 @@
+#!/usr/bin/python3 -IS
+"""The one part of clsecure that runs as root.
+
+Started by sudo without arguments (the sudoers rule says ``""``), as ``/usr/bin/python3 -I -S``: standard
+library only, nothing of the user's environment. Standard input is a SOCK_SEQPACKET socket; every message is
+one JSON object, descriptors come with it as SCM_RIGHTS. The caller is who SUDO_UID says.
+
+One connection holds at most one account (``lease``) and one sandbox at a time (``run``). When the other end
+goes away, for whatever reason, everything of the session is killed.
+
+What makes the verbs harmless in the hands of every member of the group:
+
+* names, uids and paths are derived here; the caller gives a project path and a session name as *text*;
+* accounts are found in this file's own registry only, and only the caller's own;
+* no argument vector is taken for root: ``start`` is passed on unread to the launcher, which is the worker;
+* files of the caller come as descriptors that the caller could open; nothing is opened by the caller's path;
+* what the worker can do itself (unpacking, deleting its files) is done after setresuid().
+"""
+
+import array
+import contextlib
+import ctypes
+import errno
+import fcntl
+import grp
+import hashlib
+import json
+import os
+import pwd
+import re
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import time
+
+PROTOCOL = 1
+STATE = "/var/lib/clsecure"
+CONFIG = "/etc/clsecure/helper.json"
+FIREJAIL = "/usr/bin/firejail"
+PYTHON = "/usr/bin/python3"
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+MESSAGE_LIMIT = 256 * 1024
+LOG_LIMIT = 16 * 1024
+PATH_LIMIT = 4096
+MOUNT_LIMIT = 32
+AGENT_LIMIT = 1024**3
+AGENT_VERSIONS = 3
+QUIESCE_SECONDS = 10.0
+
+DEFAULTS = {
+    # systemd's table of uids leaves 1879048192..2147352575 to nobody; subordinate ranges end far below.
+    "uid_first": 1_900_000_000,
+    "uid_count": 65_536,
+    "home_base": "/home",
+    "accounts_per_user": 64,
+}
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
+CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+KEYCTL_JOIN_SESSION_KEYRING = 1
+SYS_MOUNT_SETATTR = 442
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+SYSCALLS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
+SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
+
+SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")
+ACCOUNT_NAME = re.compile(r"claude-worker-[a-z0-9-]{1,18}\Z")
+SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+CLOSED_TARGETS = ("usr", "etc", "proc", "sys", "dev", "bin", "sbin", "lib", "run", "tmp", "var", "boot")
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):
+    """The request is not acceptable, or can't be done; the text goes to the caller."""
+
+
+# ---------------------------------------------------------------- kernel
+
+
+def checked(result, what):
+    """Return ``result``, or raise OSError with the errno of the call that gave -1."""
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def syscall(name, *args):
+    """Call the kernel by number; an architecture that is not in the table is refused."""
+    table = SYSCALLS.get(os.uname().machine)
+    if table is None:
+        raise Refused(f"the architecture {os.uname().machine} is not supported")
+    return checked(libc.syscall(table[name], *args), name)
+
+
+def unshare(flags):
+    """Leave the given namespaces of the host."""
+    checked(libc.unshare(flags), "unshare")
+
+
+def mount(source, target, kind=None, flags=0, data=None):
+    """mount(2)."""
+    as_bytes = [None if x is None else os.fsencode(x) for x in (source, target, kind, data)]
+    source, target, kind, data = as_bytes
+    checked(libc.mount(source, target, kind, ctypes.c_ulong(flags), data), f"mount on {target!r}")
+
+
+def restrict(target, attributes):
+    """Set mount attributes on a mount and all mounts below it (Linux 5.12)."""
+    attr = struct.pack("QQQQ", attributes, 0, 0, 0)
+    result = libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(target), AT_RECURSIVE, attr, len(attr))
+    checked(result, f"mount_setattr on {target!r}")
+
+
+def bind(source, target, attributes):
+    """Bind a file or directory, with everything mounted below it, and restrict all of it."""
+    mount(source, target, None, MS_BIND | MS_REC)
+    restrict(target, attributes)
+
+
+def tmpfs(target, mode="755", options="size=25%"):
+    """Mount an empty memory file system."""
+    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},{options}")
+
+
+def prctl(option, argument):
+    """prctl(2) with one argument."""
+    checked(libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0), f"prctl {option}")
+
+
+def loopback_up():
+    """Bring up lo of this network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP | IFF_RUNNING))
+
+
+# ---------------------------------------------------------------- messages
+
+
+def receive(conn):
+    """Return (message, descriptors), or (None, []) at the end. Descriptors are close-on-exec."""
+    while True:
+        size = array.array("i").itemsize * (MOUNT_LIMIT + 8)
+        data, ancillary, flags, _ = conn.recvmsg(
+            MESSAGE_LIMIT, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC
+        )
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        if not data:
+            return None, []
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            close_all(fds)
+            raise Refused("the message is too large")
+        try:
+            message = json.loads(data)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            close_all(fds)
+            raise Refused("the message is not a JSON object")
+        return message, list(fds)
+
+
+def send(conn, message, fds=()):
+    """Send one message with descriptors."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    conn.sendmsg([json.dumps(message).encode()], ancillary)
+
+
+def close_all(fds):
+    """Close descriptors that came along."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def text(message, key, limit=PATH_LIMIT):
+    """Return a string field, checked."""
+    value = message.get(key)
+    if (
+        not isinstance(value, str)
+        or not value
+        or len(value.encode("utf-8", "surrogateescape")) > limit
+        or "\0" in value
+    ):
+        raise Refused(f"{key} must be a text of at most {limit} bytes")
+    return value
+
+
+# ---------------------------------------------------------------- state of root's own
+
+
+def own_directory(path, mode):
+    """Make a root-owned directory; refuse one that somebody else could have made or can change."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+        raise Refused(f"{path} is not a directory of root's own")
+    return path
+
+
+def configuration():
+    """Return the machine's settings: DEFAULTS, overridden by a root-owned JSON file."""
+    try:
+        fd = os.open(CONFIG, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return dict(DEFAULTS)
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+            raise Refused(f"{CONFIG} is not a file of root's own")
+        loaded = json.loads(file.read(65536))
+    for key, value in loaded.items():
+        if key not in DEFAULTS or type(value) is not type(DEFAULTS[key]):
+            raise Refused(f"{CONFIG}: {key} is not a setting, or of the wrong kind")
+    return DEFAULTS | loaded
+
+
+def write_file(path, data, mode=0o600):
+    """Write a file of root's own so that it is whole or not there."""
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    os.rename(path + ".new", path)
+
+
+@contextlib.contextmanager
+def locked(path, *, wait):
+    """Hold an exclusive lock on a file in root's own directory."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(fd)
+
+
+class Registry:
+    """The accounts that this helper made, one file each, and who owns them."""
+
+    def __init__(self, config):
+        self.config = config
+        own_directory(STATE, 0o711)
+        self.directory = own_directory(f"{STATE}/registry", 0o700)
+        self.locks = own_directory(f"{STATE}/locks", 0o700)
+
+    def lock(self):
+        """Hold the registry while names and uids are given out."""
+        return locked(f"{self.locks}/registry", wait=True)
+
+    def entries(self):
+        """Return every account as a dict."""
+        found = []
+        for name in sorted(os.listdir(self.directory)):
+            if ACCOUNT_NAME.match(name):
+                with open(f"{self.directory}/{name}", encoding="utf-8") as file:
+                    found.append(json.load(file))
+        return found
+
+    def find(self, owner, project, session):
+        """Return the account of exactly this user, path and session, or None."""
+        for entry in self.entries():
+            if (entry["owner"], entry["project"], entry["session"]) == (owner, project, session):
+                return entry
+        return None
+
+    def add(self, owner, project, session):
+        """Give out a name and a uid that were never used before, and write them down first of all."""
+        entries = self.entries()
+        if sum(e["owner"] == owner for e in entries) >= self.config["accounts_per_user"]:
+            limit = self.config["accounts_per_user"]
+            raise Refused(f"you have {limit} workers already; remove some with: clsecure cleanup")
+        name = self._free_name(owner, project, session, {e["name"] for e in entries})
+        home = f"{self.config['home_base']}/{name}"
+        entry = {
+            "name": name,
+            "uid": self._free_uid(),
+            "owner": owner,
+            "project": project,
+            "session": session,
+            "home": home,
+            "created": int(time.time()),
+        }
+        write_file(f"{self.directory}/{name}", json.dumps(entry).encode())
+        return entry
+
+    def forget(self, entry):
+        """Take an account out, last of all."""
+        os.unlink(f"{self.directory}/{entry['name']}")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.locks}/{entry['name']}")
+
+    def _free_name(self, owner, project, session, taken):
+        base = os.path.basename(project.rstrip("/")).lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", base)[:10].strip("-") or "project"
+        for attempt in range(1000):
+            seed = "\0".join((str(owner), project, session, str(attempt))).encode("utf-8", "surrogateescape")
+            name = f"claude-worker-{slug}-{hashlib.sha256(seed).hexdigest()[:6]}"
+            home = f"{self.config['home_base']}/{name}"
+            if name not in taken and not known(pwd.getpwnam, name) and not known(grp.getgrnam, name):
+                if not os.path.lexists(home):
+                    return name
+        raise Refused("no free account name was found")
+
+    def _free_uid(self):
+        """Return the next uid of the range. The counter only rises: a uid is never used twice."""
+        counter = f"{self.directory}/.next-uid"
+        first, end = self.config["uid_first"], self.config["uid_first"] + self.config["uid_count"]
+        try:
+            with open(counter, encoding="ascii") as file:
+                uid = max(first, int(file.read()))
+        except FileNotFoundError:
+            uid = first
+        ranges = subordinate_ranges()
+        while known(pwd.getpwuid, uid) or known(grp.getgrgid, uid) or any(a <= uid < b for a, b in ranges):
+            uid += 1
+        if uid >= end:
+            raise Refused(f"the range of worker uids is used up; set another in {CONFIG}")
+        write_file(counter, str(uid + 1).encode())
+        return uid
+
+
+def known(lookup, key):
+    """Tell whether the machine's user database has it (passwd, NSS)."""
+    try:
+        lookup(key)
+    except KeyError:
+        return False
+    return True
+
+
+def subordinate_ranges():
+    """Return all (first, end) of /etc/subuid and /etc/subgid."""
+    ranges = []
+    for path in ("/etc/subuid", "/etc/subgid"):
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                parts = line.strip().split(":")
+                if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
+                    ranges.append((int(parts[1]), int(parts[1]) + int(parts[2])))
+    return ranges
+
+
+# ---------------------------------------------------------------- processes
+
+
+def tool(*argv, timeout=60):
+    """Run a program of the machine as root with a fixed environment; return its output."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        run_and_exit(
+            lambda: os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"})
+        )
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        ended = wait_for(pid, timeout)
+        output = pipe.read(LOG_LIMIT).decode("utf-8", "replace") if ended else ""
+    if not ended or os.waitstatus_to_exitcode(ended[1]) != 0:
+        raise Refused(f"{os.path.basename(argv[0])} failed: {output.strip()[-500:]}")
+
+
+def wait_for(pid, timeout):
+    """Return (pid, status) of a child, or None after killing it at the end of the time."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not select.select([pidfd], [], [], timeout)[0]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return None
+        return os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
+
+
+def run_and_exit(action):
+    """Run in a forked child and never return, whatever happens."""
+    status = 126
+    try:
+        action()
+        status = 0
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode("utf-8", "replace"))
+    finally:
+        os._exit(status)
+
+
+def become(entry, *, empty_bounding_set):
+    """Turn this process into the worker, for good."""
+    if empty_bounding_set:
+        capability = 0
+        while libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == 0:
+            capability += 1
+    os.setgroups([])
+    os.setresgid(entry["uid"], entry["uid"], entry["uid"])
+    os.setresuid(entry["uid"], entry["uid"], entry["uid"])
+
+
+def as_worker(entry, *argv, timeout):
+    """Run a program as the worker, outside a sandbox: only ever chmod and rm on its own home."""
+    pid = os.fork()
+    if pid == 0:
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+
+        def execute():
+            become(entry, empty_bounding_set=True)
+            prctl(PR_SET_NO_NEW_PRIVS, 1)
+            os.chdir("/")
+            os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
+
+        run_and_exit(execute)
+    wait_for(pid, timeout)
+
+
+def uids_of(pid):
+    """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file if line.startswith((b"State:", b"Uid:")))
+    except OSError:
+        return []
+    return [] if fields[b"State"].split()[0] in (b"Z", b"X") else fields[b"Uid"].split()
+
+
+def processes_of(uid):
+    """Return the live processes that have the uid as any of their four."""
+    wanted = str(uid).encode()
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and wanted in uids_of(name)]
+
+
+def quiesce(entry):
+    """Kill every process of the account until none is left; return how many were seen.
+
+    kill(-1) as the worker first: the kernel does it under one lock, so a fork bomb can't outrun it. Then by
+    pid, which also gets set-uid programs (firejail's own processes run with another effective uid).
+    """
+    seen, deadline = 0, time.monotonic() + QUIESCE_SECONDS
+    cgroup_kill(entry)
+    while pids := processes_of(entry["uid"]):
+        seen = max(seen, len(pids))
+        if time.monotonic() > deadline:
+            raise Refused(f"processes of {entry['name']} did not die: {pids[:10]}")
+        pid = os.fork()
+        if pid == 0:
+            run_and_exit(lambda: (become(entry, empty_bounding_set=True), os.kill(-1, signal.SIGKILL)))
+        os.waitpid(pid, 0)
+        for victim in pids:
+            kill_if_of(victim, entry["uid"])
+        select.select([], [], [], 0.005)
+    cgroup_remove(entry)
+    return seen
+
+
+def kill_if_of(pid, uid):
+    """Kill a process after making sure, on a handle of that very process, that it is the worker's."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if str(uid).encode() in uids_of(pid):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+
+# ---------------------------------------------------------------- cgroups
+
+
+def cgroup_root():
+    """Return the root of the unified hierarchy where this helper manages groups itself, or None."""
+    if os.path.isdir("/run/systemd/system"):
+        return None
+    for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        if os.path.exists(f"{path}/cgroup.controllers"):
+            return path
+    return None
+
+
+def cgroup_enter(entry, pid):
+    """Put the first process of a sandbox into a group of its own, so that all of it can be killed at once.
+
+    On systemd a transient scope with delegation, as its single-writer rule wants it; else a group below the
+    root. Best effort: the kill by uid in quiesce() stands without it.
+    """
+    if os.path.isdir("/run/systemd/system"):
+        with contextlib.suppress(Refused, OSError):
+            tool(*scope_arguments(entry["name"], pid), timeout=5)
+        return
+    root = cgroup_root()
+    if root is not None:
+        with contextlib.suppress(OSError):
+            os.makedirs(f"{root}/clsecure/{entry['name']}", mode=0o755, exist_ok=True)
+            with open(f"{root}/clsecure/{entry['name']}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write(str(pid))
+
+
+def scope_arguments(name, pid):
+    """Return the busctl call that makes a transient scope of a running process.
+
+    Source: org.freedesktop.systemd1(5), StartTransientUnit(in s name, in s mode, in a(sv) properties, ...).
+    """
+    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+    properties = (
+        "3",
+        "PIDs",
+        "au",
+        "1",
+        str(pid),
+        "Delegate",
+        "b",
+        "true",
+        "CollectMode",
+        "s",
+        "inactive-or-failed",
+    )
+    unit = f"clsecure-{name}-{pid}.scope"
+    call = ("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail")
+    return ("/usr/bin/busctl", "--quiet", "call", *manager, *call, *properties, "0")
+
+
+def cgroup_kill(entry):
+    """Kill all of the account's group, where there is one."""
+    root = cgroup_root()
+    if root is not None:
+        with contextlib.suppress(OSError), open(f"{root}/clsecure/{entry['name']}/cgroup.kill", "w") as file:
+            file.write("1")
+
+
+def cgroup_remove(entry):
+    """Take the account's group away."""
+    root = cgroup_root()
+    if root is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{root}/clsecure/{entry['name']}")
+            os.rmdir(f"{root}/clsecure")
+
+
+# ---------------------------------------------------------------- accounts
+
+
+def ensure_account(entry):
+    """Make what is missing of an account; refuse a home that is not what was made."""
+    name, uid, home = entry["name"], entry["uid"], entry["home"]
+    if not known(grp.getgrnam, name):
+        tool("/usr/sbin/groupadd", "--gid", str(uid), name)
+    if not known(pwd.getpwnam, name):
+        tool(
+            "/usr/sbin/useradd", "--no-log-init", "--system", "--uid", str(uid), "--gid", str(uid), "--home-dir", home,
+            "--no-create-home", "--comment", "clsecure worker", "--shell", "/usr/sbin/nologin", name,
+        )  # fmt: skip
+    if pwd.getpwnam(name).pw_uid != uid or grp.getgrnam(name).gr_gid != uid:
+        raise Refused(f"the account {name} is not the one that was made here")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(home, 0o700)
+        os.chown(home, uid, uid, follow_symlinks=False)
+    fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid not in (uid, 0):
+            raise Refused(f"{home} belongs to somebody else")
+        os.fchown(fd, uid, uid)
+        os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+
+
+def wipe_home(entry):
+    """Delete all that is in the home, as the worker: its links and permissions can hurt only itself."""
+    home = entry["home"]
+    if not os.path.isdir(home):
+        return
+    as_worker(entry, "/bin/rm", "-rf", "--one-file-system", "--", *children_of(home), timeout=600)
+    if children_of(home):
+        # Directories without permissions: only their owner may open them up, and only now is it worth it.
+        as_worker(entry, "/bin/chmod", "-R", "u+rwX", "--", *children_of(home), timeout=600)
+        as_worker(entry, "/bin/rm", "-rf", "--one-file-system", "--", *children_of(home), timeout=600)
+    if left := children_of(home):
+        raise Refused(f"{len(left)} entries in {home} could not be deleted")
+
+
+def children_of(directory):
+    """Return the paths of a directory's entries."""
+    return [os.path.join(directory, name) for name in os.listdir(directory)]
+
+
+def remove_account(registry, entry):
+    """Take everything of an account away; the registry entry goes last, so a failure can be tried again."""
+    name = entry["name"]
+    quiesce(entry)
+    wipe_home(entry)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(entry["home"])
+    for path in ("/var/mail", "/var/spool/mail", "/var/spool/cron/crontabs", "/var/spool/cron"):
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}/{name}")
+    if known(pwd.getpwnam, name):
+        tool("/usr/sbin/userdel", name)
+    if known(grp.getgrnam, name):
+        tool("/usr/sbin/groupdel", name)
+    registry.forget(entry)
+
+
+# ---------------------------------------------------------------- agent binaries
+
+
+def keep_agent(owner, digest, source):
+    """Copy an agent's executable into root's own store unless it is there; return its directory."""
+    info = os.fstat(source)
+    if not stat.S_ISREG(info.st_mode) or not 0 < info.st_size <= AGENT_LIMIT:
+        raise Refused("the agent is not a regular file of at most 1 GiB")
+    own_directory(f"{STATE}/agents", 0o711)
+    store = own_directory(f"{STATE}/agents/{owner}", 0o711)
+    target = f"{store}/{digest}"
+    if os.path.isdir(target):
+        os.utime(target)
+        return target
+    with locked(f"{store}/.lock", wait=True):
+        copy = f"{store}/.new"
+        fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500)
+        try:
+            offset = 0
+            while offset < info.st_size:
+                if not (sent := os.sendfile(fd, source, offset, info.st_size - offset)):
+                    break
+                offset += sent
+            with open(fd, "rb", closefd=False) as file:
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise Refused("the agent's file changed while it was copied")
+            os.fchmod(fd, 0o555)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        own_directory(target + ".new", 0o755)
+        os.rename(copy, f"{target}.new/agent")
+        os.rename(target + ".new", target)
+        versions = sorted(
+            (n for n in os.listdir(store) if SHA256.match(n)), key=lambda n: os.stat(f"{store}/{n}").st_mtime
+        )
+        for old in versions[:-AGENT_VERSIONS]:
+            os.unlink(f"{store}/{old}/agent")
+            os.rmdir(f"{store}/{old}")
+    return target
+
+
+# ---------------------------------------------------------------- the view
+
+
+class View:
+    """The file system that a sandbox sees: a new root that holds only what is named here."""
+
+    def __init__(self, entry, mounts, agent, *, setuid_allowed):
+        self.entry, self.mounts, self.agent = entry, mounts, agent
+        self.root = own_directory(f"{STATE}/view", 0o700)
+        self.read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | (0 if setuid_allowed else MOUNT_ATTR_NOSUID)
+
+    def at(self, path):
+        """Return where a path of the inside is being built."""
+        return self.root + path
+
+    def directory(self, path, mode=0o755):
+        """Make a directory and its parents in the new root."""
+        os.makedirs(self.at(path), mode=mode, exist_ok=True)
+        return self.at(path)
+
+    def build(self):
+        """Assemble the new root in this process's own mount namespace."""
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
+        tmpfs(self.root)
+        self._private()
+        self._system()
+        self._devices()
+        home = self.directory(self.entry["home"])
+        bind(self.entry["home"], home, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        if self.agent is not None:
+            bind(self.agent, self.directory("/opt/clsecure/agent"), self.read_only | MOUNT_ATTR_NOSUID)
+        for target, read_only, fd in self.mounts:
+            self._given(target, fd, read_only=read_only)
+
+    def _system(self):
+        for name in ("usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+            if os.path.islink(f"/{name}"):
+                os.symlink(os.readlink(f"/{name}"), self.at(f"/{name}"))
+            elif os.path.isdir(f"/{name}"):
+                bind(f"/{name}", self.directory(f"/{name}"), self.read_only)
+        uid, name = self.entry["uid"], self.entry["name"]
+        passwd = (
+            f"root:x:0:0:root:/root:/usr/sbin/nologin\n{name}:x:{uid}:{uid}::{self.entry['home']}:/bin/bash\n"
+        )
+        group = f"root:x:0:\ntty:x:5:\n{name}:x:{uid}:\n"
+        for path, content, last in (
+            ("passwd", passwd, "65534:65534::/:/usr/sbin/nologin"),
+            ("group", group, "65534:"),
+        ):
+            made = f"{self.directory('/opt/clsecure/etc')}/{path}"
+            write_file(
+                made, f"{content}{'nobody' if path == 'passwd' else 'nogroup'}:x:{last}\n".encode(), 0o644
+            )
+            bind(made, self.at(f"/etc/{path}"), self.read_only | MOUNT_ATTR_NOSUID)
+
+    def _private(self):
+        for path, mode in (("/run", "755"), ("/tmp", "1777"), ("/var", "755"), ("/opt", "755")):
+            tmpfs(self.directory(path), mode)
+        for path in ("/var/tmp", "/run/lock"):
+            os.chmod(self.directory(path), 0o1777)
+        for path in (
+            "/var/lib",
+            "/var/log",
+            "/var/cache",
+            "/root",
+            "/srv",
+            "/mnt",
+            "/media",
+            "/proc",
+            "/sys",
+            "/home",
+        ):
+            self.directory(path)
+        runtime = self.directory(f"/run/user/{self.entry['uid']}")
+        os.chown(runtime, self.entry["uid"], self.entry["uid"])
+        os.chmod(runtime, 0o700)
+
+    def _devices(self):
+        dev = self.directory("/dev")
+        tmpfs(dev, "755", "size=64k")
+        for name in DEVICES:
+            os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+            mount(f"/dev/{name}", f"{dev}/{name}", None, MS_BIND)
+        for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+            os.symlink(f"/proc/self/fd{target}", f"{dev}/{name}")
+        os.mkdir(f"{dev}/pts")
+        mount(
+            "devpts",
+            f"{dev}/pts",
+            "devpts",
+            MS_NOSUID | MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+        )
+        os.symlink("pts/ptmx", f"{dev}/ptmx")
+        os.mkdir(f"{dev}/shm")
+        tmpfs(f"{dev}/shm", "1777")
+
+    def _given(self, target, fd, *, read_only):
+        made = self.at(target)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.makedirs(made, mode=0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(made), mode=0o755, exist_ok=True)
+            os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+        bind(
+            f"/proc/self/fd/{fd}",
+            made,
+            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0),
+        )
+
+    def enter(self, *, host_proc):
+        """Make the new root the only one. ``host_proc``: firejail looks at the host's before it makes its own."""
+        if host_proc:
+            mount("/proc", self.at("/proc"), None, MS_BIND | MS_REC)
+            mount("/sys", self.at("/sys"), None, MS_BIND | MS_REC)
+        else:
+            mount("sysfs", self.at("/sys"), "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        os.chdir(self.root)
+        syscall("pivot_root", b".", b".")
+        checked(libc.umount2(b".", MNT_DETACH), "umount2")
+        os.chdir("/")
+        mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def parse_mounts(message, fds, entry):
+    """Return [(target, read_only, fd)], checked: below no closed directory, not nested, opened by the caller."""
+    wanted = message.get("mounts", [])
+    if not isinstance(wanted, list) or len(wanted) > MOUNT_LIMIT or len(wanted) != len(fds):
+        raise Refused("mounts and descriptors do not match")
+    parsed = []
+    for item, fd in zip(wanted, fds, strict=True):
+        if not isinstance(item, dict):
+            raise Refused("a mount must be an object")
+        target = text(item, "target")
+        if (
+            target != os.path.normpath(target)
+            or not target.startswith("/")
+            or target == "/"
+            or "\n" in target
+        ):
+            raise Refused(f"the mount target {target!r} is not a plain absolute path")
+        if target.split("/")[1].rstrip("0123456789x") in CLOSED_TARGETS:
+            raise Refused(f"nothing can be mounted below /{target.split('/')[1]}")
+        reserved = [t for t, _, _ in parsed] + [entry["home"], "/opt/clsecure"]
+        if any(
+            f"{target}/".startswith(f"{other}/") or f"{other}/".startswith(f"{target}/") for other in reserved
+        ):
+            raise Refused(f"the mount target {target!r} overlaps another one")
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            raise Refused(f"only directories and files can be mounted ({target!r})")
+        parsed.append((target, item.get("read_only") is not False, fd))
+    return parsed
+
+
+# ---------------------------------------------------------------- sandboxes
+
+
+class Sandbox:
+    """One sandbox, from its first process to the death of its last."""
+
+    def __init__(self, entry, message, fds):
+        self.entry = entry
+        self.mode = message.get("mode")
+        if self.mode not in ("user", "namespace"):
+            raise Refused("the mode must be user or namespace")
+        self.mounts = parse_mounts(message, fds, entry)
+        self.agent = None
+        if message.get("agent") is not None:
+            digest = text(message, "agent", 64)
+            self.agent = f"{STATE}/agents/{entry['owner']}/{digest}"
+            if not SHA256.match(digest) or not os.path.isdir(self.agent):
+                raise Refused("the agent is not in the store")
+        if self.mode == "namespace":
+            info = os.stat(FIREJAIL)
+            if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & stat.S_ISUID:
+                raise Refused(f"{FIREJAIL} is not root's own set-uid program")
+        terminal = message.get("terminal")
+        if terminal is not None and (
+            not isinstance(terminal, list)
+            or len(terminal) != 2
+            or not all(type(n) is int and 0 < n < 10000 for n in terminal)
+        ):
+            raise Refused("the terminal must be rows and columns")
+        self.orders = {
+            "listener": message.get("listener") is True,
+            "terminal": terminal,
+            "writable": [entry["home"], *(t for t, read_only, _ in self.mounts if not read_only)],
+        }
+
+    def launch(self):
+        """Start the first process; it becomes the launcher and reports over ``self.control``."""
+        self.control, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.log, log = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.words = b""
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(go_write)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            run_and_exit(lambda: self._stage(inside, go_read))
+        os.close(log)
+        os.close(go_read)
+        inside.close()
+        self.pidfd = os.pidfd_open(self.pid)
+        cgroup_enter(self.entry, self.pid)
+        os.write(go_write, b"1")
+        os.close(go_write)
+        send(self.control, self.orders)
+
+    def _stage(self, inside, go):
+        """In the child, still root: namespaces, view, then the worker for good."""
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.read(go, 1) != b"1":
+            raise Refused("the helper is gone")
+        os.setsid()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        syscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None)
+        own_pids = CLONE_NEWPID if self.mode == "user" else 0
+        unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
+        socket.sethostname("clsecure")
+        loopback_up()
+        view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
+        view.build()
+        view.enter(host_proc=self.mode == "namespace")
+        os.umask(0o022)
+        os.dup2(inside.fileno(), 0)
+        os.closerange(3, 1024 * 1024)
+        if self.mode == "user":
+            self._first_process()
+        else:
+            become(self.entry, empty_bounding_set=False)
+            self._exec(FIREJAIL, "--quiet", f"--profile={HERE}/firejail.profile", "--", PYTHON)
+
+    def _exec(self, *program):
+        name, home = self.entry["name"], self.entry["home"]
+        argv = (*program, "-I", "-S", f"{HERE}/launcher.py")
+        env = {"PATH": "/usr/bin:/bin", "HOME": home, "USER": name, "LOGNAME": name, "SHELL": "/bin/sh"}
+        os.execve(argv[0], argv, env)
+
+    def _first_process(self):
+        """Fork into the new PID namespace; its first process only waits, and everything dies with it."""
+        first = os.fork()
+        if first:
+            os.closerange(0, 1)
+            _, status = os.waitpid(first, 0)
+            os._exit(exit_code(status))
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        become(self.entry, empty_bounding_set=True)
+        # The change of uid took both: die with the parent, and let nobody of the same uid look into this.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_DUMPABLE, 0)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        main = os.fork()
+        if main == 0:
+            self._exec(PYTHON)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == main:
+                os._exit(exit_code(status))
+
+    def barrier(self, conn):
+        """Wait for the launcher, look at that very process, and hand everything to the caller."""
+        deadline = time.monotonic() + 20
+        while True:
+            ready, _, _ = select.select(
+                [self.control, conn, self.pidfd], [], [], max(0, deadline - time.monotonic())
+            )
+            if self.control in ready:
+                break
+            if conn in ready and not conn.recv(1, socket.MSG_PEEK):
+                return False
+            if self.pidfd in ready or not ready:
+                raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
+        data, ancillary = b"", []
+        with contextlib.suppress(ConnectionResetError):
+            data, ancillary, _, _ = self.control.recvmsg(4096, 4096, socket.MSG_CMSG_CLOEXEC)
+        pid, fds = 0, array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                pid, _, _ = struct.unpack("3i", payload)
+            elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload)
+        try:
+            if not data or pid <= 0:
+                raise Refused(f"the sandbox did not come up: {self.drain() or 'it ended at once'}")
+            report = json.loads(data)
+            if report.get("event") != "ready":
+                raise Refused(f"the launcher gave up: {report.get('error')}")
+            send(conn, {"event": "ready", "report": report, "facts": facts_of(pid)}, fds)
+        finally:
+            close_all(fds)
+        return True
+
+    def serve(self, conn):
+        """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
+        watch, failed = [conn, self.control, self.pidfd, self.log], False
+        while True:
+            ready, _, _ = select.select(watch, [], [])
+            if self.log in ready:
+                self.drain()
+                if self.log_closed:
+                    watch.remove(self.log)
+            if self.control in ready:
+                data = b""
+                with contextlib.suppress(ConnectionResetError):
+                    data = self.control.recv(4096)
+                failed = failed or bool(data)
+                if data:
+                    send(conn, {"event": "failed", "error": json.loads(data).get("error", "")})
+                else:
+                    watch.remove(self.control)
+                if not failed:
+                    send(conn, {"event": "started"})
+            if self.pidfd in ready:
+                return
+            if conn in ready:
+                message, fds = receive(conn)
+                try:
+                    if message is None or message.get("verb") != "start":
+                        return
+                    send(self.control, message, fds)
+                finally:
+                    close_all(fds)
+
+    log_closed = False
+
+    def drain(self):
+        """Collect what the sandbox's own programs said, bounded."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.log, 4096):
+                self.words = (self.words + data)[-LOG_LIMIT:]
+            self.log_closed = True
+        return self.words.decode("utf-8", "replace").strip()
+
+    def end(self):
+        """Kill whatever is left, collect the status, give the status back."""
+        running = not select.select([self.pidfd], [], [], 0)[0]
+        if running:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        killed = quiesce(self.entry)
+        words = self.drain()
+        self.control.close()
+        os.close(self.pidfd)
+        os.close(self.log)
+        return {
+            "event": "exit",
+            "status": exit_code(status),
+            "killed": killed,
+            "interrupted": running,
+            "log": words,
+        }
+
+
+def exit_code(status):
+    """Return a wait status in the shell's way: 128+N for signal N."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def facts_of(pid):
+    """Return what /proc says of a process; the caller, who may not look, decides on it."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mountinfo = [line.rstrip("\n") for line in file]
+    descriptors = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            descriptors[name] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return {
+        "pid": pid,
+        "status": status,
+        "namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")},
+        "host_namespaces": {n: os.readlink(f"/proc/self/ns/{n}") for n in os.listdir("/proc/self/ns")},
+        "mountinfo": mountinfo,
+        "descriptors": descriptors,
+        "executable": os.readlink(f"/proc/{pid}/exe"),
+    }
+
+
+# ---------------------------------------------------------------- verbs
+
+
+class Service:
+    """One caller's connection."""
+
+    def __init__(self, conn, caller):
+        self.conn, self.caller = conn, caller
+        self.registry = Registry(configuration())
+        self.entry = None
+        self.held = contextlib.ExitStack()
+
+    def serve(self):
+        """Answer until the caller goes away."""
+        while True:
+            fds = []
+            try:
+                message, fds = receive(self.conn)
+                if message is None:
+                    return
+                verb = message.get("verb")
+                if verb not in self.VERBS:
+                    raise Refused("there is no such verb")
+                self.VERBS[verb](self, message, fds)
+            except Refused as refused:
+                send(self.conn, {"error": str(refused)})
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            except OSError as error:
+                name = errno.errorcode.get(error.errno or 0, "")
+                send(self.conn, {"error": f"{error} ({name})", "errno": error.errno})
+            finally:
+                close_all(fds)
+
+    def hello(self, _message, _fds):
+        """Say which protocol this is."""
+        send(self.conn, {"protocol": PROTOCOL, "directory": HERE})
+
+    def accounts(self, _message, _fds):
+        """List the caller's own accounts."""
+        mine = []
+        for entry in self.registry.entries():
+            if entry["owner"] == self.caller:
+                mine.append({**entry, "busy": self._busy(entry)})
+        send(self.conn, {"accounts": mine})
+
+    def _busy(self, entry):
+        if self.entry is not None and self.entry["name"] == entry["name"]:
+            return False
+        try:
+            with locked(f"{self.registry.locks}/{entry['name']}", wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    def lease(self, message, _fds):
+        """Hold the caller's account for a project and session, made when it isn't there yet."""
+        if self.entry is not None:
+            raise Refused("this connection holds an account already")
+        project, session = text(message, "project"), text(message, "session", 32)
+        if not project.startswith("/") or not SESSION_NAME.match(session):
+            raise Refused("the project must be an absolute path, and the session a plain name")
+        with self.registry.lock():
+            entry = self.registry.find(self.caller, project, session)
+            created = entry is None
+            if entry is None:
+                if message.get("create") is not True:
+                    raise Refused("there is no such worker")
+                entry = self.registry.add(self.caller, project, session)
+            try:
+                self.held.enter_context(locked(f"{self.registry.locks}/{entry['name']}", wait=False))
+            except BlockingIOError:
+                send(self.conn, {"error": f"{entry['name']} is running", "busy": True})
+                return
+            reaped = quiesce(entry)
+            ensure_account(entry)
+        self.entry = entry
+        send(self.conn, {"account": entry, "created": created, "reaped": reaped})
+
+    def _leased(self):
+        if self.entry is None:
+            raise Refused("no account is held; lease one first")
+        return self.entry
+
+    def agent(self, message, fds):
+        """Keep an agent's executable, root-owned and read-only."""
+        digest = text(message, "sha256", 64)
+        if not SHA256.match(digest) or len(fds) != 1:
+            raise Refused("an agent is one descriptor and its sha256")
+        send(self.conn, {"path": keep_agent(self.caller, digest, fds[0])})
+
+    def run(self, message, fds):
+        """Build a sandbox, wait for ``start``, report its end."""
+        sandbox = Sandbox(self._leased(), message, fds)
+        sandbox.launch()
+        try:
+            if sandbox.barrier(self.conn):
+                sandbox.serve(self.conn)
+        finally:
+            result = sandbox.end()
+        send(self.conn, result)
+
+    def late(self, _message, _fds):
+        """Take no notice of what was meant for a sandbox that has ended meanwhile."""
+
+    def reset(self, _message, _fds):
+        """Empty the held account's home."""
+        entry = self._leased()
+        quiesce(entry)
+        wipe_home(entry)
+        send(self.conn, {"done": True})
+
+    def remove(self, _message, _fds):
+        """Remove the held account and everything of it."""
+        entry = self._leased()
+        with self.registry.lock():
+            remove_account(self.registry, entry)
+        self.held.close()
+        self.entry = None
+        send(self.conn, {"done": True})
+
+    VERBS = {  # noqa: RUF012  # a constant of this class
+        "hello": hello,
+        "accounts": accounts,
+        "lease": lease,
+        "agent": agent,
+        "run": run,
+        "start": late,
+        "kill": late,
+        "reset": reset,
+        "remove": remove,
+    }
+
+
+def main():
+    """Check who calls, and serve."""
+    caller = os.environ.get("SUDO_UID", "")
+    os.environ.clear()
+    if os.geteuid() != 0 or not caller.isdigit() or int(caller) == 0 or not known(pwd.getpwuid, int(caller)):
+        sys.exit("clsecure helper: run by sudo for a plain user only")
+    if len(sys.argv) != 1 or not stat.S_ISSOCK(os.fstat(0).st_mode):
+        sys.exit("clsecure helper: takes no arguments, and a socket as standard input")
+    os.umask(0o022)
+    os.chdir("/")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    conn = socket.socket(fileno=os.dup(0))
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_LIMIT)
+    service = Service(conn, int(caller))
+    with service.held:
+        service.serve()
+
+
+if __name__ == "__main__":
+    main()

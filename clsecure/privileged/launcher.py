@@ -1,0 +1,268 @@
+"""The only program that a sandbox ever executes by itself: it becomes harmless, waits, and becomes the agent.
+
+Runs as the worker inside the sandbox (``/usr/bin/python3 -I -S launcher.py``) with a SOCK_SEQPACKET socket as
+descriptor 0 whose other end is the root helper. Sandboxes fail open (firejail started where it can't work
+prints a warning and runs the program unsandboxed); this one fails closed, because nothing that the agent wants
+to run is known here until the host has looked at this very process and said ``start``.
+"""
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import socket
+import struct
+import sys
+import termios
+
+MESSAGE_LIMIT = 256 * 1024
+
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
+SECCOMP_MODE_FILTER = 2
+SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+EPERM, ENOSYS = 1, 38
+
+LANDLOCK_CREATE_RULESET_VERSION = 1
+LANDLOCK_RULE_PATH_BENEATH = 1
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+FS_V1 = (1 << 13) - 1
+SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1, 2
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+
+# What an agent never needs and a kernel exploit or an escape likes. Not ptrace: debuggers and leak checkers
+# need it, and the own PID namespace and uid bound it. The numbers are those of the kernel's own tables
+# (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
+DENIED = {
+    "x86_64": {
+        "setns": 308, "unshare": 272, "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161,
+        "open_by_handle_at": 304, "name_to_handle_at": 303, "keyctl": 250, "add_key": 248, "request_key": 249,
+        "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "init_module": 175, "finit_module": 313,
+        "delete_module": 176, "kexec_load": 246, "kexec_file_load": 320, "reboot": 169, "swapon": 167,
+        "swapoff": 168, "acct": 163, "quotactl": 179, "quotactl_fd": 443, "iopl": 172, "ioperm": 173,
+        "lookup_dcookie": 212, "nfsservctl": 180, "syslog": 103, "settimeofday": 164, "clock_settime": 227,
+        "adjtimex": 159, "clock_adjtime": 305, "sethostname": 170, "setdomainname": 171, "vhangup": 153,
+        "modify_ldt": 154, "uselib": 134, "fanotify_init": 300,
+    },
+    "aarch64": {
+        "setns": 268, "unshare": 97, "mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51,
+        "open_by_handle_at": 265, "name_to_handle_at": 264, "keyctl": 219, "add_key": 217, "request_key": 218,
+        "bpf": 280, "perf_event_open": 241, "userfaultfd": 282, "init_module": 105, "finit_module": 273,
+        "delete_module": 106, "kexec_load": 104, "kexec_file_load": 294, "reboot": 142, "swapon": 224,
+        "swapoff": 225, "acct": 89, "quotactl": 60, "quotactl_fd": 443, "lookup_dcookie": 18, "nfsservctl": 42,
+        "syslog": 116, "settimeofday": 170, "clock_settime": 112, "adjtimex": 171, "clock_adjtime": 266,
+        "sethostname": 161, "setdomainname": 162, "vhangup": 58, "fanotify_init": 262,
+    },
+}  # fmt: skip
+# The same number everywhere: io_uring_setup/enter/register, clone3 (its flags are behind a pointer, so glibc
+# must fall back to clone), open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr.
+MISSING = (425, 426, 427, 435, 428, 429, 430, 431, 432, 433, 442)
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+CLONE = {"x86_64": 56, "aarch64": 220}
+IOCTL = {"x86_64": 16, "aarch64": 29}
+SOCKET = {"x86_64": 41, "aarch64": 198}
+X32_BIT = 0x40000000
+NAMESPACE_FLAGS = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME goes by unshare or clone3 only)."""
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+ALLOWED_FAMILIES = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: no vsock, no packet, no Bluetooth, no AF_ALG."""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def syscall(number, *args):
+    """Call the kernel; -1 becomes OSError."""
+    result = libc.syscall(ctypes.c_long(number), *args)
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def landlock(writable):
+    """Restrict this process and all it will become: read what the view holds, write only where it may.
+
+    Returns the ABI that was applied, 0 where the kernel has none.
+    """
+    try:
+        abi = syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+    rights = (
+        FS_V1 | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
+    )
+    scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if abi >= 6 else 0
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    attributes = struct.pack("QQQ", rights, 0, scoped)[:size]
+    ruleset = syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
+    try:
+        allow(ruleset, "/", (EXECUTE | READ_FILE | READ_DIR) & rights)
+        for path in ("/tmp", "/var/tmp", "/run/lock", f"/run/user/{os.getuid()}", "/dev", "/proc", *writable):  # noqa: S108
+            allow(ruleset, path, rights)
+        syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return abi
+
+
+def allow(ruleset, path, rights):
+    """Add one rule; a path that isn't there needs none."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not os.path.isdir(path):
+            rights &= FILE_RIGHTS
+        syscall(SYS_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, struct.pack("=Qi", rights, fd), 0)
+    finally:
+        os.close(fd)
+
+
+def seccomp():
+    """Install the filter; return False on an architecture that has no table here."""
+    machine = os.uname().machine
+    if machine not in DENIED:
+        return False
+    load, jump_eq, jump_ge, jump_set, ret = 0x20, 0x15, 0x35, 0x45, 0x06
+    deny, missing = SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ERRNO | ENOSYS
+    program = [
+        (load, 0, 0, 4),
+        (jump_eq, 1, 0, AUDIT_ARCH[machine]),
+        (ret, 0, 0, SECCOMP_RET_KILL_PROCESS),
+        (load, 0, 0, 0),
+        (jump_ge, 0, 1, X32_BIT),
+        (ret, 0, 0, missing),
+    ]
+    for number in DENIED[machine].values():
+        program += [(jump_eq, 0, 1, number), (ret, 0, 0, deny)]
+    for number in MISSING:
+        program += [(jump_eq, 0, 1, number), (ret, 0, 0, missing)]
+    program += [(jump_eq, 0, 3, CLONE[machine]), (load, 0, 0, 16), (jump_set, 0, 1, NAMESPACE_FLAGS)]
+    program += [(ret, 0, 0, deny), (load, 0, 0, 0)]
+    program += [(jump_eq, 0, 4, IOCTL[machine]), (load, 0, 0, 24), (jump_eq, 1, 0, TIOCSTI)]
+    program += [(jump_eq, 0, 1, TIOCLINUX), (ret, 0, 0, deny), (load, 0, 0, 0)]
+    families = len(ALLOWED_FAMILIES)
+    program += [(jump_eq, 0, families + 2, SOCKET[machine]), (load, 0, 0, 16)]
+    program += [(jump_eq, families - i, 0, family) for i, family in enumerate(ALLOWED_FAMILIES)]
+    program += [(ret, 0, 0, deny), (ret, 0, 0, SECCOMP_RET_ALLOW)]
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code)
+    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+    return True
+
+
+def make_terminal(size):
+    """Return (master, slave) of a pty of this sandbox's own, of the given rows and columns."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[0], size[1], 0, 0))
+    return master, slave
+
+
+def make_listener():
+    """Return a listening socket on a free port of this network namespace's loopback."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    return listener
+
+
+def receive(control):
+    """Return (message, descriptors)."""
+    fds = array.array("i")
+    data, ancillary, _, _ = control.recvmsg(MESSAGE_LIMIT, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload)
+    if not data:
+        sys.exit(126)
+    return json.loads(data), list(fds)
+
+
+def report(control, message, fds=()):
+    """Send one message with descriptors."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    control.sendmsg([json.dumps(message).encode()], ancillary)
+
+
+def execute(message, stdio):
+    """Become the agent."""
+    os.chdir(message["cwd"])
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+    # The limit of open files is the user's business; core dumps would be files nobody asked for.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    env = {os.fsencode(k): os.fsencode(v) for k, v in message["env"].items()}
+    argv = [os.fsencode(a) for a in message["argv"]]
+    candidates = [argv[0]]
+    if b"/" not in argv[0]:
+        path = env.get(b"PATH", b"/usr/bin:/bin").split(b":")
+        candidates = [os.path.join(directory, argv[0]) for directory in path if directory.startswith(b"/")]
+    failure = FileNotFoundError(2, f"{message['argv'][0]}: command not found")
+    for candidate in candidates:
+        try:
+            os.execve(candidate, argv, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def main():
+    """Become harmless, report, wait, become the agent."""
+    # The control socket moves away from 0, where the agent's standard input will be.
+    control = socket.socket(fileno=os.dup(0))
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        with contextlib.suppress(PermissionError):
+            os.setsid()
+        orders, _ = receive(control)
+        terminal = make_terminal(orders["terminal"]) if orders["terminal"] else None
+        listener = make_listener() if orders["listener"] else None
+        if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "no_new_privs")
+        abi = landlock(orders["writable"])
+        filtered = seccomp()
+        sent = ([listener.fileno()] if listener else []) + ([terminal[0]] if terminal else [])
+        port = listener.getsockname()[1] if listener else None
+        report(
+            control,
+            {
+                "event": "ready",
+                "landlock": abi,
+                "seccomp": filtered,
+                "port": port,
+                "terminal": terminal is not None,
+            },
+            sent,
+        )
+        if listener:
+            listener.close()
+        if terminal:
+            os.close(terminal[0])
+        message, stdio = receive(control)
+        if terminal:
+            stdio = [terminal[1]] * 3
+            if os.getsid(0) != os.getpid():
+                raise OSError(1, "the terminal can't be made the controlling one")
+            fcntl.ioctl(terminal[1], termios.TIOCSCTTY, 0)
+        if len(stdio) != 3:
+            raise OSError(22, "three descriptors were expected")
+        execute(message, stdio)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        report(control, {"event": "failed", "error": str(error)})
+        sys.exit(127)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Does the isolation hold? The host's view decides."""

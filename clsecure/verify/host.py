@@ -1,0 +1,283 @@
+"""The checks on the very process that waits at the barrier, by what the host sees of it in /proc.
+
+A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from clsecure.backends.api import ProcessFacts
+from clsecure.errors import VerificationError
+from clsecure.model import CheckResult, CheckStatus, IsolationMode, SandboxSpec, Vantage
+
+_LOCAL = frozenset({IsolationMode.USER, IsolationMode.NAMESPACE})
+_CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
+_SYSTEM = (
+    "/usr",
+    "/etc",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/opt/clsecure",
+    "/run/firejail",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a check wanted and what it saw. ``holds`` is None where the kernel lacks the feature."""
+
+    expected: str
+    observed: str
+    holds: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One property of a sandboxed process."""
+
+    check_id: str
+    property: str
+    modes: frozenset[IsolationMode]
+    threats: tuple[str, ...]
+    observe: Callable[[ProcessFacts, SandboxSpec], Observation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountLine:
+    """One line of mountinfo. Source: proc_pid_mountinfo(5)."""
+
+    target: str
+    kind: str
+    read_only: bool
+
+    @classmethod
+    def parse(cls, line: str) -> MountLine:
+        """Parse one line; octal escapes of the target stay as they are."""
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        return cls(target=fields[4], kind=right.split(" ")[0], read_only="ro" in fields[5].split(","))
+
+
+def _equal(expected: str, observed: str) -> Observation:
+    return Observation(expected=expected, observed=observed, holds=expected == observed)
+
+
+def _uids(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    observed = f"{facts.status.get('Uid')} / {facts.status.get('Gid')}"
+    uid, gid = "\t".join([str(spec.account.uid)] * 4), "\t".join([str(spec.account.gid)] * 4)
+    return _equal(f"{uid} / {gid}", observed)
+
+
+def _groups(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    groups = facts.status.get("Groups", "?").split()
+    extra = [g for g in groups if g != str(spec.account.gid)]
+    return _equal("no further group", "no further group" if not extra else " ".join(extra))
+
+
+def _no_new_privileges(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    return _equal("1", facts.status.get("NoNewPrivs", "?"))
+
+
+def _capabilities(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    held = [f"{name}={facts.status.get(name, '?')}" for name in _CAPABILITY_SETS]
+    observed = " ".join(h for h in held if not h.endswith("=0000000000000000"))
+    return _equal("none", observed or "none")
+
+
+def _seccomp(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    own = "own filter" if facts.seccomp_filter else "no filter of the launcher's"
+    return _equal("2, own filter", f"{facts.status.get('Seccomp', '?')}, {own}")
+
+
+def _landlock(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    observed = f"ABI {facts.landlock_abi}" if facts.landlock_abi else "this kernel has no Landlock"
+    return Observation(
+        expected="ABI 1 or later", observed=observed, holds=True if facts.landlock_abi else None
+    )
+
+
+def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    wanted = ["mnt", "pid", "net", "ipc", "uts"]
+    if spec.mode is IsolationMode.NAMESPACE:
+        wanted.append("user")
+    shared = [
+        name
+        for name in wanted
+        if name not in facts.namespaces
+        or name not in facts.host_namespaces
+        or facts.namespaces[name] == facts.host_namespaces[name]
+    ]
+    expected = f"own {', '.join(wanted)}"
+    return _equal(expected, expected if not shared else f"shared with the host: {', '.join(shared)}")
+
+
+def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """At the barrier: three for the standard ones, the control socket, and the pty that was asked for."""
+    foreign = []
+    sockets = terminals = 0
+    for number, target in sorted(facts.descriptors.items()):
+        sockets += target.startswith("socket:")
+        terminals += target.startswith("/dev/pts/")
+        standard = number <= 2 and (target == "/dev/null" or target.startswith("pipe:"))
+        if not standard and not target.startswith(("socket:", "/dev/pts/")):
+            foreign.append(f"{number} -> {target}")
+    if sockets > 1 or terminals > (1 if spec.terminal else 0):
+        foreign.append(f"{sockets} sockets, {terminals} terminals")
+    return _equal("only its own", "; ".join(foreign) or "only its own")
+
+
+def _executable(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    right = facts.executable.startswith("/usr/bin/python3")
+    return Observation(expected="/usr/bin/python3", observed=facts.executable, holds=right)
+
+
+def _below(path: str, roots: Iterable[str]) -> bool:
+    return any(PurePosixPath(path).is_relative_to(root) for root in roots)
+
+
+def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """Every mount of a real file system is one that the plan names, and read-only unless the plan says not."""
+    writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
+    known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
+    wrong = []
+    effective = {}
+    for line in map(MountLine.parse, facts.mountinfo):
+        if line.kind in _PSEUDO and not _below(line.target, ["/home", "/root", "/srv"]):
+            continue
+        if line.kind in _PSEUDO and line.target == "/home":
+            continue
+        if not _below(line.target, known):
+            wrong.append(line.target)
+        effective[line.target] = line
+    wrong += [
+        f"{line.target} is writable"
+        for line in effective.values()
+        if not line.read_only and not _below(line.target, [*writable, "/run/firejail"])
+    ]
+    return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+
+
+def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
+    observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
+    return _equal("tmpfs ro", observed)
+
+
+BARRIER_CHECKS: tuple[Check, ...] = (
+    Check(
+        check_id="account",
+        property="all uids and gids are the worker's",
+        modes=_LOCAL,
+        threats=("A1", "C2"),
+        observe=_uids,
+    ),
+    Check(
+        check_id="groups",
+        property="no supplementary group",
+        modes=_LOCAL,
+        threats=("C2", "C5"),
+        observe=_groups,
+    ),
+    Check(
+        check_id="no-new-privileges",
+        property="no set-uid program raises it",
+        modes=_LOCAL,
+        threats=("C2",),
+        observe=_no_new_privileges,
+    ),
+    Check(
+        check_id="capabilities",
+        property="no capability, and none can be gained",
+        modes=_LOCAL,
+        threats=("C2", "C14"),
+        observe=_capabilities,
+    ),
+    Check(
+        check_id="seccomp",
+        property="a system call filter is on",
+        modes=_LOCAL,
+        threats=("C1", "C3", "C4"),
+        observe=_seccomp,
+    ),
+    Check(
+        check_id="landlock",
+        property="writes are confined by Landlock too",
+        modes=_LOCAL,
+        threats=("A1", "B4"),
+        observe=_landlock,
+    ),
+    Check(
+        check_id="namespaces",
+        property="own mount, PID, network, IPC and UTS namespaces",
+        modes=_LOCAL,
+        threats=("A12", "B1", "C13", "C14"),
+        observe=_namespaces,
+    ),
+    Check(
+        check_id="descriptors",
+        property="no descriptor of the host's",
+        modes=_LOCAL,
+        threats=("A8",),
+        observe=_descriptors,
+    ),
+    Check(
+        check_id="executable",
+        property="the launcher runs, nothing else",
+        modes=_LOCAL,
+        threats=("C11", "C14"),
+        observe=_executable,
+    ),
+    Check(
+        check_id="root",
+        property="the root is the helper's own, read-only",
+        modes=_LOCAL,
+        threats=("A1",),
+        observe=_root,
+    ),
+    Check(
+        check_id="mounts",
+        property="the mounts are those of the plan",
+        modes=_LOCAL,
+        threats=("A1", "A11"),
+        observe=_mounts,
+    ),
+)
+
+
+def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
+    """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
+    results = []
+    for check in BARRIER_CHECKS:
+        if spec.mode not in check.modes:
+            continue
+        seen = check.observe(facts, spec)
+        status = {True: CheckStatus.PASS, False: CheckStatus.FAIL, None: CheckStatus.SKIP}[seen.holds]
+        results.append(
+            CheckResult(
+                check_id=check.check_id,
+                status=status,
+                vantage=Vantage.HOST,
+                expected=seen.expected,
+                observed=seen.observed,
+            )
+        )
+    return tuple(results)
+
+
+def require(results: tuple[CheckResult, ...]) -> None:
+    """Raise when a check failed; nothing may start then."""
+    failed = [r for r in results if r.status is CheckStatus.FAIL]
+    if failed:
+        raise VerificationError(
+            f"the sandbox is not what was promised ({', '.join(r.check_id for r in failed)})",
+            details="\n".join(f"{r.check_id}: expected {r.expected}; observed {r.observed}" for r in failed),
+            resolution="Nothing was started. See what this machine lacks with: clsecure doctor",
+        )
