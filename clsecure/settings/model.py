@@ -133,9 +133,10 @@ def load(layers: Layers) -> Settings:
 def _read(entry: Entry, layers: Layers) -> object:
     try:
         if entry.key == "mounts":
-            # A file is read from anywhere: what is relative in it would mean something else each time.
-            flag = entry.source.layer is Layer.FLAG
-            return values.mounts(entry.text, relative_to=layers.directory if flag else None, home=layers.home)
+            if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
+                return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
+            # What is relative in a file or in the environment would mean something else in each directory.
+            return values.mounts(entry.text, home=layers.home)
         return values.READERS[entry.key](entry.text)
     except ValueError as error:
         raise UsageError(

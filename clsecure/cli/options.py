@@ -1,0 +1,245 @@
+"""Every flag as one row of a table, and what a parsed command line becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from clsecure.settings import values
+from clsecure.settings.sources import Entry, Layers
+from clsecure.settings.values import OutputFormat
+
+
+class Verb(StrEnum):
+    """What the command line can do."""
+
+    RUN = "run"
+    LIST = "list"
+    CLEANUP = "cleanup"
+    IMPORT = "import"
+    DIFF = "diff"
+    DOCTOR = "doctor"
+    SETUP = "setup"
+    AGENT = "agent"
+    HELP = "help"
+    VERSION = "version"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """One session. What outlives it (mode, network, …) is in the settings.
+
+    :param argv: the command to run instead of the agent.
+    :param resume: True for ``--resume``, False for ``--fresh``, None to ask.
+    :param branch: the name of the branch that comes home, already judged by git's rules.
+    :param message: for the commit of uncommitted work.
+    """
+
+    argv: tuple[str, ...] | None = None
+    shell: bool = False
+    resume: bool | None = None
+    branch: str | None = None
+    message: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOptions:
+    """Nothing to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanupOptions:
+    """Which sessions go. None named and not ``everything``: pick on the terminal."""
+
+    sessions: tuple[str, ...] = ()
+    everything: bool = False
+    yes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """Bring a kept session's work home."""
+
+    session: str
+    branch: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffOptions:
+    """Show a kept session's work."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorOptions:
+    """Nothing to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupOptions:
+    """Install or remove the root-owned pieces."""
+
+    remove: bool = False
+    yes: bool = False
+    dry_run: bool = False
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """``agent install NAME``."""
+
+    action: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """A text to print: the help or the version."""
+
+    text: str
+
+
+Options = (
+    RunOptions
+    | ListOptions
+    | CleanupOptions
+    | ImportOptions
+    | DiffOptions
+    | DoctorOptions
+    | SetupOptions
+    | AgentOptions
+    | TextOptions
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """One command line, checked.
+
+    :param flags: the flags that are settings, strongest layer of :attr:`layers`.
+    :param layers: all layers that this command reads; ``settings.model.load`` makes the settings of them.
+    :param output: the effective format, whichever layer decided.
+    :param verbose: the effective verbosity, whichever layer decided.
+    """
+
+    verb: Verb
+    options: Options
+    flags: tuple[Entry, ...] = ()
+    layers: Layers = field(default_factory=Layers)
+    output: OutputFormat = OutputFormat.HUMAN
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One flag.
+
+    :param group: its heading in the help; None hides it.
+    :param metavar: what its value is called; None makes it a switch.
+    :param check: reads the value; a ``ValueError`` refuses it.
+    :param key: the setting that it sets; a switch sets it to ``text``.
+    :param later: True for a flag of the predecessor that is not there yet: an error says so.
+    """
+
+    flags: tuple[str, ...]
+    verbs: tuple[Verb, ...]
+    help: str = ""
+    group: str | None = None
+    metavar: str | None = None
+    check: Callable[[str], object] | None = None
+    key: str | None = None
+    text: str = "true"
+    repeat: bool = False
+    later: bool = False
+
+    @property
+    def name(self) -> str:
+        """The long spelling, by which values are found after parsing."""
+        return next(flag for flag in self.flags if flag.startswith("--"))
+
+
+VERB_FLAGS = {"--list": Verb.LIST, "-l": Verb.LIST, "--cleanup": Verb.CLEANUP, "--cleanup-all": Verb.CLEANUP}
+"""The predecessor's spellings of commands."""
+
+LATER_VERBS = ("config", "info", "network")
+
+COMMANDS = {
+    Verb.RUN: "run the agent here (what happens when no command is named)",
+    Verb.LIST: "show your workers and sessions  [-l, --list]",
+    Verb.CLEANUP: "pick sessions and remove them  [--cleanup, --cleanup-all]",
+    Verb.IMPORT: "bring the work of a kept session home as a branch",
+    Verb.DIFF: "show the work of a kept session",
+    Verb.DOCTOR: "say what this machine has and lacks for each mode",
+    Verb.SETUP: "install the root-owned pieces (reversible)",
+    Verb.AGENT: "'agent install claude' fetches Claude Code from npm",
+}
+
+_EVERY = tuple(COMMANDS)
+_RUN = (Verb.RUN,)
+_SESSION, _SANDBOX, _END, GENERAL = "session", "isolation", "at the end", "general"
+_ANYWHERE = Path("/")
+
+
+def _mount(text: str) -> object:
+    # Relative sources and ~ are settled later, from the directory of the call; any will do to check the form.
+    return values.mount(text, relative_to=_ANYWHERE, home=_ANYWHERE)
+
+
+def _user(text: str) -> str:
+    if not text or text.startswith("-") or any(c in text for c in "/:,\0\n ") or len(text) > 32:
+        raise ValueError("must be the name of a user")
+    return text
+
+
+OPTIONS = (
+    Option(flags=("--session", "-s"), verbs=_RUN, group=_SESSION, metavar="NAME", check=values.session,
+           key="session", help="one of several environments of this project"),
+    Option(flags=("--agent",), verbs=_RUN, group=_SESSION, metavar="NAME", check=values.agent,
+           key="agent", help="the agent to run (claude, demo)"),
+    Option(flags=("--shell",), verbs=_RUN, group=_SESSION, help="a shell instead of the agent"),
+    Option(flags=("--resume",), verbs=_RUN, group=_SESSION, help="go on with the kept session"),
+    Option(flags=("--fresh",), verbs=_RUN, group=_SESSION, help="start anew; the kept session is removed"),
+    Option(flags=("--full-clone",), verbs=_RUN, group=_SESSION, key="full_clone",
+           help="the whole history instead of 50 commits"),
+    Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
+    Option(flags=("--mode",), verbs=_RUN, group=_SANDBOX, metavar="MODE", check=values.mode, key="mode",
+           help="user, namespace (default) or container"),
+    Option(flags=("--no-network",), verbs=_RUN, group=_SANDBOX, key="network", text="none",
+           help="no network at all, not even the model's API"),
+    Option(flags=("--allow-network",), verbs=_RUN, group=_SANDBOX, key="network", text="full",
+           help="the internet (default: the model's API and nothing else)"),
+    Option(flags=("--mount",), verbs=_RUN, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
+           key="mounts", repeat=True,
+           help="show a directory or file inside, read-only unless :rw; can be repeated"),
+    Option(flags=("--time-limit",), verbs=_RUN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
+           key="time_limit", help="end the agent after this time: 90, 90s, 30m, 2h"),
+    Option(flags=("--on-finish",), verbs=_RUN, group=_END, metavar="WHAT", check=values.on_finish,
+           key="on_finish", help="ask (default), import, keep or discard; without a terminal ask means keep"),
+    Option(flags=("--branch",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="NAME",
+           check=values.branch, help="the branch that comes home (default: claude/…)"),
+    Option(flags=("--message",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="TEXT",
+           check=values.message, help="for the commit of uncommitted work"),
+    Option(flags=("--all",), verbs=(Verb.CLEANUP,), group=_SESSION, help="every session that is not running"),
+    Option(flags=("--remove",), verbs=(Verb.SETUP,), group=_SESSION, help="take away what setup installed"),
+    Option(flags=("--user",), verbs=(Verb.SETUP,), group=_SESSION, metavar="NAME", check=_user,
+           help="who may use clsecure (default: who called sudo)"),
+    Option(flags=("--dry-run",), verbs=(Verb.SETUP,), group=_SESSION, help="show the plan and do nothing"),
+    Option(flags=("--yes",), verbs=(Verb.CLEANUP, Verb.SETUP), group=_SESSION, help="ask nothing"),
+    Option(flags=("--output",), verbs=_EVERY, group=GENERAL, metavar="FORMAT", check=values.output,
+           key="output", help="human (default) or json: one document on standard output"),
+    Option(flags=("--verbose", "-v"), verbs=_EVERY, group=GENERAL, key="verbose", help="show what happens"),
+    # The predecessor's. What they ask for is so anyway, or it is not there yet and must not be ignored.
+    Option(flags=("--no-docker",), verbs=_RUN),
+    Option(flags=("--skip-setup",), verbs=_RUN),
+    Option(flags=("--allow-docker",), verbs=_RUN, later=True),
+    Option(flags=("--install-deps",), verbs=_RUN, later=True),
+    Option(flags=("--provider",), verbs=_RUN, metavar="NAME", later=True),
+    Option(flags=("--config",), verbs=_EVERY, later=True),
+    Option(flags=("--info",), verbs=_EVERY, later=True),
+)  # fmt: skip

@@ -1,0 +1,364 @@
+"""From words to an :class:`~.options.Invocation`. Prints nothing, exits nowhere, imports little."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from clsecure import __version__
+from clsecure.cli.options import (
+    COMMANDS,
+    GENERAL,
+    LATER_VERBS,
+    OPTIONS,
+    VERB_FLAGS,
+    AgentOptions,
+    CleanupOptions,
+    DiffOptions,
+    DoctorOptions,
+    ImportOptions,
+    Invocation,
+    ListOptions,
+    Option,
+    Options,
+    RunOptions,
+    SetupOptions,
+    TextOptions,
+    Verb,
+)
+from clsecure.errors import UsageError
+from clsecure.settings import values
+from clsecure.settings.sources import Entry, Layer, Source
+
+_SELECTOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
+_SWITCHES = frozenset("hlv")
+_TEXT_FLAGS = frozenset({"--help", "-h", "--version"})
+_SEE_HELP = "see: clsecure --help"
+_POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
+    Verb.CLEANUP: (("SESSION", "*", "as 'clsecure list' shows it"),),
+    Verb.IMPORT: (("SESSION", None, "as 'clsecure list' shows it"),),
+    Verb.DIFF: (("SESSION", None, "as 'clsecure list' shows it"),),
+    Verb.AGENT: (("ACTION", None, "install"), ("NAME", None, "claude")),
+}
+_EPILOG = """\
+The agent works on a private copy of the repository as a user of its own; its
+work comes home as one new branch. 'clsecure COMMAND --help' tells more."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises our error instead of exiting with its own status."""
+
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ").replace("following arguments are required", "missing")
+        raise UsageError(text.replace("the missing:", "missing:"), resolution=f"see: {self.prog} --help")
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Parse the words after the program's name.
+
+    :raises UsageError: anything that isn't understood, with the nearest flag or command.
+    """
+    words = list(argv)
+    command: tuple[str, ...] | None = None
+    if "--" in words:
+        at = words.index("--")
+        command, words = tuple(words[at + 1 :]), words[:at]
+    words = [part for word in words for part in _unbundle(word)]
+    verb, flags, positionals = _sort(words)
+    if not _TEXT_FLAGS.isdisjoint(flags) and "--version" not in flags:
+        return Invocation(verb=Verb.HELP, options=TextOptions(text=build_parser(verb).format_help()))
+    if "--version" in flags:
+        return Invocation(verb=Verb.VERSION, options=TextOptions(text=f"clsecure {__version__}\n"))
+    if command is not None and verb is not Verb.RUN:
+        raise UsageError(f"a command after -- does not go with 'clsecure {verb}'")
+    if command is not None and not (command and command[0]):
+        raise UsageError("no command after --", resolution="clsecure -- COMMAND ARGUMENTS…")
+    found = vars(build_parser(verb).parse_args([*flags, "--", *positionals] if positionals else flags))
+    return Invocation(verb=verb, options=_options(verb, found, command), flags=_entries(verb, found))
+
+
+def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Tell how to report an error in a command line that could not be parsed."""
+    words = list(argv[: argv.index("--")] if "--" in argv else argv)
+    said = [word.partition("=")[2] for word in words if word.startswith("--output=")]
+    said += [after for word, after in itertools.pairwise(words) if word == "--output"]
+    return "json" in (said or [environ.get("CLSECURE_OUTPUT", "").strip().lower()])
+
+
+def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
+    """Build the parser of one command; completions and manual pages are made from it as well."""
+    positionals = _POSITIONALS.get(verb, ())
+    words = [f"[{name}…]" if nargs else name for name, nargs, _ in positionals]
+    prog = "clsecure" if verb is Verb.RUN else f"clsecure {verb}"
+    usage = f"{prog} {' '.join(['[OPTIONS]', *words])}"
+    if verb is Verb.RUN:
+        usage = "clsecure [OPTIONS] [-- COMMAND ARGUMENTS…]\n       clsecure COMMAND …"
+    parser = _Parser(
+        prog=prog,
+        usage=usage,
+        description=None if verb is Verb.RUN else COMMANDS[verb].partition("  [")[0],
+        epilog=_help_of_commands() if verb is Verb.RUN else None,
+        formatter_class=_formatter,
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.color = False  # type: ignore[attr-defined,unused-ignore]  # from Python 3.14 on it would be true
+    for name, nargs, help_text in positionals:
+        parser.add_argument(name, metavar=name, nargs=nargs, help=help_text)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in OPTIONS:
+        if verb not in option.verbs:
+            continue
+        title = (option.group or GENERAL) if verb is Verb.RUN else GENERAL
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add(groups[title], option)
+    groups[GENERAL].add_argument("--version", action="store_true", help="print the version")
+    groups[GENERAL].add_argument("--help", "-h", action="store_true", help="print this")
+    return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=78)
+
+
+def _help_of_commands() -> str:
+    lines = ["commands:", *(f"  {verb.value:<9} {text}" for verb, text in COMMANDS.items())]
+    return "\n".join(lines) + f"\n\n{_EPILOG}"
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    details: dict[str, Any] = {
+        "dest": option.name,
+        "help": option.help if option.group else argparse.SUPPRESS,
+    }
+    if option.metavar is None:
+        details["action"] = "store_true"
+    else:
+        details |= {"metavar": option.metavar, "type": _checked(option)}
+        if option.repeat:
+            details["action"] = "append"
+    group.add_argument(*option.flags, **details)
+
+
+class _checked:  # noqa: N801  # argparse shows the name of a converter in its messages
+    """Check a value and hand on the text: the settings read it again, with all other layers."""
+
+    def __init__(self, option: Option) -> None:
+        self._option = option
+
+    def __call__(self, text: str) -> str:
+        try:
+            if self._option.check is not None:
+                self._option.check(text)
+        except ValueError as error:
+            raise UsageError(
+                f"{self._option.name} {error}",
+                details=f"it was {text[:200]!r}",
+                resolution=_SEE_HELP,
+            ) from None
+        return text
+
+
+def _unbundle(word: str) -> list[str]:
+    if len(word) > 2 and word[0] == "-" and set(word[1:]) <= _SWITCHES:
+        return [f"-{letter}" for letter in word[1:]]
+    return [word]
+
+
+def _sort(words: list[str]) -> tuple[Verb, list[str], list[str]]:
+    """Find the command, and part flags (with their values) from what stands by itself."""
+    verbs: list[Verb] = []
+    flags: list[str] = []
+    options: list[Option] = []
+    positionals: list[str] = []
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
+        if word in VERB_FLAGS:
+            verbs.append(VERB_FLAGS[word])
+            flags += ["--all"] if word == "--cleanup-all" else []
+        elif not word.startswith("-") or word == "-":
+            positionals.append(word)
+        elif word in _TEXT_FLAGS:
+            flags.append(word)
+        else:
+            option, value = _flag(word)
+            if option.metavar is not None and value is None:
+                if not rest or any(rest[0] in other.flags for other in OPTIONS):
+                    raise UsageError(f"{word} needs a value ({option.metavar})", resolution=_SEE_HELP)
+                value = rest.popleft()
+            options.append(option)
+            # Joined, a value that begins with a dash is not taken for a flag.
+            flags.append(option.name if value is None else f"{option.name}={value}")
+    if not verbs and positionals:
+        verbs.append(_verb(positionals.pop(0)))
+    if len(set(verbs)) > 1:
+        raise UsageError(f"only one command at a time: {' or '.join(sorted(set(verbs)))}")
+    verb = verbs[0] if verbs else Verb.RUN
+    _check_flags(verb, options)
+    _check_positionals(verb, positionals)
+    return verb, flags, positionals
+
+
+def _flag(word: str) -> tuple[Option, str | None]:
+    """Return the option that a word names, and the value that is part of the word."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+    else:
+        name, equals, value = word[:2], word[2:], word[2:]
+    option = next((option for option in OPTIONS if name in option.flags), None)
+    if option is None:
+        raise _unknown_flag(name)
+    if option.metavar is None and equals:
+        raise UsageError(f"{name} takes no value", resolution=_SEE_HELP)
+    return option, value if equals else None
+
+
+def _verb(word: str) -> Verb:
+    if word in LATER_VERBS:
+        raise _not_yet(f"clsecure {word}")
+    for verb in COMMANDS:
+        if word == verb.value:
+            return verb
+    near = _nearest(word, [verb.value for verb in COMMANDS])
+    hint = f"did you mean 'clsecure {near}'? " if near else ""
+    raise UsageError(
+        f"{word!r} is not a command of clsecure",
+        resolution=f"{hint}(to run a program inside: clsecure -- {word} …)",
+    )
+
+
+def _check_flags(verb: Verb, options: list[Option]) -> None:
+    for option in options:
+        if option.later:
+            raise _not_yet(option.name)
+        if not any(verb in other.verbs for other in OPTIONS if option.name in other.flags):
+            raise UsageError(
+                f"{option.name} does not go with 'clsecure {verb}'", resolution=f"see: clsecure {verb} --help"
+            )
+
+
+def _check_positionals(verb: Verb, positionals: list[str]) -> None:
+    expected = _POSITIONALS.get(verb, ())
+    if any(nargs == "*" for _, nargs, _ in expected):
+        return
+    if len(positionals) > len(expected):
+        surplus = positionals[len(expected)]
+        raise UsageError(
+            f"{surplus!r} is too much for 'clsecure {verb}'",
+            resolution=f"clsecure -- {surplus} …" if verb is Verb.RUN else f"see: clsecure {verb} --help",
+        )
+
+
+def _unknown_flag(name: str) -> UsageError:
+    known = [flag for option in OPTIONS for flag in option.flags if option.group and flag.startswith("--")]
+    near = _nearest(name, [*known, "--help", "--version", *(f for f in VERB_FLAGS if f.startswith("--"))])
+    return UsageError(f"unknown option {name!r}", resolution=f"did you mean {near}?" if near else _SEE_HELP)
+
+
+def _nearest(word: str, among: Sequence[str]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word[:64], among, n=1)), None)
+
+
+def _not_yet(what: str) -> UsageError:
+    return UsageError(f"{what} is not there yet", resolution="see 'clsecure --help' for what is")
+
+
+def _entries(verb: Verb, found: Mapping[str, Any]) -> tuple[Entry, ...]:
+    entries = []
+    for option in OPTIONS:
+        if option.key is None or option.name not in found or verb not in option.verbs:
+            continue
+        value = found[option.name]
+        texts = value if option.repeat else [option.text if option.metavar is None else value]
+        source = Source(layer=Layer.FLAG, where=option.name)
+        entries += [Entry(key=option.key, text=text, source=source) for text in texts]
+    return tuple(entries)
+
+
+def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | None) -> Options:
+    _check_values(found)
+    match verb:
+        case Verb.RUN:
+            return _run_options(found, command)
+        case Verb.CLEANUP:
+            return CleanupOptions(
+                sessions=_selectors(found),
+                everything=found.get("--all", False),
+                yes=found.get("--yes", False),
+            )
+        case Verb.IMPORT:
+            return ImportOptions(
+                session=found["SESSION"], branch=found.get("--branch"), message=found.get("--message")
+            )
+        case Verb.DIFF:
+            return DiffOptions(session=found["SESSION"])
+        case Verb.SETUP:
+            return SetupOptions(
+                remove=found.get("--remove", False),
+                yes=found.get("--yes", False),
+                dry_run=found.get("--dry-run", False),
+                user=found.get("--user"),
+            )
+        case Verb.AGENT:
+            return _agent_options(found["ACTION"], found["NAME"])
+        case Verb.LIST:
+            return ListOptions()
+        case Verb.DOCTOR:
+            return DoctorOptions()
+        case Verb.HELP | Verb.VERSION:
+            raise AssertionError(verb)
+
+
+def _check_values(found: Mapping[str, Any]) -> None:
+    for one, other in (("--no-network", "--allow-network"), ("--resume", "--fresh"), ("--all", "SESSION")):
+        if found.get(one) and found.get(other):
+            raise UsageError(f"{one} and {other} exclude each other", resolution="leave one of them out")
+    for selector in _selectors(found):
+        if not _SELECTOR.fullmatch(selector):
+            raise UsageError(
+                "that is not a name of a session",
+                details=f"it was {selector[:200]!r}",
+                resolution="clsecure list",
+            )
+
+
+def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> RunOptions:
+    shell = found.get("--shell", False)
+    if command is not None and shell:
+        raise UsageError("--shell and a command after -- exclude each other")
+    resume = True if found.get("--resume") else False if found.get("--fresh") else None
+    return RunOptions(
+        argv=command,
+        shell=shell,
+        resume=resume,
+        branch=found.get("--branch"),
+        message=found.get("--message"),
+        dry_run=found.get("--dry-run", False),
+    )
+
+
+def _selectors(found: Mapping[str, Any]) -> tuple[str, ...]:
+    value = found.get("SESSION", ())
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _agent_options(action: str, name: str) -> AgentOptions:
+    if action != "install":
+        raise UsageError(
+            f"{action!r} is nothing that can be done to an agent", resolution="clsecure agent install claude"
+        )
+    try:
+        return AgentOptions(action=action, name=values.agent(name))
+    except ValueError as error:
+        raise UsageError(
+            f"the name of an agent {error}", resolution="clsecure agent install claude"
+        ) from None
