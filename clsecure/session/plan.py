@@ -1,0 +1,75 @@
+"""Settings + repository + flags → one frozen plan. Pure: nothing after it consults settings again."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.session.store import DEFAULT_SESSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPlan:
+    """What a session will be.
+
+    :param session_id: unpredictable; its first characters are the tag that the tool's own output carries.
+    :param command: what runs instead of the agent; None for the agent itself.
+    :param resume: True or False when the user said which, None to ask.
+    :param branch: None for a name made from project, session and time.
+    :param message: of the commit of uncommitted work.
+    :param exit_to_stderr: the agent's standard output goes to standard error (JSON on standard output).
+    """
+
+    session_id: str
+    started: datetime
+    project: Path
+    project_name: str
+    session: str
+    mode: IsolationMode
+    network: NetworkPolicy
+    agent: str
+    command: tuple[str, ...] | None
+    shell: bool
+    mounts: tuple[Mount, ...]
+    full_clone: bool
+    on_finish: OnFinish
+    branch: str | None
+    message: str | None
+    resume: bool | None
+    time_limit: timedelta | None
+    base_url: str | None
+    exit_to_stderr: bool
+
+    @property
+    def tag(self) -> str:
+        """Mark of the tool's own words, shown at the start: the agent can't fake what it can't know."""
+        return self.session_id[-6:]
+
+    @property
+    def branch_name(self) -> str:
+        """The branch that the work comes home as."""
+        if self.branch is not None:
+            return self.branch
+        session = "" if self.session == DEFAULT_SESSION else f"-{self.session}"
+        return f"claude/{ref_component(self.project_name)}{session}-{self.started:%Y%m%d-%H%M%S}"
+
+    @property
+    def commit_message(self) -> str:
+        """The message of the commit that holds uncommitted work."""
+        return self.message or f"Uncommitted work of session {self.session_id}"
+
+
+def ref_component(name: str) -> str:
+    """Return a name that git takes as part of a branch name. Source: git-check-ref-format(1)."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    plain = re.sub(r"\.{2,}|\.lock$", "-", plain).strip(".-")
+    return plain[:60] or "project"
+
+
+def new_session_id(now: datetime) -> str:
+    """Return an id that sorts by time and ends in 48 unpredictable bits."""
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"

@@ -1,0 +1,191 @@
+"""Between the user's descriptors and the agent's. The agent never gets one of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import threading
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clsecure.backends.local import LocalSandbox
+
+_CHUNK = 65536
+_DRAIN_SECONDS = 30
+# What an agent may have left behind: alternate screen, hidden cursor, mouse and focus reports, bracketed paste,
+# keypad and keyboard modes, colours, scroll region, character set. Source: xterm's ctlseqs.
+RESET_TERMINAL = (
+    b"\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?1015l"
+    b"\x1b[?2004l\x1b[?2026l\x1b[?1l\x1b>\x1b[<u\x1b[>4;0m\x1b[0m\x1b[r\x1b(B\x0f\x1b[?7h"
+)
+
+
+def terminal_size(fd: int) -> tuple[int, int]:
+    """Return (rows, columns), 24 by 80 where the terminal doesn't know."""
+    try:
+        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8))
+    except OSError:
+        rows, columns = 0, 0
+    return rows or 24, columns or 80
+
+
+@contextmanager
+def raw_terminal(fd: int) -> Iterator[None]:
+    """Put the user's terminal into raw mode and restore it, whatever happens."""
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd, termios.TCSANOW)
+        yield
+    finally:
+        with contextlib.suppress(termios.error, OSError):
+            # Typed-ahead keys were meant for the agent; they must not answer the tool's questions.
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+
+
+def relay_terminal(sandbox: LocalSandbox, *, stdin: int, stdout: int, deadline: float | None) -> bool:
+    """Carry bytes between the user's terminal and the sandbox's pty until the command ends.
+
+    :param deadline: of the monotonic clock.
+    :returns: False when the time was over.
+    """
+    master = sandbox.terminal
+    assert master is not None  # noqa: S101  # the caller asked for one
+    wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    previous = signal.signal(signal.SIGWINCH, lambda *_: _wake(wake_write))
+    os.set_blocking(master, False)
+    try:
+        with raw_terminal(stdin):
+            try:
+                return _pump(sandbox, master, stdin, stdout, wake_read, deadline)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.write(stdout, RESET_TERMINAL)
+    finally:
+        signal.signal(signal.SIGWINCH, previous)
+        os.close(wake_read)
+        os.close(wake_write)
+
+
+def _wake(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.write(fd, b"w")
+
+
+def _pump(
+    sandbox: LocalSandbox, master: int, stdin: int, stdout: int, wake: int, deadline: float | None
+) -> bool:
+    resize(stdin, master)
+    typed, reading = b"", [stdin, master, wake, sandbox.fileno()]
+    while sandbox.end is None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        readable, writable, _ = select.select(reading, [master] if typed else [], [], left)
+        if not readable and not writable:
+            return False
+        if wake in readable:
+            os.read(wake, 4096)
+            resize(stdin, master)
+        if stdin in readable:
+            data = os.read(stdin, _CHUNK)
+            if not data:
+                sandbox.kill()
+                reading.remove(stdin)
+            typed += data
+        if master in writable:
+            with contextlib.suppress(BlockingIOError):
+                typed = typed[os.write(master, typed) :]
+        if master in readable and not _forward(master, stdout):
+            reading.remove(master)
+        if sandbox.fileno() in readable:
+            sandbox.wait(timeout=0)
+    while master in reading and select.select([master], [], [], 0)[0] and _forward(master, stdout):
+        pass
+    return True
+
+
+def _forward(source: int, target: int) -> bool:
+    try:
+        data = os.read(source, _CHUNK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # EIO: the other side of a pty is closed.
+        return False
+    write_all(target, data)
+    return bool(data)
+
+
+def resize(source: int, target: int) -> None:
+    """Give the agent's terminal the size of the user's."""
+    rows, columns = terminal_size(source)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(target, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write to the end, waiting where the descriptor is not ready."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+class PipeRelay:
+    """Pipes for the agent, and threads that carry their bytes from and to the user's own descriptors.
+
+    Never the descriptors themselves: a terminal takes injected input (TIOCSTI), a file can be reopened.
+
+    :param to_stderr: the agent's standard output goes to standard error too.
+    """
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        in_read, in_write = os.pipe2(os.O_CLOEXEC)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        self.stdio = (in_read, out_write, err_write)
+        self._given = True
+        self._feeder = threading.Thread(target=_copy, args=(0, in_write), daemon=True)
+        self._readers = [
+            threading.Thread(target=_copy, args=(out_read, 2 if to_stderr else 1), daemon=True),
+            threading.Thread(target=_copy, args=(err_read, 2), daemon=True),
+        ]
+
+    def begin(self) -> None:
+        """Start carrying, once the sandbox holds its ends; ours are closed, so that an end is seen."""
+        self._close_given()
+        for thread in (self._feeder, *self._readers):
+            thread.start()
+
+    def finish(self) -> None:
+        """Wait until all output is out; every writer is dead by now."""
+        self._close_given()
+        for reader in self._readers:
+            if reader.ident is not None:
+                reader.join(timeout=_DRAIN_SECONDS)
+
+    def _close_given(self) -> None:
+        if self._given:
+            self._given = False
+            for fd in self.stdio:
+                os.close(fd)
+
+
+def _copy(source: int, target: int) -> None:
+    """Copy to the end. A closed target closes the source, so that the writer hears of it (SIGPIPE)."""
+    try:
+        while data := os.read(source, _CHUNK):
+            write_all(target, data)
+    except OSError:
+        pass
+    finally:
+        for fd in (source, target):
+            if fd > 2:  # noqa: PLR2004
+                os.close(fd)
