@@ -1,0 +1,142 @@
+"""Words to standard error and answers from standard input. Survives a terminal that is gone."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+
+from clsecure.terminal import escape, flush_input
+
+_MAX_ANSWER = 4096
+_SPINNER_AFTER_S = 0.3
+_SPINNER_STEP_S = 0.1
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class Style(StrEnum):
+    """Select Graphic Rendition parameters. By hand: rich costs a start 60 ms that it does not need."""
+
+    PLAIN = ""
+    DIM = "2"
+    BOLD = "1"
+    RED = "31"
+    GREEN = "32"
+    YELLOW = "33"
+
+
+def wants_colour(fd: int, environ: Mapping[str, str]) -> bool:
+    """Tell whether colours may be sent to a descriptor."""
+    return is_terminal(fd) and not environ.get("NO_COLOR") and environ.get("TERM", "dumb") != "dumb"
+
+
+def is_terminal(fd: int) -> bool:
+    """Tell whether a descriptor is a terminal; a closed one is none."""
+    with suppress(OSError):
+        return os.isatty(fd)
+    return False
+
+
+class Screen:
+    """The person's side of the process. Every text passes :func:`escape` here and nowhere later.
+
+    :param colour: styles may be sent.
+    :param animate: a spinner may be drawn.
+    """
+
+    def __init__(self, *, input_fd: int = 0, output_fd: int = 2, colour: bool, animate: bool) -> None:
+        self._in = input_fd
+        self._out = output_fd
+        self._colour = colour
+        self._animate = animate
+        self._gone = False
+        self._drawn = False
+        self._lock = threading.Lock()
+        self.tag = ""
+
+    def line(self, text: str, style: Style = Style.PLAIN, *, label: str = "") -> None:
+        """Write one whole line, with the tag; a line feed in the text is shown, not obeyed.
+
+        Otherwise a name with a line feed could make a line of its own that carries the tag.
+
+        :param label: our own word before the text, in the style; the text is then plain.
+        """
+        shown = escape(text.replace("\n", "\\n"), keep_newlines=True)
+        body = f"{self._styled(label, style)}{shown}" if label else self._styled(shown, style)
+        self._write(f"{self._prefix()}{body}\n")
+
+    def ask(self, question: str) -> str | None:
+        """Ask and return the stripped answer; None at the end of input.
+
+        :raises KeyboardInterrupt: Ctrl-C.
+        """
+        self._write(f"{self._prefix()}{escape(question)} ")
+        # Last before reading: what an agent made the terminal "answer" until now is no answer.
+        flush_input(self._in)
+        answer = b""
+        try:
+            while b"\n" not in answer and b"\r" not in answer and len(answer) < _MAX_ANSWER:
+                chunk = os.read(self._in, _MAX_ANSWER)
+                if not chunk:
+                    break
+                answer += chunk
+        except OSError:
+            answer = b""
+        except KeyboardInterrupt:
+            self._write("\n")
+            raise
+        if not answer:
+            self._write("\n")
+            return None
+        return answer.replace(b"\r", b"\n").split(b"\n")[0].decode("utf-8", "replace").strip()
+
+    @contextmanager
+    def spinner(self, text: str) -> Iterator[None]:
+        """Draw a line that moves until the block ends, if it takes longer than a blink."""
+        if not self._animate:
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(target=self._spin, args=(escape(text), done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _spin(self, text: str, done: threading.Event) -> None:
+        if done.wait(_SPINNER_AFTER_S):
+            return
+        step = 0
+        while True:
+            self._write(
+                f"{_CLEAR_LINE}{self._prefix()}{_SPINNER[step % len(_SPINNER)]} {text}", transient=True
+            )
+            step += 1
+            if done.wait(_SPINNER_STEP_S):
+                self._write(_CLEAR_LINE, transient=True)
+                return
+
+    def _prefix(self) -> str:
+        return self._styled(f"[{self.tag}]", Style.DIM) + " " if self.tag else ""
+
+    def _styled(self, text: str, style: Style) -> str:
+        return f"\x1b[{style.value}m{text}\x1b[0m" if self._colour and style and text else text
+
+    def _write(self, text: str, *, transient: bool = False) -> None:
+        with self._lock:
+            # Only over a spinner of ours: the line may be an unfinished one of the agent's.
+            data = memoryview(
+                f"{_CLEAR_LINE if self._drawn else ''}{text}".encode("utf-8", "backslashreplace")
+            )
+            self._drawn = transient
+            try:
+                while data and not self._gone:
+                    data = data[os.write(self._out, data) :]
+            except OSError:
+                # Nobody sees it any more. The session goes on: its work must not be lost over that.
+                self._gone = True
