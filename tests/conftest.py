@@ -1,0 +1,57 @@
+"""Fixtures for all tests: a plain person with clsecure set up, and the real agent where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import grp
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import sweep
+from tests.support.person import Person, make_person
+from tests.support.shared_setup import installed_for
+
+_RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root, name what is left out instead of failing in the middle."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="left out: needs root (it makes accounts)"))
+
+
+@pytest.fixture(scope="session")
+def person(worker_id: str) -> Iterator[Person]:
+    """A plain Unix account per test process, allowed to use clsecure; removed with all of its workers."""
+    if os.geteuid() != 0:
+        pytest.skip("left out: needs root (it makes accounts)")
+    name = f"{_RUN}-{worker_id}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(sweep.remove_person, name)
+        made = make_person(name, ())
+        stack.enter_context(installed_for(name))
+        # Once more, before the setup is undone: the workers go by the helper. What is gone stays gone.
+        stack.callback(sweep.remove_person, name)
+        subprocess.run(["gpasswd", "--add", name, "clsecure"], check=True, capture_output=True, timeout=60)
+        yield dataclasses.replace(made, groups=(grp.getgrnam("clsecure").gr_gid,))
+
+
+@pytest.fixture(scope="session")
+def claude_binary() -> Path:
+    """The real Claude Code, named by CLSECURE_TEST_CLAUDE (``./dev test`` fetches it)."""
+    named = os.environ.get("CLSECURE_TEST_CLAUDE", "")
+    if not named:
+        pytest.skip("CLSECURE_TEST_CLAUDE names no claude binary; ./dev test fetches one")
+    path = Path(named)
+    if not os.access(path, os.X_OK) or shutil.which(path) is None:
+        pytest.skip(f"CLSECURE_TEST_CLAUDE names {path}, which can't be executed")
+    return path
