@@ -1,0 +1,182 @@
+"""The agents that clsecure knows, as data: adding one is one entry in :data:`AGENTS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from types import MappingProxyType
+
+from clsecure.agents import claude_home, demo
+from clsecure.agents.environment import CLAUDE_NAMES, may_pass
+from clsecure.agents.request import AgentHome, HomeRequest, empty_home
+from clsecure.errors import AgentError, UsageError
+
+BIN_DIRECTORY = PurePosixPath("/opt/clsecure/bin")
+"""Where the agent's root-owned program lies inside."""
+
+_SYSTEM_DIRECTORIES = (
+    "/usr/local/bin",
+    "/usr/bin",
+    "/bin",
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """One agent.
+
+    :param executables: names of its program on the user's PATH; empty when it needs none.
+    :param argv_unattended: what starts it so that it asks nobody for permission.
+    :param argv_resume: what goes on with the last conversation, or starts one where there is none.
+    :param env: fixed values.
+    :param env_allowlist: names that may pass from the user's environment, besides the terminal's.
+    :param token_env: the variable that the session's token goes into inside, by the variable that the real
+        credential has outside.
+    :param base_url_env: the variable that names the gateway.
+    :param home: makes the files of the worker's home.
+    """
+
+    name: str
+    title: str
+    argv_unattended: tuple[str, ...]
+    argv_resume: tuple[str, ...]
+    argv_shell: tuple[str, ...] = ("/bin/bash",)
+    executables: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    env_allowlist: frozenset[str] = frozenset()
+    token_env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    base_url_env: str | None = None
+    home: Callable[[HomeRequest], AgentHome] = empty_home
+
+
+_CLAUDE = str(BIN_DIRECTORY / "claude")
+_CLAUDE_ARGV = (_CLAUDE, "--dangerously-skip-permissions")
+
+# `claude --continue` ends with an error where no conversation was ever begun in this directory.
+_CLAUDE_RESUME = """
+slug=$(printf %s "$PWD" | tr -c 'A-Za-z0-9' -)
+for transcript in "$HOME/.claude/projects/$slug"/*.jsonl; do
+    if [ -s "$transcript" ]; then exec "$@" --continue; fi
+done
+exec "$@"
+"""
+
+AGENTS: Mapping[str, AgentSpec] = MappingProxyType(
+    {
+        "claude": AgentSpec(
+            name="claude",
+            title="Claude Code",
+            executables=("claude",),
+            argv_unattended=_CLAUDE_ARGV,
+            argv_resume=("/bin/sh", "-c", _CLAUDE_RESUME, "sh", *_CLAUDE_ARGV),
+            env=MappingProxyType(
+                {
+                    # The program is root-owned and the network is closed: updates, telemetry, market places
+                    # and editors' extensions could only fail, and would delay each start.
+                    "DISABLE_AUTOUPDATER": "1",
+                    "DISABLE_INSTALLATION_CHECKS": "1",
+                    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                    "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
+                    "CLAUDE_CODE_IDE_SKIP_AUTO_INSTALL": "1",
+                }
+            ),
+            env_allowlist=CLAUDE_NAMES,
+            # A key in ANTHROPIC_API_KEY must be approved in a dialog, again for each session's new token; one
+            # in ANTHROPIC_AUTH_TOKEN is simply used. The subscription's token has a variable of its own since
+            # requests then carry the beta header without which the provider refuses such a token.
+            token_env=MappingProxyType(
+                {
+                    "ANTHROPIC_API_KEY": "ANTHROPIC_AUTH_TOKEN",
+                    "ANTHROPIC_AUTH_TOKEN": "ANTHROPIC_AUTH_TOKEN",
+                    "CLAUDE_CODE_OAUTH_TOKEN": "CLAUDE_CODE_OAUTH_TOKEN",
+                }
+            ),
+            base_url_env="ANTHROPIC_BASE_URL",
+            home=claude_home.collect,
+        ),
+        "demo": AgentSpec(
+            name="demo",
+            title="the built-in demo agent",
+            argv_unattended=("/bin/sh", "-c", demo.SCRIPT, "demo"),
+            argv_resume=("/bin/sh", "-c", demo.SCRIPT, "demo"),
+        ),
+    }
+)
+
+
+def find_spec(name: str) -> AgentSpec:
+    """Return the agent of that name.
+
+    :raises UsageError: there is none.
+    """
+    try:
+        return AGENTS[name]
+    except KeyError:
+        raise UsageError(
+            f"there is no agent called {name}", resolution=f"Choose one of: {', '.join(sorted(AGENTS))}"
+        ) from None
+
+
+def environment(
+    agent: AgentSpec,
+    environ: Mapping[str, str],
+    *,
+    user: str,
+    home: PurePosixPath,
+    session: str,
+    terminal: bool,
+    port: int | None = None,
+    token: str | None = None,
+    credential_variable: str | None = None,
+    extra_path: Sequence[PurePosixPath] = (),
+) -> dict[str, str]:
+    """Return the complete environment of the agent; nothing else is inherited.
+
+    :param environ: the user's environment.
+    :param user: name of the worker account.
+    :param terminal: the agent has a terminal.
+    :param port: of the gateway on the loopback inside, None without one.
+    :param token: the session's token, never the user's credential.
+    :param credential_variable: under which variable the user's credential is known outside.
+    :param extra_path: directories with programs in what the user mounted.
+    :raises AgentError: the agent can't be given a token for that credential.
+    """
+    env = {
+        name: value for name, value in environ.items() if may_pass(name, value, allowed=agent.env_allowlist)
+    }
+    if not terminal:
+        env.pop("TERM", None)
+    elif env.get("TERM", "dumb") in {"", "dumb"}:
+        env["TERM"] = "xterm-256color"
+    if not any(name in env for name in ("LANG", "LC_ALL", "LC_CTYPE")):
+        env["LANG"] = "C.UTF-8"
+    path = [str(BIN_DIRECTORY), *(str(entry) for entry in extra_path), *_SYSTEM_DIRECTORIES]
+    env |= {
+        "HOME": str(home),
+        "USER": user,
+        "LOGNAME": user,
+        "SHELL": "/bin/bash",
+        "PATH": ":".join(path),
+        "TMPDIR": "/tmp",  # noqa: S108  # the sandbox's own
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "XDG_DATA_HOME": str(home / ".local/share"),
+        "XDG_STATE_HOME": str(home / ".local/state"),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "CLSECURE": "1",
+        "CLSECURE_SESSION": session,
+        **agent.env,
+    }
+    if port is not None and agent.base_url_env is not None:
+        env[agent.base_url_env] = f"http://127.0.0.1:{port}"
+    if token is not None and agent.token_env:
+        try:
+            env[agent.token_env[credential_variable or ""]] = token
+        except KeyError:
+            raise AgentError(
+                f"{agent.title} has no use for a credential from {credential_variable or 'nowhere'}"
+            ) from None
+    return env
