@@ -69,9 +69,9 @@ def install_command(tool: str) -> str:
     return f"install the package {tool}"
 
 
-def find_program(name: str, path: str = SYSTEM_PATH) -> Path | None:
-    """Return where a program of the machine is, None when it is not installed."""
-    found = shutil.which(name, path=path)
+def find_program(name: str, path: str | None = None) -> Path | None:
+    """Return where a program of the machine is (or one on ``path``), None when it is not installed."""
+    found = shutil.which(name, path=path or SYSTEM_PATH)
     return Path(found) if found else None
 
 

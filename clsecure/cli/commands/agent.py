@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from clsecure.cli import render
 from clsecure.cli.options import AgentOptions, Invocation
 from clsecure.settings.values import OutputFormat
 from clsecure.terminal import escape
@@ -22,9 +23,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     with ui.phase(f"fetching {options.name}"):
         path = install_agent(options.name)
     if invocation.output is OutputFormat.JSON:
-        import json
-
-        sys.stdout.write(json.dumps({"agent": options.name, "path": str(path)}) + "\n")
+        render.write_json({"agent": options.name, "path": str(path)})
     else:
         sys.stdout.write(f"{escape(str(path))}\n")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from clsecure.cli import render
 from clsecure.cli.options import Invocation
 from clsecure.errors import EXIT_FAILURE
 from clsecure.machine import examine
@@ -30,9 +31,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:  # noqa: ARG001  # nothing i
     """Look and tell. Exit status 0 when the default mode works here."""
     probes = examine.examine()
     if invocation.output is OutputFormat.JSON:
-        import json
-
-        sys.stdout.write(json.dumps(document(probes), indent=2) + "\n")
+        render.write_json(document(probes))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in table(probes)))
     return 0 if examine.mode_works(DEFAULT_MODE, probes) else EXIT_FAILURE

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, assert_never
 
 from clsecure import installer, process
+from clsecure.cli import render
 from clsecure.cli.options import Invocation, SetupOptions
 from clsecure.errors import BackendUnavailableError, StateError, UsageError
 from clsecure.installation import digest, inspect
@@ -34,9 +35,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         _show(plan)
     status = _carry_out(plan, options, ui)
     if as_json and status == 0:
-        import json
-
-        sys.stdout.write(json.dumps(_document(plan), indent=2) + "\n")
+        render.write_json(_document(plan))
     return status
 
 
