@@ -83,6 +83,8 @@ class Screen:
                 if not chunk:
                     break
                 answer += chunk
+                if b"\x03" in chunk:  # a terminal that was left in raw mode sends no signal
+                    raise KeyboardInterrupt
         except OSError:
             answer = b""
         except KeyboardInterrupt:

@@ -203,14 +203,18 @@ class TerminalUi:
         return FinishChoice(action=OnFinish.IMPORT, branch=branch or None, message=message or None)
 
 
-def make_ui(*, output: OutputFormat, environ: Mapping[str, str] | None = None) -> TerminalUi:
+def make_ui(
+    *, output: OutputFormat, verbose: bool = False, environ: Mapping[str, str] | None = None
+) -> TerminalUi:
     """Make the way to speak for this process's own descriptors.
 
-    With JSON nothing is asked, also on a terminal: who reads JSON does not answer.
+    With JSON nothing is asked, also on a terminal: who reads JSON does not answer. With ``verbose`` nothing
+    moves: events are lines of their own.
     """
     env = os.environ if environ is None else environ
     terminal = is_terminal(2)
-    screen = Screen(colour=wants_colour(2, env), animate=terminal and env.get("TERM", "dumb") != "dumb")
+    animate = terminal and not verbose and env.get("TERM", "dumb") != "dumb"
+    screen = Screen(colour=wants_colour(2, env), animate=animate)
     return TerminalUi(screen, interactive=terminal and is_terminal(0) and output is OutputFormat.HUMAN)
 
 

@@ -92,9 +92,9 @@ class Layers:
     directory: Path = field(default_factory=Path.cwd)
     home: Path | None = None
 
-    def text(self, key: str) -> str | None:
-        """Return the strongest layer's text of a key."""
-        return next((entry.text for entry in self.entries if entry.key == key), None)
+    def strongest(self, key: str) -> Entry | None:
+        """Return the entry that decides over a key."""
+        return next((entry for entry in self.entries if entry.key == key), None)
 
     def layer(self, layer: Layer) -> tuple[Entry, ...]:
         """Return the entries of one layer."""
