@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure.cli import render
+from clsecure.cli.commands.agent import directories_to_avoid
 from clsecure.cli.options import Invocation
-from clsecure.errors import EXIT_FAILURE
+from clsecure.errors import EXIT_FAILURE, AgentError
 from clsecure.machine import examine
 from clsecure.machine.probe import Probe, ProbeStatus
 from clsecure.model import IsolationMode
@@ -29,12 +32,32 @@ _MARKS = {
 
 def execute(invocation: Invocation, ui: Ui) -> int:  # noqa: ARG001  # nothing is asked
     """Look and tell. Exit status 0 when the default mode works here."""
-    probes = examine.examine()
+    probes = (*examine.examine(), probe_claude())
     if invocation.output is OutputFormat.JSON:
         render.write_json(document(probes))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in table(probes)))
     return 0 if examine.mode_works(DEFAULT_MODE, probes) else EXIT_FAILURE
+
+
+def probe_claude() -> Probe:
+    """Claude Code, wherever people install it; looked for as the user only, since it may have to be run."""
+    from clsecure.agents.find import find_agent
+    from clsecure.agents.spec import find_spec
+
+    if os.geteuid() == 0:
+        return Probe(name="claude", status=ProbeStatus.INFO, observed="asked as root; ask again as yourself")
+    try:
+        home = Path("~").expanduser()
+        found = find_agent(find_spec("claude"), os.environ, home, exclude=directories_to_avoid(home))
+    except AgentError as error:
+        return Probe(
+            name="claude",
+            status=ProbeStatus.WARNING,
+            observed=error.brief,
+            fix="clsecure agent install claude",
+        )
+    return Probe(name="claude", status=ProbeStatus.OK, observed=f"{found.version} ({found.path})")
 
 
 def document(probes: tuple[Probe, ...]) -> dict[str, object]:
