@@ -129,11 +129,11 @@ class _Unit:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateError("The start state of the session is damaged", details=str(error)) from error
         hooks_path = self._tracked_hooks()
-        self._header(hooks_path)
+        self._header(hooks_path, uses_lfs=bool(objects))
         self._packs()
         if hooks_path is None:
-            for name, path in self._hooks():
-                self._writer.file({"type": "hook", "name": name, "mode": "755"}, _open_regular(path))
+            for name, hook in self._hooks():
+                self._writer.file({"type": "hook", "name": name, "mode": "755"}, _open_regular(hook))
         self._lfs(objects)
         for path in removed:
             self._writer.data({"type": "remove", "path": _b64(path)}, b"")
@@ -148,7 +148,7 @@ class _Unit:
         except FileNotFoundError as error:
             raise StateError("The copies of the uncommitted files are gone", details=str(error)) from error
 
-    def _header(self, hooks_path: str | None) -> None:
+    def _header(self, hooks_path: str | None, *, uses_lfs: bool) -> None:
         unit, repository = self._unit, self._repository
         record = {
             "type": "unit",
@@ -163,6 +163,7 @@ class _Unit:
             "user_email": (repository.user_email or "")[:_MAX_TEXT] or None,
             "url": self._url,
             "hooks_path": hooks_path,
+            "lfs": uses_lfs,
         }
         self._writer.data(record, b"")
         shallow = shallow_boundary(unit.base)
