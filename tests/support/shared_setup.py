@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from tests.support.person import CHECKOUT, clsecure_command
 
@@ -20,10 +22,20 @@ _SHARED = Path("/run/clsecure-tests")
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    _SHARED.mkdir(mode=0o700, exist_ok=True)
-    with (_SHARED / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _open_lock():
         yield
+
+
+def _open_lock() -> IO[str]:
+    """Hold the one lock; the last holder removes the directory with it, so look whether it is still there."""
+    while True:
+        _SHARED.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            file = (_SHARED / "lock").open("w")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_ino == (_SHARED / "lock").stat().st_ino:
+                return file
+            file.close()
 
 
 def _setup(*args: str) -> None:
@@ -63,7 +75,7 @@ def installed_for(user: str) -> Iterator[None]:
             (_SHARED / "holders" / str(os.getpid())).unlink()
             if not _holders():
                 _restore()
-                shutil.rmtree(_SHARED / "before", ignore_errors=True)
+                shutil.rmtree(_SHARED)
 
 
 def _remember() -> None:
@@ -75,22 +87,46 @@ def _remember() -> None:
         shutil.copytree(DIRECTORY, before / "pieces")
     if SUDOERS.exists():
         shutil.copy2(SUDOERS, before / "sudoers")
-    if STATE.exists():
-        (before / "state").touch()
+    for name, there in (("state", STATE.exists()), ("group", _group_exists())):
+        if there:
+            (before / name).touch()
 
 
 def _restore() -> None:
+    """Put back what a person had; where nothing was, the removal must leave nothing."""
     before = _SHARED / "before"
     if (before / "pieces").is_dir():
-        for file in (before / "pieces").iterdir():
-            shutil.copy2(file, DIRECTORY / file.name)
-        if (before / "sudoers").exists():
-            shutil.copy2(before / "sudoers", SUDOERS)
-        else:
-            SUDOERS.unlink(missing_ok=True)
-        return
-    _setup("--remove")
-    assert not DIRECTORY.exists()
-    assert not SUDOERS.exists()
+        _put_back(before)
+    else:
+        _setup("--remove")
+        assert not DIRECTORY.exists()
+        assert not SUDOERS.exists()
+        assert _group_exists() <= (before / "group").exists()
+    if (before / "group").exists():
+        subprocess.run(["groupadd", "--force", "--system", "clsecure"], check=True, timeout=60)
+    elif _group_exists():
+        subprocess.run(["groupdel", "clsecure"], check=True, timeout=60)
     if not (before / "state").exists():
         shutil.rmtree(STATE, ignore_errors=True)
+
+
+def _put_back(before: Path) -> None:
+    """File by file and by rename: the person's own sessions may be running."""
+    for file in (before / "pieces").iterdir():
+        shutil.copy2(file, DIRECTORY / f".{file.name}.before")
+        (DIRECTORY / f".{file.name}.before").rename(DIRECTORY / file.name)
+    for file in DIRECTORY.iterdir():
+        if not (before / "pieces" / file.name).exists():
+            file.unlink()
+    if (before / "sudoers").exists():
+        shutil.copy2(before / "sudoers", SUDOERS)
+    else:
+        SUDOERS.unlink(missing_ok=True)
+
+
+def _group_exists() -> bool:
+    try:
+        grp.getgrnam("clsecure")
+    except KeyError:
+        return False
+    return True

@@ -45,6 +45,6 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 
 def directories_to_avoid(home: Path) -> tuple[Path, ...]:
-    """Return where no program is taken from: the directory of the call, which may be somebody's repository."""
+    """Return where no program is taken from: the directory of the call, maybe somebody's repository."""
     here = Path.cwd()
     return () if home.is_relative_to(here) else (here,)
