@@ -1,4 +1,7 @@
-"""``clsecure setup`` for tests: once for all test processes of the machine, undone by the last of them."""
+"""``clsecure setup`` for tests: once for all test processes of the machine, undone by the last of them.
+
+``python -m tests.support.shared_setup RUN`` is the net under a killed run: it takes away what is left of it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ import grp
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from tests.support import sweep
 from tests.support.person import CHECKOUT, clsecure_command
 
 DIRECTORY = Path("/usr/local/lib/clsecure")
@@ -78,6 +83,17 @@ def installed_for(user: str) -> Iterator[None]:
                 shutil.rmtree(_SHARED)
 
 
+def abandoned() -> None:
+    """Undo the setup of test processes that were killed; others that still run keep it."""
+    if not _SHARED.exists():
+        return
+    with _locked():
+        if not _holders():
+            if (_SHARED / "before").exists():
+                _restore()
+            shutil.rmtree(_SHARED)
+
+
 def _remember() -> None:
     """Keep what a person had installed before the first test."""
     before = _SHARED / "before"
@@ -130,3 +146,9 @@ def _group_exists() -> bool:
     except KeyError:
         return False
     return True
+
+
+if __name__ == "__main__":
+    _status = sweep.main(sys.argv[1])
+    abandoned()
+    sys.exit(_status)

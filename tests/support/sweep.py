@@ -1,8 +1,7 @@
 """Take away a test's person and everything that clsecure made for it: accounts, processes, homes.
 
-Self-contained, because it is also the net under a killed test run: ``python sweep.py RUN`` removes every
-person whose name begins with RUN. Workers go the way that users remove them, through the helper and its
-registry; only accounts that belong to the person are ever touched.
+Workers go the way that users remove them, through the helper and its registry; only accounts that belong to
+the person are ever touched.
 """
 
 from __future__ import annotations
@@ -129,7 +128,3 @@ def main(run: str) -> int:
                 status = 1
                 sys.stderr.write(f"{error}\n")
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
