@@ -238,12 +238,12 @@ def _describe(path: Path, spec: AgentSpec, environ: Mapping[str, str], home: Pat
 
 def _by_place(path: Path, environ: Mapping[str, str], home: Path) -> tuple[BinaryKind, str | None]:
     """Tell how a program was installed, and its version where the place says it."""
-    package = npm_package.package_of(path)
-    if package is not None:
-        return BinaryKind.NPM, npm_package.version(package)
     ours = Path(os.path.realpath(agents_directory(environ, home)))
     if path.is_relative_to(ours):
         return BinaryKind.CLSECURE, _version(path.parent.name)
+    package = npm_package.package_of(path)
+    if package is not None:
+        return BinaryKind.NPM, npm_package.version(package)
     parts = path.parts
     if parts[-2:-1] == ("versions",):
         return BinaryKind.NATIVE, _version(parts[-1])

@@ -1,4 +1,4 @@
-"""Fetching Claude Code for a machine that has none: npm does it, with the registry and proxy it is set up with."""
+"""Fetching Claude Code for a machine that has none: npm does it, with the registry and proxy it knows."""
 
 from __future__ import annotations
 
