@@ -86,6 +86,19 @@ class WorkerAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptProgram:
+    """An agent's executable in root's own store.
+
+    :param name: what it is called inside.
+    :param version: as its installation says, for the record.
+    """
+
+    name: str
+    sha256: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """One sandbox: everything that a backend needs to know to build it."""
 
@@ -97,6 +110,7 @@ class SandboxSpec:
     terminal: tuple[int, int] | None = None
     """Rows and columns of a pty made inside, or None for plain descriptors."""
     network: NetworkPolicy = NetworkPolicy.NONE
+    program: KeptProgram | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

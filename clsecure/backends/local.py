@@ -9,16 +9,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
 from clsecure.errors import BackendUnavailableError, HelperError, UsageError
 from clsecure.model import IsolationMode, Mount, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
-
-AGENT_DIRECTORY = Path("/opt/clsecure/agent")
-"""Where the agent's executable is inside; the file is called ``agent``."""
 
 
 class LocalSandbox:
@@ -90,10 +86,9 @@ class LocalBackend:
 
     capabilities = Capabilities(own_network=True, own_pid_namespace=True, file_system_view=True)
 
-    def __init__(self, mode: IsolationMode, connection: HelperConnection, *, agent_sha256: str | None = None):
+    def __init__(self, mode: IsolationMode, connection: HelperConnection) -> None:
         self.mode = mode
         self._connection = connection
-        self._agent = agent_sha256
 
     @contextmanager
     def open(self, spec: SandboxSpec) -> Iterator[LocalSandbox]:
@@ -111,7 +106,8 @@ class LocalBackend:
                 "mode": spec.mode.value,
                 "listener": spec.listener,
                 "terminal": list(spec.terminal) if spec.terminal else None,
-                "agent": self._agent,
+                "agent": spec.program.sha256 if spec.program else None,
+                "agent_name": spec.program.name if spec.program else None,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
             }
             try:

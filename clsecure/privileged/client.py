@@ -108,12 +108,13 @@ class HelperConnection:
             for a in reply["accounts"]
         )
 
-    def lease(self, *, project: Path, session: str, create: bool) -> WorkerAccount:
+    def lease(self, *, project: str, session: str, create: bool) -> WorkerAccount:
         """Hold the account of a project and session until the connection ends.
 
+        :param create: make it when there is none.
         :raises SessionBusyError: another process holds it.
         """
-        reply = self._call({"verb": "lease", "project": str(project), "session": session, "create": create})
+        reply = self._call({"verb": "lease", "project": project, "session": session, "create": create})
         account = reply["account"]
         return WorkerAccount(
             name=account["name"],

@@ -17,6 +17,8 @@ What makes the verbs harmless in the hands of every member of the group:
 * what the worker can do itself (unpacking, deleting its files) is done after setresuid().
 """
 
+from __future__ import annotations
+
 import array
 import contextlib
 import ctypes
@@ -35,6 +37,16 @@ import stat
 import struct
 import sys
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module typing takes longer to import than this program to run
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any, NoReturn
+
+    Message = dict[str, Any]
+    Entry = dict[str, Any]
+    GivenMount = tuple[str, bool, int]
+    KeptAgent = tuple[str, str] | None
 
 PROTOCOL = 1
 STATE = "/var/lib/clsecure"
@@ -74,6 +86,7 @@ SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")
 ACCOUNT_NAME = re.compile(r"claude-worker-[a-z0-9-]{1,18}\Z")
+PROGRAM = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 CLOSED_TARGETS = ("usr", "etc", "proc", "sys", "dev", "bin", "sbin", "lib", "run", "tmp", "var", "boot")
@@ -81,14 +94,14 @@ CLOSED_TARGETS = ("usr", "etc", "proc", "sys", "dev", "bin", "sbin", "lib", "run
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818  # an answer, not an accident
     """The request is not acceptable, or can't be done; the text goes to the caller."""
 
 
 # ---------------------------------------------------------------- kernel
 
 
-def checked(result, what):
+def checked(result: int, what: str) -> int:
     """Return ``result``, or raise OSError with the errno of the call that gave -1."""
     if result == -1:
         code = ctypes.get_errno()
@@ -96,7 +109,7 @@ def checked(result, what):
     return result
 
 
-def syscall(name, *args):
+def syscall(name: str, *args: Any) -> int:
     """Call the kernel by number; an architecture that is not in the table is refused."""
     table = SYSCALLS.get(os.uname().machine)
     if table is None:
@@ -104,42 +117,43 @@ def syscall(name, *args):
     return checked(libc.syscall(table[name], *args), name)
 
 
-def unshare(flags):
+def unshare(flags: int) -> None:
     """Leave the given namespaces of the host."""
     checked(libc.unshare(flags), "unshare")
 
 
-def mount(source, target, kind=None, flags=0, data=None):
+def mount(
+    source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None
+) -> None:
     """mount(2)."""
-    as_bytes = [None if x is None else os.fsencode(x) for x in (source, target, kind, data)]
-    source, target, kind, data = as_bytes
-    checked(libc.mount(source, target, kind, ctypes.c_ulong(flags), data), f"mount on {target!r}")
+    where, at, fstype, options = (None if x is None else os.fsencode(x) for x in (source, target, kind, data))
+    checked(libc.mount(where, at, fstype, ctypes.c_ulong(flags), options), f"mount on {target!r}")
 
 
-def restrict(target, attributes):
+def restrict(target: str, attributes: int) -> None:
     """Set mount attributes on a mount and all mounts below it (Linux 5.12)."""
     attr = struct.pack("QQQQ", attributes, 0, 0, 0)
     result = libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(target), AT_RECURSIVE, attr, len(attr))
     checked(result, f"mount_setattr on {target!r}")
 
 
-def bind(source, target, attributes):
+def bind(source: str, target: str, attributes: int) -> None:
     """Bind a file or directory, with everything mounted below it, and restrict all of it."""
     mount(source, target, None, MS_BIND | MS_REC)
     restrict(target, attributes)
 
 
-def tmpfs(target, mode="755", options="size=25%"):
+def tmpfs(target: str, mode: str = "755", options: str = "size=25%") -> None:
     """Mount an empty memory file system."""
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},{options}")
 
 
-def prctl(option, argument):
+def prctl(option: int, argument: int) -> None:
     """prctl(2) with one argument."""
     checked(libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0), f"prctl {option}")
 
 
-def loopback_up():
+def loopback_up() -> None:
     """Bring up lo of this network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP | IFF_RUNNING))
@@ -148,7 +162,7 @@ def loopback_up():
 # ---------------------------------------------------------------- messages
 
 
-def receive(conn):
+def receive(conn: socket.socket) -> tuple[Message | None, list[int]]:
     """Return (message, descriptors), or (None, []) at the end. Descriptors are close-on-exec."""
     while True:
         size = array.array("i").itemsize * (MOUNT_LIMIT + 8)
@@ -174,20 +188,20 @@ def receive(conn):
         return message, list(fds)
 
 
-def send(conn, message, fds=()):
+def send(conn: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     """Send one message with descriptors."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     conn.sendmsg([json.dumps(message).encode()], ancillary)
 
 
-def close_all(fds):
+def close_all(fds: Iterable[int]) -> None:
     """Close descriptors that came along."""
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
 
 
-def text(message, key, limit=PATH_LIMIT):
+def text(message: Message, key: str, limit: int = PATH_LIMIT) -> str:
     """Return a string field, checked."""
     value = message.get(key)
     if (
@@ -203,7 +217,7 @@ def text(message, key, limit=PATH_LIMIT):
 # ---------------------------------------------------------------- state of root's own
 
 
-def own_directory(path, mode):
+def own_directory(path: str, mode: int) -> str:
     """Make a root-owned directory; refuse one that somebody else could have made or can change."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
@@ -214,7 +228,7 @@ def own_directory(path, mode):
     return path
 
 
-def configuration():
+def configuration() -> Message:
     """Return the machine's settings: DEFAULTS, overridden by a root-owned JSON file."""
     try:
         fd = os.open(CONFIG, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -228,10 +242,10 @@ def configuration():
     for key, value in loaded.items():
         if key not in DEFAULTS or type(value) is not type(DEFAULTS[key]):
             raise Refused(f"{CONFIG}: {key} is not a setting, or of the wrong kind")
-    return DEFAULTS | loaded
+    return {**DEFAULTS, **loaded}
 
 
-def write_file(path, data, mode=0o600):
+def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write a file of root's own so that it is whole or not there."""
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "wb") as file:
@@ -242,7 +256,7 @@ def write_file(path, data, mode=0o600):
 
 
 @contextlib.contextmanager
-def locked(path, *, wait):
+def locked(path: str, *, wait: bool) -> Iterator[None]:
     """Hold an exclusive lock on a file in root's own directory."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -255,17 +269,17 @@ def locked(path, *, wait):
 class Registry:
     """The accounts that this helper made, one file each, and who owns them."""
 
-    def __init__(self, config):
+    def __init__(self, config: Message) -> None:
         self.config = config
         own_directory(STATE, 0o711)
         self.directory = own_directory(f"{STATE}/registry", 0o700)
         self.locks = own_directory(f"{STATE}/locks", 0o700)
 
-    def lock(self):
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the registry while names and uids are given out."""
         return locked(f"{self.locks}/registry", wait=True)
 
-    def entries(self):
+    def entries(self) -> list[Entry]:
         """Return every account as a dict."""
         found = []
         for name in sorted(os.listdir(self.directory)):
@@ -274,14 +288,14 @@ class Registry:
                     found.append(json.load(file))
         return found
 
-    def find(self, owner, project, session):
+    def find(self, owner: int, project: str, session: str) -> Entry | None:
         """Return the account of exactly this user, path and session, or None."""
         for entry in self.entries():
             if (entry["owner"], entry["project"], entry["session"]) == (owner, project, session):
                 return entry
         return None
 
-    def add(self, owner, project, session):
+    def add(self, owner: int, project: str, session: str) -> Entry:
         """Give out a name and a uid that were never used before, and write them down first of all."""
         entries = self.entries()
         if sum(e["owner"] == owner for e in entries) >= self.config["accounts_per_user"]:
@@ -301,31 +315,31 @@ class Registry:
         write_file(f"{self.directory}/{name}", json.dumps(entry).encode())
         return entry
 
-    def forget(self, entry):
+    def forget(self, entry: Entry) -> None:
         """Take an account out, last of all."""
         os.unlink(f"{self.directory}/{entry['name']}")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.locks}/{entry['name']}")
 
-    def _free_name(self, owner, project, session, taken):
+    def _free_name(self, owner: int, project: str, session: str, taken: set[str]) -> str:
         base = os.path.basename(project.rstrip("/")).lower()
         slug = re.sub(r"[^a-z0-9]+", "-", base)[:10].strip("-") or "project"
         for attempt in range(1000):
             seed = "\0".join((str(owner), project, session, str(attempt))).encode("utf-8", "surrogateescape")
             name = f"claude-worker-{slug}-{hashlib.sha256(seed).hexdigest()[:6]}"
             home = f"{self.config['home_base']}/{name}"
-            if name not in taken and not known(pwd.getpwnam, name) and not known(grp.getgrnam, name):
-                if not os.path.lexists(home):
-                    return name
+            known_name = known(pwd.getpwnam, name) or known(grp.getgrnam, name)
+            if name not in taken and not known_name and not os.path.lexists(home):
+                return name
         raise Refused("no free account name was found")
 
-    def _free_uid(self):
+    def _free_uid(self) -> int:
         """Return the next uid of the range. The counter only rises: a uid is never used twice."""
         counter = f"{self.directory}/.next-uid"
         first, end = self.config["uid_first"], self.config["uid_first"] + self.config["uid_count"]
         try:
             with open(counter, encoding="ascii") as file:
-                uid = max(first, int(file.read()))
+                uid: int = max(first, int(file.read()))
         except FileNotFoundError:
             uid = first
         ranges = subordinate_ranges()
@@ -337,7 +351,7 @@ class Registry:
         return uid
 
 
-def known(lookup, key):
+def known(lookup: Callable[[Any], object], key: object) -> bool:
     """Tell whether the machine's user database has it (passwd, NSS)."""
     try:
         lookup(key)
@@ -346,7 +360,7 @@ def known(lookup, key):
     return True
 
 
-def subordinate_ranges():
+def subordinate_ranges() -> list[tuple[int, int]]:
     """Return all (first, end) of /etc/subuid and /etc/subgid."""
     ranges = []
     for path in ("/etc/subuid", "/etc/subgid"):
@@ -361,7 +375,7 @@ def subordinate_ranges():
 # ---------------------------------------------------------------- processes
 
 
-def tool(*argv, timeout=60):
+def tool(*argv: str, timeout: float = 60) -> None:
     """Run a program of the machine as root with a fixed environment; return its output."""
     read, write = os.pipe()
     pid = os.fork()
@@ -381,7 +395,7 @@ def tool(*argv, timeout=60):
         raise Refused(f"{os.path.basename(argv[0])} failed: {output.strip()[-500:]}")
 
 
-def wait_for(pid, timeout):
+def wait_for(pid: int, timeout: float) -> tuple[int, int] | None:
     """Return (pid, status) of a child, or None after killing it at the end of the time."""
     pidfd = os.pidfd_open(pid)
     try:
@@ -394,19 +408,19 @@ def wait_for(pid, timeout):
         os.close(pidfd)
 
 
-def run_and_exit(action):
+def run_and_exit(action: Callable[[], object]) -> NoReturn:
     """Run in a forked child and never return, whatever happens."""
     status = 126
     try:
         action()
         status = 0
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # a forked child must not return
         os.write(2, f"{error}\n".encode("utf-8", "replace"))
     finally:
         os._exit(status)
 
 
-def become(entry, *, empty_bounding_set):
+def become(entry: Entry, *, empty_bounding_set: bool) -> None:
     """Turn this process into the worker, for good."""
     if empty_bounding_set:
         capability = 0
@@ -417,7 +431,7 @@ def become(entry, *, empty_bounding_set):
     os.setresuid(entry["uid"], entry["uid"], entry["uid"])
 
 
-def as_worker(entry, *argv, timeout):
+def as_worker(entry: Entry, *argv: str, timeout: float) -> None:
     """Run a program as the worker, outside a sandbox: only ever chmod and rm on its own home."""
     pid = os.fork()
     if pid == 0:
@@ -425,7 +439,7 @@ def as_worker(entry, *argv, timeout):
         for fd in (0, 1, 2):
             os.dup2(null, fd)
 
-        def execute():
+        def execute() -> None:
             become(entry, empty_bounding_set=True)
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             os.chdir("/")
@@ -435,7 +449,7 @@ def as_worker(entry, *argv, timeout):
     wait_for(pid, timeout)
 
 
-def uids_of(pid):
+def uids_of(pid: int | str) -> list[bytes]:
     """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -445,13 +459,13 @@ def uids_of(pid):
     return [] if fields[b"State"].split()[0] in (b"Z", b"X") else fields[b"Uid"].split()
 
 
-def processes_of(uid):
+def processes_of(uid: int) -> list[int]:
     """Return the live processes that have the uid as any of their four."""
     wanted = str(uid).encode()
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and wanted in uids_of(name)]
 
 
-def quiesce(entry):
+def quiesce(entry: Entry) -> int:
     """Kill every process of the account until none is left; return how many were seen.
 
     kill(-1) as the worker first: the kernel does it under one lock, so a fork bomb can't outrun it. Then by
@@ -465,7 +479,7 @@ def quiesce(entry):
             raise Refused(f"processes of {entry['name']} did not die: {pids[:10]}")
         pid = os.fork()
         if pid == 0:
-            run_and_exit(lambda: (become(entry, empty_bounding_set=True), os.kill(-1, signal.SIGKILL)))
+            run_and_exit(lambda: kill_all_as(entry))
         os.waitpid(pid, 0)
         for victim in pids:
             kill_if_of(victim, entry["uid"])
@@ -474,7 +488,13 @@ def quiesce(entry):
     return seen
 
 
-def kill_if_of(pid, uid):
+def kill_all_as(entry: Entry) -> None:
+    """Become the worker and kill every process that it may kill, this one last."""
+    become(entry, empty_bounding_set=True)
+    os.kill(-1, signal.SIGKILL)
+
+
+def kill_if_of(pid: int, uid: int) -> None:
     """Kill a process after making sure, on a handle of that very process, that it is the worker's."""
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)
@@ -488,7 +508,7 @@ def kill_if_of(pid, uid):
 # ---------------------------------------------------------------- cgroups
 
 
-def cgroup_root():
+def cgroup_root() -> str | None:
     """Return the root of the unified hierarchy where this helper manages groups itself, or None."""
     if os.path.isdir("/run/systemd/system"):
         return None
@@ -498,7 +518,7 @@ def cgroup_root():
     return None
 
 
-def cgroup_enter(entry, pid):
+def cgroup_enter(entry: Entry, pid: int) -> None:
     """Put the first process of a sandbox into a group of its own, so that all of it can be killed at once.
 
     On systemd a transient scope with delegation, as its single-writer rule wants it; else a group below the
@@ -516,7 +536,7 @@ def cgroup_enter(entry, pid):
                 file.write(str(pid))
 
 
-def scope_arguments(name, pid):
+def scope_arguments(name: str, pid: int) -> tuple[str, ...]:
     """Return the busctl call that makes a transient scope of a running process.
 
     Source: org.freedesktop.systemd1(5), StartTransientUnit(in s name, in s mode, in a(sv) properties, ...).
@@ -540,7 +560,7 @@ def scope_arguments(name, pid):
     return ("/usr/bin/busctl", "--quiet", "call", *manager, *call, *properties, "0")
 
 
-def cgroup_kill(entry):
+def cgroup_kill(entry: Entry) -> None:
     """Kill all of the account's group, where there is one."""
     root = cgroup_root()
     if root is not None:
@@ -548,7 +568,7 @@ def cgroup_kill(entry):
             file.write("1")
 
 
-def cgroup_remove(entry):
+def cgroup_remove(entry: Entry) -> None:
     """Take the account's group away."""
     root = cgroup_root()
     if root is not None:
@@ -560,14 +580,15 @@ def cgroup_remove(entry):
 # ---------------------------------------------------------------- accounts
 
 
-def ensure_account(entry):
+def ensure_account(entry: Entry) -> None:
     """Make what is missing of an account; refuse a home that is not what was made."""
     name, uid, home = entry["name"], entry["uid"], entry["home"]
     if not known(grp.getgrnam, name):
         tool("/usr/sbin/groupadd", "--gid", str(uid), name)
     if not known(pwd.getpwnam, name):
         tool(
-            "/usr/sbin/useradd", "--no-log-init", "--system", "--uid", str(uid), "--gid", str(uid), "--home-dir", home,
+            "/usr/sbin/useradd", "--no-log-init", "--system", "--uid", str(uid), "--gid", str(uid),
+            "--home-dir", home,
             "--no-create-home", "--comment", "clsecure worker", "--shell", "/usr/sbin/nologin", name,
         )  # fmt: skip
     if pwd.getpwnam(name).pw_uid != uid or grp.getgrnam(name).gr_gid != uid:
@@ -585,7 +606,7 @@ def ensure_account(entry):
         os.close(fd)
 
 
-def wipe_home(entry):
+def wipe_home(entry: Entry) -> None:
     """Delete all that is in the home, as the worker: its links and permissions can hurt only itself."""
     home = entry["home"]
     if not os.path.isdir(home):
@@ -599,12 +620,12 @@ def wipe_home(entry):
         raise Refused(f"{len(left)} entries in {home} could not be deleted")
 
 
-def children_of(directory):
+def children_of(directory: str) -> list[str]:
     """Return the paths of a directory's entries."""
     return [os.path.join(directory, name) for name in os.listdir(directory)]
 
 
-def remove_account(registry, entry):
+def remove_account(registry: Registry, entry: Entry) -> None:
     """Take everything of an account away; the registry entry goes last, so a failure can be tried again."""
     name = entry["name"]
     quiesce(entry)
@@ -624,7 +645,7 @@ def remove_account(registry, entry):
 # ---------------------------------------------------------------- agent binaries
 
 
-def keep_agent(owner, digest, source):
+def keep_agent(owner: int, digest: str, source: int) -> str:
     """Copy an agent's executable into root's own store unless it is there; return its directory."""
     info = os.fstat(source)
     if not stat.S_ISREG(info.st_mode) or not 0 < info.st_size <= AGENT_LIMIT:
@@ -670,21 +691,23 @@ def keep_agent(owner, digest, source):
 class View:
     """The file system that a sandbox sees: a new root that holds only what is named here."""
 
-    def __init__(self, entry, mounts, agent, *, setuid_allowed):
+    def __init__(
+        self, entry: Entry, mounts: list[GivenMount], agent: KeptAgent, *, setuid_allowed: bool
+    ) -> None:
         self.entry, self.mounts, self.agent = entry, mounts, agent
         self.root = own_directory(f"{STATE}/view", 0o700)
         self.read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | (0 if setuid_allowed else MOUNT_ATTR_NOSUID)
 
-    def at(self, path):
+    def at(self, path: str) -> str:
         """Return where a path of the inside is being built."""
         return self.root + path
 
-    def directory(self, path, mode=0o755):
+    def directory(self, path: str, mode: int = 0o755) -> str:
         """Make a directory and its parents in the new root."""
         os.makedirs(self.at(path), mode=mode, exist_ok=True)
         return self.at(path)
 
-    def build(self):
+    def build(self) -> None:
         """Assemble the new root in this process's own mount namespace."""
         mount(None, "/", None, MS_REC | MS_PRIVATE)
         tmpfs(self.root)
@@ -694,11 +717,14 @@ class View:
         home = self.directory(self.entry["home"])
         bind(self.entry["home"], home, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
         if self.agent is not None:
-            bind(self.agent, self.directory("/opt/clsecure/agent"), self.read_only | MOUNT_ATTR_NOSUID)
+            digest_directory, name = self.agent
+            made = f"{self.directory('/opt/clsecure/bin')}/{name}"
+            write_file(made, b"", 0o755)
+            bind(f"{digest_directory}/agent", made, self.read_only | MOUNT_ATTR_NOSUID)
         for target, read_only, fd in self.mounts:
             self._given(target, fd, read_only=read_only)
 
-    def _system(self):
+    def _system(self) -> None:
         for name in ("usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"):
             if os.path.islink(f"/{name}"):
                 os.symlink(os.readlink(f"/{name}"), self.at(f"/{name}"))
@@ -719,7 +745,7 @@ class View:
             )
             bind(made, self.at(f"/etc/{path}"), self.read_only | MOUNT_ATTR_NOSUID)
 
-    def _private(self):
+    def _private(self) -> None:
         for path, mode in (("/run", "755"), ("/tmp", "1777"), ("/var", "755"), ("/opt", "755")):
             tmpfs(self.directory(path), mode)
         for path in ("/var/tmp", "/run/lock"):
@@ -741,7 +767,7 @@ class View:
         os.chown(runtime, self.entry["uid"], self.entry["uid"])
         os.chmod(runtime, 0o700)
 
-    def _devices(self):
+    def _devices(self) -> None:
         dev = self.directory("/dev")
         tmpfs(dev, "755", "size=64k")
         for name in DEVICES:
@@ -761,7 +787,7 @@ class View:
         os.mkdir(f"{dev}/shm")
         tmpfs(f"{dev}/shm", "1777")
 
-    def _given(self, target, fd, *, read_only):
+    def _given(self, target: str, fd: int, *, read_only: bool) -> None:
         made = self.at(target)
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             os.makedirs(made, mode=0o755, exist_ok=True)
@@ -774,8 +800,8 @@ class View:
             MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0),
         )
 
-    def enter(self, *, host_proc):
-        """Make the new root the only one. ``host_proc``: firejail looks at the host's before it makes its own."""
+    def enter(self, *, host_proc: bool) -> None:
+        """Make the new root the only one. ``host_proc``: firejail looks at the host's /proc first."""
         if host_proc:
             mount("/proc", self.at("/proc"), None, MS_BIND | MS_REC)
             mount("/sys", self.at("/sys"), None, MS_BIND | MS_REC)
@@ -788,12 +814,12 @@ class View:
         mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def parse_mounts(message, fds, entry):
-    """Return [(target, read_only, fd)], checked: below no closed directory, not nested, opened by the caller."""
+def parse_mounts(message: Message, fds: list[int], entry: Entry) -> list[GivenMount]:
+    """Return [(target, read_only, fd)], checked: in no closed directory, not nested, opened by the caller."""
     wanted = message.get("mounts", [])
     if not isinstance(wanted, list) or len(wanted) > MOUNT_LIMIT or len(wanted) != len(fds):
         raise Refused("mounts and descriptors do not match")
-    parsed = []
+    parsed: list[GivenMount] = []
     for item, fd in zip(wanted, fds, strict=True):
         if not isinstance(item, dict):
             raise Refused("a mount must be an object")
@@ -825,7 +851,7 @@ def parse_mounts(message, fds, entry):
 class Sandbox:
     """One sandbox, from its first process to the death of its last."""
 
-    def __init__(self, entry, message, fds):
+    def __init__(self, entry: Entry, message: Message, fds: list[int]) -> None:
         self.entry = entry
         self.mode = message.get("mode")
         if self.mode not in ("user", "namespace"):
@@ -833,10 +859,11 @@ class Sandbox:
         self.mounts = parse_mounts(message, fds, entry)
         self.agent = None
         if message.get("agent") is not None:
-            digest = text(message, "agent", 64)
-            self.agent = f"{STATE}/agents/{entry['owner']}/{digest}"
-            if not SHA256.match(digest) or not os.path.isdir(self.agent):
+            digest, name = text(message, "agent", 64), text(message, "agent_name", 32)
+            directory = f"{STATE}/agents/{entry['owner']}/{digest}"
+            if not SHA256.match(digest) or not PROGRAM.match(name) or not os.path.isdir(directory):
                 raise Refused("the agent is not in the store")
+            self.agent = (directory, name)
         if self.mode == "namespace":
             info = os.stat(FIREJAIL)
             if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & stat.S_ISUID:
@@ -854,7 +881,7 @@ class Sandbox:
             "writable": [entry["home"], *(t for t, read_only, _ in self.mounts if not read_only)],
         }
 
-    def launch(self):
+    def launch(self) -> None:
         """Start the first process; it becomes the launcher and reports over ``self.control``."""
         self.control, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -876,7 +903,7 @@ class Sandbox:
         os.close(go_write)
         send(self.control, self.orders)
 
-    def _stage(self, inside, go):
+    def _stage(self, inside: socket.socket, go: int) -> None:
         """In the child, still root: namespaces, view, then the worker for good."""
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.read(go, 1) != b"1":
@@ -901,13 +928,13 @@ class Sandbox:
             become(self.entry, empty_bounding_set=False)
             self._exec(FIREJAIL, "--quiet", f"--profile={HERE}/firejail.profile", "--", PYTHON)
 
-    def _exec(self, *program):
+    def _exec(self, *program: str) -> None:
         name, home = self.entry["name"], self.entry["home"]
         argv = (*program, "-I", "-S", f"{HERE}/launcher.py")
         env = {"PATH": "/usr/bin:/bin", "HOME": home, "USER": name, "LOGNAME": name, "SHELL": "/bin/sh"}
         os.execve(argv[0], argv, env)
 
-    def _first_process(self):
+    def _first_process(self) -> None:
         """Fork into the new PID namespace; its first process only waits, and everything dies with it."""
         first = os.fork()
         if first:
@@ -932,20 +959,20 @@ class Sandbox:
             if pid == main:
                 os._exit(exit_code(status))
 
-    def barrier(self, conn):
+    def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
         deadline = time.monotonic() + 20
+        waited: list[Any] = [self.control, conn, self.pidfd]
         while True:
-            ready, _, _ = select.select(
-                [self.control, conn, self.pidfd], [], [], max(0, deadline - time.monotonic())
-            )
+            ready, _, _ = select.select(waited, [], [], max(0, deadline - time.monotonic()))
             if self.control in ready:
                 break
             if conn in ready and not conn.recv(1, socket.MSG_PEEK):
                 return False
             if self.pidfd in ready or not ready:
                 raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
-        data, ancillary = b"", []
+        data = b""
+        ancillary: list[tuple[int, int, bytes]] = []
         with contextlib.suppress(ConnectionResetError):
             data, ancillary, _, _ = self.control.recvmsg(4096, 4096, socket.MSG_CMSG_CLOEXEC)
         pid, fds = 0, array.array("i")
@@ -965,9 +992,10 @@ class Sandbox:
             close_all(fds)
         return True
 
-    def serve(self, conn):
+    def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
-        watch, failed = [conn, self.control, self.pidfd, self.log], False
+        watch: list[Any] = [conn, self.control, self.pidfd, self.log]
+        failed = False
         while True:
             ready, _, _ = select.select(watch, [], [])
             if self.log in ready:
@@ -998,7 +1026,7 @@ class Sandbox:
 
     log_closed = False
 
-    def drain(self):
+    def drain(self) -> str:
         """Collect what the sandbox's own programs said, bounded."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.log, 4096):
@@ -1006,7 +1034,7 @@ class Sandbox:
             self.log_closed = True
         return self.words.decode("utf-8", "replace").strip()
 
-    def end(self):
+    def end(self) -> Message:
         """Kill whatever is left, collect the status, give the status back."""
         running = not select.select([self.pidfd], [], [], 0)[0]
         if running:
@@ -1026,13 +1054,13 @@ class Sandbox:
         }
 
 
-def exit_code(status):
+def exit_code(status: int) -> int:
     """Return a wait status in the shell's way: 128+N for signal N."""
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
 
-def facts_of(pid):
+def facts_of(pid: int) -> Message:
     """Return what /proc says of a process; the caller, who may not look, decides on it."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
@@ -1059,16 +1087,16 @@ def facts_of(pid):
 class Service:
     """One caller's connection."""
 
-    def __init__(self, conn, caller):
+    def __init__(self, conn: socket.socket, caller: int) -> None:
         self.conn, self.caller = conn, caller
         self.registry = Registry(configuration())
-        self.entry = None
+        self.entry: Entry | None = None
         self.held = contextlib.ExitStack()
 
-    def serve(self):
+    def serve(self) -> None:
         """Answer until the caller goes away."""
         while True:
-            fds = []
+            fds: list[int] = []
             try:
                 message, fds = receive(self.conn)
                 if message is None:
@@ -1087,19 +1115,17 @@ class Service:
             finally:
                 close_all(fds)
 
-    def hello(self, _message, _fds):
+    def hello(self, _message: Message, _fds: list[int]) -> None:
         """Say which protocol this is."""
         send(self.conn, {"protocol": PROTOCOL, "directory": HERE})
 
-    def accounts(self, _message, _fds):
+    def accounts(self, _message: Message, _fds: list[int]) -> None:
         """List the caller's own accounts."""
-        mine = []
-        for entry in self.registry.entries():
-            if entry["owner"] == self.caller:
-                mine.append({**entry, "busy": self._busy(entry)})
+        entries = [e for e in self.registry.entries() if e["owner"] == self.caller]
+        mine = [{**entry, "busy": self._busy(entry)} for entry in entries]
         send(self.conn, {"accounts": mine})
 
-    def _busy(self, entry):
+    def _busy(self, entry: Entry) -> bool:
         if self.entry is not None and self.entry["name"] == entry["name"]:
             return False
         try:
@@ -1108,7 +1134,7 @@ class Service:
         except BlockingIOError:
             return True
 
-    def lease(self, message, _fds):
+    def lease(self, message: Message, _fds: list[int]) -> None:
         """Hold the caller's account for a project and session, made when it isn't there yet."""
         if self.entry is not None:
             raise Refused("this connection holds an account already")
@@ -1132,19 +1158,19 @@ class Service:
         self.entry = entry
         send(self.conn, {"account": entry, "created": created, "reaped": reaped})
 
-    def _leased(self):
+    def _leased(self) -> Entry:
         if self.entry is None:
             raise Refused("no account is held; lease one first")
         return self.entry
 
-    def agent(self, message, fds):
+    def agent(self, message: Message, fds: list[int]) -> None:
         """Keep an agent's executable, root-owned and read-only."""
         digest = text(message, "sha256", 64)
         if not SHA256.match(digest) or len(fds) != 1:
             raise Refused("an agent is one descriptor and its sha256")
         send(self.conn, {"path": keep_agent(self.caller, digest, fds[0])})
 
-    def run(self, message, fds):
+    def run(self, message: Message, fds: list[int]) -> None:
         """Build a sandbox, wait for ``start``, report its end."""
         sandbox = Sandbox(self._leased(), message, fds)
         sandbox.launch()
@@ -1155,17 +1181,17 @@ class Service:
             result = sandbox.end()
         send(self.conn, result)
 
-    def late(self, _message, _fds):
+    def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
 
-    def reset(self, _message, _fds):
+    def reset(self, _message: Message, _fds: list[int]) -> None:
         """Empty the held account's home."""
         entry = self._leased()
         quiesce(entry)
         wipe_home(entry)
         send(self.conn, {"done": True})
 
-    def remove(self, _message, _fds):
+    def remove(self, _message: Message, _fds: list[int]) -> None:
         """Remove the held account and everything of it."""
         entry = self._leased()
         with self.registry.lock():
@@ -1187,7 +1213,7 @@ class Service:
     }
 
 
-def main():
+def main() -> None:
     """Check who calls, and serve."""
     caller = os.environ.get("SUDO_UID", "")
     os.environ.clear()

@@ -2,9 +2,11 @@
 
 Runs as the worker inside the sandbox (``/usr/bin/python3 -I -S launcher.py``) with a SOCK_SEQPACKET socket as
 descriptor 0 whose other end is the root helper. Sandboxes fail open (firejail started where it can't work
-prints a warning and runs the program unsandboxed); this one fails closed, because nothing that the agent wants
-to run is known here until the host has looked at this very process and said ``start``.
+prints a warning and runs the program unsandboxed); this one fails closed, because nothing of what the agent
+wants to run is known here until the host has looked at this very process and said ``start``.
 """
+
+from __future__ import annotations
 
 import array
 import contextlib
@@ -17,6 +19,13 @@ import socket
 import struct
 import sys
 import termios
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module typing takes longer to import than this program to run
+    from collections.abc import Sequence
+    from typing import Any
+
+    Message = dict[str, Any]
 
 MESSAGE_LIMIT = 256 * 1024
 
@@ -53,8 +62,8 @@ DENIED = {
         "open_by_handle_at": 265, "name_to_handle_at": 264, "keyctl": 219, "add_key": 217, "request_key": 218,
         "bpf": 280, "perf_event_open": 241, "userfaultfd": 282, "init_module": 105, "finit_module": 273,
         "delete_module": 106, "kexec_load": 104, "kexec_file_load": 294, "reboot": 142, "swapon": 224,
-        "swapoff": 225, "acct": 89, "quotactl": 60, "quotactl_fd": 443, "lookup_dcookie": 18, "nfsservctl": 42,
-        "syslog": 116, "settimeofday": 170, "clock_settime": 112, "adjtimex": 171, "clock_adjtime": 266,
+        "swapoff": 225, "acct": 89, "quotactl": 60, "quotactl_fd": 443, "lookup_dcookie": 18,
+        "nfsservctl": 42, "syslog": 116, "settimeofday": 170, "clock_settime": 112, "adjtimex": 171, "clock_adjtime": 266,
         "sethostname": 161, "setdomainname": 162, "vhangup": 58, "fanotify_init": 262,
     },
 }  # fmt: skip
@@ -67,7 +76,7 @@ IOCTL = {"x86_64": 16, "aarch64": 29}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 X32_BIT = 0x40000000
 NAMESPACE_FLAGS = 0x7E020000
-"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME goes by unshare or clone3 only)."""
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (NEWTIME: unshare or clone3 only)."""
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 ALLOWED_FAMILIES = (1, 2, 10, 16)
 """AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: no vsock, no packet, no Bluetooth, no AF_ALG."""
@@ -75,16 +84,16 @@ ALLOWED_FAMILIES = (1, 2, 10, 16)
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def syscall(number, *args):
+def syscall(number: int, *args: Any) -> int:
     """Call the kernel; -1 becomes OSError."""
-    result = libc.syscall(ctypes.c_long(number), *args)
+    result: int = libc.syscall(ctypes.c_long(number), *args)
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
 
 
-def landlock(writable):
+def landlock(writable: list[str]) -> int:
     """Restrict this process and all it will become: read what the view holds, write only where it may.
 
     Returns the ABI that was applied, 0 where the kernel has none.
@@ -102,7 +111,7 @@ def landlock(writable):
     ruleset = syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
     try:
         allow(ruleset, "/", (EXECUTE | READ_FILE | READ_DIR) & rights)
-        for path in ("/tmp", "/var/tmp", "/run/lock", f"/run/user/{os.getuid()}", "/dev", "/proc", *writable):  # noqa: S108
+        for path in ("/tmp", "/var/tmp", "/run/lock", f"/run/user/{os.getuid()}", "/dev", "/proc", *writable):
             allow(ruleset, path, rights)
         syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
@@ -110,7 +119,7 @@ def landlock(writable):
     return abi
 
 
-def allow(ruleset, path, rights):
+def allow(ruleset: int, path: str, rights: int) -> None:
     """Add one rule; a path that isn't there needs none."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -124,7 +133,7 @@ def allow(ruleset, path, rights):
         os.close(fd)
 
 
-def seccomp():
+def seccomp() -> bool:
     """Install the filter; return False on an architecture that has no table here."""
     machine = os.uname().machine
     if machine not in DENIED:
@@ -159,14 +168,14 @@ def seccomp():
     return True
 
 
-def make_terminal(size):
+def make_terminal(size: tuple[int, int]) -> tuple[int, int]:
     """Return (master, slave) of a pty of this sandbox's own, of the given rows and columns."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[0], size[1], 0, 0))
     return master, slave
 
 
-def make_listener():
+def make_listener() -> socket.socket:
     """Return a listening socket on a free port of this network namespace's loopback."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("127.0.0.1", 0))
@@ -174,7 +183,7 @@ def make_listener():
     return listener
 
 
-def receive(control):
+def receive(control: socket.socket) -> tuple[Message, list[int]]:
     """Return (message, descriptors)."""
     fds = array.array("i")
     data, ancillary, _, _ = control.recvmsg(MESSAGE_LIMIT, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
@@ -186,13 +195,13 @@ def receive(control):
     return json.loads(data), list(fds)
 
 
-def report(control, message, fds=()):
+def report(control: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     """Send one message with descriptors."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     control.sendmsg([json.dumps(message).encode()], ancillary)
 
 
-def execute(message, stdio):
+def execute(message: Message, stdio: list[int]) -> None:
     """Become the agent."""
     os.chdir(message["cwd"])
     for target, fd in enumerate(stdio):
@@ -205,7 +214,7 @@ def execute(message, stdio):
     if b"/" not in argv[0]:
         path = env.get(b"PATH", b"/usr/bin:/bin").split(b":")
         candidates = [os.path.join(directory, argv[0]) for directory in path if directory.startswith(b"/")]
-    failure = FileNotFoundError(2, f"{message['argv'][0]}: command not found")
+    failure: OSError = FileNotFoundError(2, f"{message['argv'][0]}: command not found")
     for candidate in candidates:
         try:
             os.execve(candidate, argv, env)
@@ -216,7 +225,7 @@ def execute(message, stdio):
     raise failure
 
 
-def main():
+def main() -> None:
     """Become harmless, report, wait, become the agent."""
     # The control socket moves away from 0, where the agent's standard input will be.
     control = socket.socket(fileno=os.dup(0))

@@ -21,7 +21,7 @@ class SessionPlan:
     :param resume: True or False when the user said which, None to ask.
     :param branch: None for a name made from project, session and time.
     :param message: of the commit of uncommitted work.
-    :param exit_to_stderr: the agent's standard output goes to standard error (JSON on standard output).
+    :param stdout_is_ours: standard output is for the JSON document; the agent's goes to standard error.
     """
 
     session_id: str
@@ -42,7 +42,7 @@ class SessionPlan:
     resume: bool | None
     time_limit: timedelta | None
     base_url: str | None
-    exit_to_stderr: bool
+    stdout_is_ours: bool
 
     @property
     def tag(self) -> str:

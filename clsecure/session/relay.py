@@ -19,7 +19,7 @@ from clsecure.backends.local import LocalSandbox
 
 _CHUNK = 65536
 _DRAIN_SECONDS = 30
-# What an agent may have left behind: alternate screen, hidden cursor, mouse and focus reports, bracketed paste,
+# What an agent may have left behind: alternate screen, hidden cursor, mouse, focus reports, bracketed paste,
 # keypad and keyboard modes, colours, scroll region, character set. Source: xterm's ctlseqs.
 RESET_TERMINAL = (
     b"\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?1015l"
@@ -187,5 +187,5 @@ def _copy(source: int, target: int) -> None:
         pass
     finally:
         for fd in (source, target):
-            if fd > 2:  # noqa: PLR2004
+            if fd > 2: 
                 os.close(fd)

@@ -37,7 +37,7 @@ _RECORD_LIMIT = 256 * 1024
 class SessionStatus(StrEnum):
     """Where a session stands.
 
-    ``PREPARING``: nothing of the agent's exists yet. ``RUNNING``: the agent may have worked; without a holder of
+    ``PREPARING``: nothing of the agent exists yet. ``RUNNING``: it may have worked; without a holder of
     the lock it was interrupted, and the work waits. ``KEPT``: ended, the work waits. ``DONE``: nothing waits.
     """
 

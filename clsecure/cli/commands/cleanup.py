@@ -1,0 +1,115 @@
+"""``clsecure cleanup``: remove workers with everything of theirs. Never a running one, never by prefix."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from clsecure.cli import render
+from clsecure.cli.commands.list import all_items
+from clsecure.cli.options import CleanupOptions, Invocation
+from clsecure.errors import ClsecureError, SessionBusyError, SessionNotFoundError, UsageError
+from clsecure.installation import require_installation
+from clsecure.privileged.client import HelperConnection
+from clsecure.settings.values import OutputFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from clsecure.session.inventory import Item
+    from clsecure.session.ui import Ui
+
+
+def execute(invocation: Invocation, ui: Ui) -> int:
+    """Choose, ask, remove; what could not be removed is the error at the end."""
+    options = invocation.options
+    assert isinstance(options, CleanupOptions)  # noqa: S101  # the dispatcher's word
+    chosen = _choose(options, all_items(), ui)
+    removed, skipped = [], []
+    for item in chosen:
+        if item.running:
+            ui.warn(f"{item.name} is running and stays")
+            skipped.append(item.name)
+            continue
+        if item.holds_work and not _second_yes(item, ui, yes=options.yes):
+            skipped.append(item.name)
+            continue
+        with ui.phase(f"removing {item.name}"):
+            remove(item)
+        ui.note(f"removed {item.name}")
+        removed.append(item.name)
+    if invocation.output is OutputFormat.JSON:
+        render.write_json({"removed": removed, "skipped": skipped})
+    if skipped and not removed and options.sessions:
+        raise SessionBusyError(f"nothing was removed ({', '.join(skipped)})")
+    return 0
+
+
+def _choose(options: CleanupOptions, items: Sequence[Item], ui: Ui) -> list[Item]:
+    if options.sessions:
+        return [_named(name, items) for name in options.sessions]
+    if not items:
+        ui.note("there is nothing to remove")
+        return []
+    if options.everything:
+        idle = [item for item in items if not item.running]
+        for item in items:
+            ui.note(f"{item.name}  {item.status}{', unimported work' if item.holds_work else ''}")
+        if options.yes or ui.confirm_typed(f"This removes {len(idle)} sessions with all their files.", "DELETE ALL"):
+            return list(items)
+        raise UsageError("nothing was removed", resolution="Confirm with --yes, or by typing DELETE ALL")
+    if not ui.interactive:
+        raise UsageError(
+            "there is no terminal to pick on",
+            resolution="Name the sessions: clsecure cleanup SESSION…, or clsecure cleanup --all --yes",
+        )
+    lines = [
+        f"{item.name}  {item.project}  {item.status}{', unimported work' if item.holds_work else ''}"
+        for item in items
+    ]
+    return [items[index] for index in ui.choose_many("Which sessions shall be removed?", lines)]
+
+
+def _named(name: str, items: Sequence[Item]) -> Item:
+    found = [
+        item
+        for item in items
+        if name in (item.name, item.session, item.account.name if item.account else "")
+        or (item.record is not None and item.record.session_id == name)
+    ]
+    exact = [item for item in found if item.name == name] or found
+    if len(exact) != 1:
+        raise SessionNotFoundError(
+            f"there is no session {name!r}" if not exact else f"{name!r} could be several sessions",
+            resolution="See all of them with: clsecure list",
+        )
+    return exact[0]
+
+
+def _second_yes(item: Item, ui: Ui, *, yes: bool) -> bool:
+    if yes or ui.confirm(f"{item.name} holds work that is in no branch. Remove it for good?"):
+        return True
+    ui.warn(f"{item.name} stays: bring its work home with: clsecure import {item.name}")
+    return False
+
+
+def remove(item: Item) -> None:
+    """Remove one worker and what the state directory has of it."""
+    if item.account is not None:
+        connection = HelperConnection(require_installation().helper)
+        try:
+            connection.lease(project=item.account.project, session=item.account.session, create=False)
+            connection.remove()
+        finally:
+            connection.close()
+    if item.place.path.is_dir():
+        with item.place.locked():
+            _forget(item.place.path)
+
+
+def _forget(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise ClsecureError(f"{path} could not be removed", details=str(error)) from error

@@ -1,0 +1,116 @@
+"""``clsecure``: one session, from the repository to the branch."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clsecure.cli import render
+from clsecure.cli.options import Invocation, RunOptions
+from clsecure.installation import require_installation
+from clsecure.model import NetworkPolicy, OnFinish
+from clsecure.privileged.client import HelperConnection
+from clsecure.settings.values import OutputFormat
+
+if TYPE_CHECKING:
+    from clsecure.session.plan import SessionPlan
+    from clsecure.session.ui import Ui
+    from clsecure.settings.model import Settings
+    from clsecure.workspace.repository import Repository
+
+
+def execute(invocation: Invocation, ui: Ui) -> int:
+    """Run a session; return the agent's exit status."""
+    options = invocation.options
+    assert isinstance(options, RunOptions)  # noqa: S101  # the dispatcher's word
+    # sudo and the helper take as long to start as the imports below: let them start meanwhile.
+    installation = None if options.dry_run else require_installation()
+    connection = HelperConnection(installation.helper) if installation else None
+    try:
+        from clsecure.session import runner
+        from clsecure.session.store import Store
+        from clsecure.settings.model import load
+        from clsecure.workspace.repository import discover
+
+        settings = load(invocation.layers)
+        for warning in settings.warnings:
+            ui.warn(warning)
+        repository = discover(Path.cwd())
+        plan = _plan(settings, options, repository)
+        runner.refuse_unsupported(plan)
+        if installation is None or connection is None:
+            _show(plan, repository, ui, as_json=invocation.output is OutputFormat.JSON)
+            return 0
+        around = runner.Surroundings(
+            environ=dict(os.environ),
+            home=Path.home(),
+            terminal=runner.is_terminal() and not plan.stdout_is_ours,
+            installation=installation,
+            store=Store(),
+        )
+        result = runner.SessionRunner(plan, repository, ui, around, connection).run()
+    finally:
+        if connection is not None:
+            connection.close()
+    if invocation.output is OutputFormat.JSON:
+        render.write_json(render.plain(result))
+    return result.exit_code
+
+
+def _plan(settings: Settings, options: RunOptions, repository: Repository) -> SessionPlan:
+    from clsecure.session.plan import SessionPlan, new_session_id
+    from clsecure.session.store import DEFAULT_SESSION
+
+    now = datetime.now().astimezone()
+    return SessionPlan(
+        session_id=new_session_id(now),
+        started=now,
+        project=repository.top,
+        project_name=repository.top.name,
+        session=settings.session or DEFAULT_SESSION,
+        mode=settings.mode,
+        network=settings.network,
+        agent=settings.agent,
+        command=options.argv,
+        shell=options.shell,
+        mounts=settings.mounts,
+        full_clone=settings.full_clone,
+        on_finish=settings.on_finish,
+        branch=options.branch,
+        message=options.message,
+        resume=options.resume,
+        time_limit=settings.time_limit,
+        base_url=settings.base_url,
+        stdout_is_ours=settings.output is OutputFormat.JSON,
+    )
+
+
+def _show(plan: SessionPlan, repository: Repository, ui: Ui, *, as_json: bool) -> None:
+    """Print the plan of a dry run."""
+    if as_json:
+        render.write_json(render.plain(plan))
+        return
+    network = {
+        NetworkPolicy.NONE: "none",
+        NetworkPolicy.API: "the model's API and nothing else",
+        NetworkPolicy.FULL: "the internet",
+    }[plan.network]
+    what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else plan.agent
+    finish = "ask on a terminal, else keep" if plan.on_finish is OnFinish.ASK else plan.on_finish.value
+    ui.banner(
+        [
+            f"runs       {what}",
+            f"project    {plan.project}",
+            f"session    {plan.session}",
+            f"copies     {repository.head[:12]} ({repository.branch or 'detached'}), "
+            f"{'the whole history' if plan.full_clone else 'the last 50 commits'}, and your uncommitted changes",
+            f"mode       {plan.mode}",
+            f"network    {network}",
+            *(f"mount      {m.source} at {m.target}{'' if m.read_only else ' (writable)'}" for m in plan.mounts),
+            f"time limit {plan.time_limit or 'none'}",
+            f"at the end {finish}; as branch {plan.branch_name}",
+            "nothing was done (--dry-run)",
+        ]
+    )
