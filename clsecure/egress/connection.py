@@ -135,7 +135,7 @@ class ClientConnection:
         if rules.is_greeting(request.method, request.target, headers) and not _has_body(request):
             return await self._greet()
         verdict = (
-            rules.check_framing(headers)
+            rules.check_framing(request.http_version, headers)
             or rules.check_token(headers, token=self._shared.token)
             or self._find_rule(request)
         )
@@ -294,7 +294,7 @@ class ClientConnection:
 
     async def _deny_head(self, request: h11.Request, denial: Denial) -> bool:
         """Refuse before the body was read."""
-        if _has_body(request):
+        if _has_body(request) or denial.rule == rules.FRAMING:
             await self._deny(denial)
             await self._linger()
             return False
@@ -366,7 +366,7 @@ def _of_protocol_error(error: h11.RemoteProtocolError) -> Denial:
         return rules.deny(
             "header-size", "the head of the request is too large", status=431, kind="request_too_large"
         )
-    return rules.malformed("malformed", "this is no proper HTTP/1.1 request")
+    return rules.malformed("malformed", "this is no proper HTTP request")
 
 
 def _reply_headers(reply: h11.Response, secret: str) -> list[tuple[bytes, bytes]]:

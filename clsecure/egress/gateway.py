@@ -16,7 +16,8 @@ from clsecure.egress.upstream import CHUNK, Dialer
 from clsecure.egress.wire import EgressTotals, GatewayConfig
 from clsecure.errors import EgressError
 
-_BACKLOG = 64
+# Also the most that is accepted in one round: idle clients above the limit are dropped only after it.
+_BACKLOG = 256
 
 
 class GatewayServer:

@@ -81,12 +81,18 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
 
 
-def check_framing(headers: Headers) -> Denial | None:
-    """Refuse what two HTTP parsers could cut into requests differently. h11 alone lets the first one pass."""
+FRAMING = "framing"
+"""The rule of refusals after which nothing on the connection can be trusted to be a request."""
+
+
+def check_framing(version: bytes, headers: Headers) -> Denial | None:
+    """Refuse what two HTTP parsers could cut into requests differently; h11 alone lets all of this pass."""
+    if version not in {b"1.0", b"1.1"}:
+        return malformed(FRAMING, "only HTTP/1.1 is spoken here")
     if values(headers, b"transfer-encoding") and values(headers, b"content-length"):
-        return malformed("framing", "Content-Length and Transfer-Encoding together")
+        return malformed(FRAMING, "Content-Length and Transfer-Encoding together")
     if values(headers, b"upgrade"):
-        return malformed("framing", "protocol upgrades are not offered")
+        return malformed(FRAMING, "protocol upgrades are not offered")
     return None
 
 

@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import ssl
 import threading
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,10 +67,17 @@ class MessagesApi:
     :param turns: the script.
     :param host: address to listen on.
     :param record: append every request to this file as one JSON line.
+    :param certificate: PEM file with key and certificate: serve TLS.
     """
 
     def __init__(
-        self, turns: list[Turn], *, host: str = "127.0.0.1", port: int = 0, record: Path | None = None
+        self,
+        turns: list[Turn],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        record: Path | None = None,
+        certificate: Path | None = None,
     ) -> None:
         self.turns = turns
         self.requests: list[RecordedRequest] = []
@@ -82,8 +90,12 @@ class MessagesApi:
         class Handler(_Handler):
             server_api = api
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server((host, port), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._scheme = "http" if certificate is None else "https"
         self._thread: threading.Thread | None = None
 
     @property
@@ -94,7 +106,7 @@ class MessagesApi:
     @property
     def url(self) -> str:
         """The value for ANTHROPIC_BASE_URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def messages(self) -> list[RecordedRequest]:
         """Return the requests of the main conversation."""
@@ -155,6 +167,13 @@ def is_main(body: object) -> bool:
     if not isinstance(body, dict) or not isinstance(body.get("tools"), list):
         return False
     return any(isinstance(tool, dict) and tool.get("name") == "Bash" for tool in body["tools"])
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that hang up: tests make them do so."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,148 @@
+"""A real gateway process on a loopback listener, and clients that say exactly what a test wants said."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clsecure.egress.client import Gateway, start_gateway
+from clsecure.egress.provider import Credential, CredentialKind, Provider
+from clsecure.egress.wire import GatewayConfig, Limits
+
+KEY = "sk-CANARY-of-the-real-provider"
+TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A whole reply; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, str]:
+        """The error object of a refusal."""
+        return json.loads(self.body)["error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningGateway:
+    """A gateway, where it listens, and what it writes."""
+
+    gateway: Gateway
+    port: int
+    log: Path
+
+    @property
+    def token(self) -> str:
+        return self.gateway.token
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT)
+
+    def head(self, method: str, target: str, *headers: str, token: str | None = "") -> bytes:
+        """Return a request's head. ``token`` is the session's by default, None for none."""
+        lines = [f"{method} {target} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", *headers]
+        if token is not None:
+            lines.append(f"x-api-key: {token or self.token}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def post(self, document: object, target: str = "/v1/messages") -> bytes:
+        """Return a whole request with a JSON body."""
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        head = self.head("POST", target, "Content-Type: application/json", f"Content-Length: {len(body)}")
+        return head + body
+
+    def ask(self, request: bytes) -> Reply:
+        """Send a request on a connection of its own and return the reply."""
+        with self.connect() as client:
+            client.sendall(request)
+            return read_reply(client, head_only=request.startswith(b"HEAD "))
+
+    def events(self) -> list[dict[str, Any]]:
+        """End the gateway and return what it logged."""
+        self.gateway.close()
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@contextmanager
+def running_gateway(
+    base_url: str,
+    directory: Path,
+    *,
+    limits: Limits | None = None,
+    kind: CredentialKind = CredentialKind.API_KEY,
+    provider_tools: bool = False,
+    credential: Credential | None = None,
+    ca_file: Path | None = None,
+) -> Iterator[RunningGateway]:
+    """Start a gateway in front of ``base_url``, as if the user had named that URL."""
+    log = directory / "network.jsonl"
+    config = GatewayConfig(
+        provider=Provider(base_url=base_url, user_named=True, provider_tools=provider_tools, ca_file=ca_file),
+        credential=credential or Credential(kind=kind, value=KEY),
+        log=log,
+        limits=limits or Limits(),
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with start_gateway(config) as gateway:
+        gateway.serve(listener)
+        yield RunningGateway(gateway=gateway, port=port, log=log)
+
+
+def read_until(connection: socket.socket, mark: bytes) -> bytes:
+    """Return what arrives up to and including ``mark``."""
+    data = b""
+    while not data.endswith(mark):
+        piece = connection.recv(1)
+        if not piece:
+            raise EOFError(data)
+        data += piece
+    return data
+
+
+def read_rest(connection: socket.socket) -> bytes:
+    """Return what arrives until the other side closes."""
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
+    return data
+
+
+def read_reply(connection: socket.socket, *, head_only: bool = False) -> Reply:
+    """Return one reply, by Content-Length or chunks."""
+    lines = read_until(connection, b"\r\n\r\n").decode("latin-1").split("\r\n")
+    headers = {}
+    for line in lines[1:-2]:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    status = int(lines[0].split()[1])
+    body = b""
+    if head_only:
+        pass
+    elif headers.get("transfer-encoding") == "chunked":
+        while size := int(read_until(connection, b"\r\n"), 16):
+            body += _exactly(connection, size)
+            read_until(connection, b"\r\n")
+        read_until(connection, b"\r\n")
+    else:
+        body = _exactly(connection, int(headers["content-length"]))
+    return Reply(status=status, headers=headers, body=body)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise EOFError(data)
+        data += piece
+    return data

@@ -1,0 +1,144 @@
+"""Which addresses the provider's name may lead to."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+
+import pytest
+
+from clsecure.egress.addresses import AddressBook, Scope, scope_of
+from clsecure.egress.gateway import GatewayServer
+from clsecure.egress.provider import Credential, CredentialKind, Provider
+from clsecure.egress.wire import GatewayConfig
+from clsecure.errors import EgressError
+
+PUBLIC = "1.1.1.1"
+
+
+class Names:
+    """A resolver whose answers change."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+
+    async def __call__(self, _host: str, _port: int) -> list[str]:
+        return self.answers.pop(0)
+
+
+def look_up(provider: Provider, *answers: list[str]) -> list[tuple[str, ...]]:
+    async def all_of_them() -> list[tuple[str, ...]]:
+        book = AddressBook(provider, resolve=Names(*answers))
+        found = []
+        for _ in answers:
+            found.append(await book.addresses())
+            book.forget()
+        return found
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize(
+    ("address", "scope"),
+    [
+        (PUBLIC, Scope.PUBLIC),
+        ("2606:4700::1", Scope.PUBLIC),
+        ("127.0.0.1", Scope.PRIVATE),
+        ("127.9.9.9", Scope.PRIVATE),
+        ("10.0.0.1", Scope.PRIVATE),
+        ("172.17.0.1", Scope.PRIVATE),
+        ("192.168.1.1", Scope.PRIVATE),
+        ("100.64.0.1", Scope.PRIVATE),
+        ("::1", Scope.PRIVATE),
+        ("fd00::1", Scope.PRIVATE),
+        ("::ffff:127.0.0.1", Scope.PRIVATE),
+        ("64:ff9b::7f00:1", Scope.PRIVATE),
+        ("2002:7f00:1::", Scope.PRIVATE),
+        ("64:ff9b::101:101", Scope.PUBLIC),
+        ("169.254.169.254", Scope.FORBIDDEN),
+        ("::ffff:169.254.169.254", Scope.FORBIDDEN),
+        ("fe80::1", Scope.FORBIDDEN),
+        ("fd00:ec2::254", Scope.FORBIDDEN),
+        ("100.100.100.200", Scope.FORBIDDEN),
+        ("0.0.0.0", Scope.FORBIDDEN),
+        ("::", Scope.FORBIDDEN),
+        ("224.0.0.1", Scope.FORBIDDEN),
+        ("255.255.255.255", Scope.FORBIDDEN),
+        ("2001:0:1::", Scope.FORBIDDEN),
+    ],
+)
+def test_where_an_address_leads(address, scope):
+    assert scope_of(ipaddress.ip_address(address)) is scope
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "::ffff:10.0.0.1"]
+)
+def test_b11_a_name_that_the_user_did_not_name_must_be_public(address):
+    assert look_up(Provider(), [PUBLIC]) == [(PUBLIC,)]
+    for answer in ([address], [PUBLIC, address]):
+        with pytest.raises(EgressError):
+            look_up(Provider(), answer)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254"])
+def test_b11_a_public_name_that_turns_private_is_refused_even_when_named(address):
+    named = Provider(base_url="https://model.example", user_named=True)
+    with pytest.raises(EgressError):
+        look_up(named, [PUBLIC], [address])
+
+
+def test_a_name_of_the_users_may_be_private_but_not_link_local():
+    named = Provider(base_url="http://model.corp:8080", user_named=True)
+    assert look_up(named, ["10.0.0.1"], ["10.0.0.2"]) == [("10.0.0.1",), ("10.0.0.2",)]
+    with pytest.raises(EgressError):
+        look_up(named, ["169.254.169.254"])
+
+
+def test_plain_http_never_goes_to_a_public_address():
+    with pytest.raises(EgressError):
+        look_up(Provider(base_url="http://model.example", user_named=True), [PUBLIC])
+
+
+def test_an_answer_without_addresses_is_refused():
+    with pytest.raises(EgressError):
+        look_up(Provider(), [])
+
+
+@pytest.mark.parametrize("user_named", [True, False])
+def test_b11_a_gateway_connects_to_what_was_checked_or_not_at_all(user_named):
+    """The listener is really there: the same name reaches it when the user named it."""
+
+    async def scenario() -> tuple[bool, bytes]:
+        target = socket.create_server(("127.0.0.1", 0))
+        target.setblocking(False)
+        provider = Provider(base_url=f"http://model.example:{target.getsockname()[1]}", user_named=user_named)
+        server = GatewayServer(
+            GatewayConfig(provider=provider, credential=Credential(kind=CredentialKind.API_KEY, value="k")),
+            token="t",
+            resolve=Names(["127.0.0.1"], ["127.0.0.1"]),
+        )
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        await server.serve(listener)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost:%d\r\nx-api-key: t\r\n\r\n" % port)
+        loop = asyncio.get_running_loop()
+        accepting = asyncio.ensure_future(loop.sock_accept(target))
+        answering = asyncio.ensure_future(reader.readline())
+        await asyncio.wait({accepting, answering}, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        reached = accepting.done()
+        if reached:
+            accepting.result()[0].close()
+        else:
+            accepting.cancel()
+        line = await answering
+        writer.close()
+        target.close()
+        await server.close()
+        return reached, line
+
+    reached, line = asyncio.run(scenario())
+    assert reached is user_named
+    assert line.startswith(b"HTTP/1.1 502")
