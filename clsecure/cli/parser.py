@@ -196,7 +196,7 @@ def _sort(words: list[str]) -> tuple[Verb, list[str], list[str]]:
             options.append(option)
             # Joined, a value that begins with a dash is not taken for a flag.
             flags.append(option.name if value is None else f"{option.name}={value}")
-    if not verbs and positionals:
+    if positionals and (not verbs or positionals[0] in COMMANDS):
         verbs.append(_verb(positionals.pop(0)))
     if len(set(verbs)) > 1:
         raise UsageError(f"only one command at a time: {' or '.join(sorted(set(verbs)))}")

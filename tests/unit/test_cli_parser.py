@@ -1,0 +1,198 @@
+"""Both spellings of every command line, and one clear error for all others."""
+
+from __future__ import annotations
+
+import pytest
+
+from clsecure.cli.options import (
+    COMMANDS,
+    OPTIONS,
+    AgentOptions,
+    CleanupOptions,
+    DiffOptions,
+    DoctorOptions,
+    ImportOptions,
+    ListOptions,
+    Options,
+    RunOptions,
+    SetupOptions,
+    TextOptions,
+    Verb,
+)
+from clsecure.cli.parser import build_parser, parse, wants_json
+from clsecure.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("line", "verb", "options"),
+    [
+        ("", Verb.RUN, RunOptions()),
+        ("run", Verb.RUN, RunOptions()),
+        ("-- make test", Verb.RUN, RunOptions(argv=("make", "test"))),
+        ("run -- -x --mode y", Verb.RUN, RunOptions(argv=("-x", "--mode", "y"))),
+        ("-- a -- b", Verb.RUN, RunOptions(argv=("a", "--", "b"))),
+        ("--shell", Verb.RUN, RunOptions(shell=True)),
+        ("--resume", Verb.RUN, RunOptions(resume=True)),
+        ("--fresh", Verb.RUN, RunOptions(resume=False)),
+        ("--dry-run", Verb.RUN, RunOptions(dry_run=True)),
+        ("--branch a/b --message=-x", Verb.RUN, RunOptions(branch="a/b", message="-x")),
+        ("--no-docker --skip-setup", Verb.RUN, RunOptions()),
+        ("list", Verb.LIST, ListOptions()),
+        ("--list", Verb.LIST, ListOptions()),
+        ("-l", Verb.LIST, ListOptions()),
+        ("-vl", Verb.LIST, ListOptions()),
+        ("-v list", Verb.LIST, ListOptions()),
+        ("--output json list", Verb.LIST, ListOptions()),
+        ("cleanup", Verb.CLEANUP, CleanupOptions()),
+        ("--cleanup", Verb.CLEANUP, CleanupOptions()),
+        ("cleanup a --yes b", Verb.CLEANUP, CleanupOptions(sessions=("a", "b"), yes=True)),
+        ("--cleanup a", Verb.CLEANUP, CleanupOptions(sessions=("a",))),
+        ("cleanup --all", Verb.CLEANUP, CleanupOptions(everything=True)),
+        ("--cleanup-all", Verb.CLEANUP, CleanupOptions(everything=True)),
+        ("--yes --cleanup-all", Verb.CLEANUP, CleanupOptions(everything=True, yes=True)),
+        ("import s --branch b", Verb.IMPORT, ImportOptions(session="s", branch="b")),
+        ("diff 20260101-000000-abc", Verb.DIFF, DiffOptions(session="20260101-000000-abc")),
+        ("doctor", Verb.DOCTOR, DoctorOptions()),
+        ("setup --remove --yes", Verb.SETUP, SetupOptions(remove=True, yes=True)),
+        ("setup --dry-run --user bob", Verb.SETUP, SetupOptions(dry_run=True, user="bob")),
+        ("agent install claude", Verb.AGENT, AgentOptions(action="install", name="claude")),
+    ],
+)
+def test_a_command_line_is_understood(line: str, verb: Verb, options: Options) -> None:
+    invocation = parse(line.split())
+    assert (invocation.verb, invocation.options) == (verb, options)
+
+
+@pytest.mark.parametrize(
+    ("line", "entries"),
+    [
+        ("--mode user", [("mode", "user", "--mode")]),
+        ("--mode=user", [("mode", "user", "--mode")]),
+        ("-s x", [("session", "x", "--session")]),
+        ("-sx", [("session", "x", "--session")]),
+        ("--session list", [("session", "list", "--session")]),
+        ("--no-network", [("network", "none", "--no-network")]),
+        ("--allow-network", [("network", "full", "--allow-network")]),
+        ("--mount /a --mount b:/c:rw", [("mounts", "/a", "--mount"), ("mounts", "b:/c:rw", "--mount")]),
+        ("--full-clone", [("full_clone", "true", "--full-clone")]),
+        ("--on-finish keep", [("on_finish", "keep", "--on-finish")]),
+        (
+            "--time-limit 30m --agent demo",
+            [("agent", "demo", "--agent"), ("time_limit", "30m", "--time-limit")],
+        ),
+        ("-v --output json", [("output", "json", "--output"), ("verbose", "true", "--verbose")]),
+        ("list --output=json", [("output", "json", "--output")]),
+    ],
+)
+def test_what_is_a_setting_becomes_the_strongest_layer(line: str, entries: list[tuple[str, ...]]) -> None:
+    found = [(entry.key, entry.text, entry.source.where) for entry in parse(line.split()).flags]
+    assert found == entries
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--mod", "user"], "--mode"),
+        (["--no-netwrok"], "--no-network"),
+        (["--lst"], "--list"),
+        (["--claenup"], "--cleanup"),
+        (["lst"], "clsecure list"),
+        (["make", "test"], "clsecure -- make"),
+        (["run", "make"], "clsecure -- make"),
+        (["-x"], "unknown option '-x'"),
+        (["--mode"], "--mode needs a value"),
+        (["--mode", "--session"], "--mode needs a value"),
+        (["--mode", "docker"], "--mode must be user, namespace or container"),
+        (["--mode", ""], "--mode must be"),
+        (["--shell=yes"], "takes no value"),
+        (["--session", "../x"], "--session must be"),
+        (["--session", "-f"], "--session must be"),
+        (["-s", "a" * 4096], "--session must be"),
+        (["--session="], "--session must be"),
+        (["--agent", "Claude Code"], "--agent must be"),
+        (["--mount", "/a:/b:/c"], "--mount must be"),
+        (["--mount", ""], "--mount must be"),
+        (["--time-limit", "soon"], "--time-limit must be"),
+        (["--on-finish", "push"], "--on-finish must be"),
+        (["--branch", "a..b"], "--branch is not"),
+        (["--branch", "-x"], "--branch is not"),
+        (["--message", " "], "--message must be"),
+        (["--output", "xml"], "--output must be"),
+        (["--no-network", "--allow-network"], "exclude each other"),
+        (["--resume", "--fresh"], "exclude each other"),
+        (["--shell", "--", "ls"], "exclude each other"),
+        (["cleanup", "--all", "x"], "exclude each other"),
+        (["--"], "no command after --"),
+        (["--", ""], "no command after --"),
+        (["list", "--", "ls"], "does not go with 'clsecure list'"),
+        (["list", "--mode", "user"], "--mode does not go with 'clsecure list'"),
+        (["list", "x"], "too much"),
+        (["list", "--cleanup"], "only one command"),
+        (["--list", "--cleanup"], "only one command"),
+        (["import"], "missing: SESSION"),
+        (["import", "a", "b"], "too much"),
+        (["import", "../x"], "not a name of a session"),
+        (["diff", "a\x1bb"], "not a name of a session"),
+        (["cleanup", "ok", "a/b"], "not a name of a session"),
+        (["agent", "remove", "claude"], "agent install claude"),
+        (["agent", "install", "../x"], "name of an agent"),
+        (["setup", "--user", "a,b"], "--user must be"),
+        (["--allow-docker"], "not there yet"),
+        (["--install-deps"], "not there yet"),
+        (["--provider", "kimi"], "not there yet"),
+        (["--config"], "not there yet"),
+        (["--info"], "not there yet"),
+        (["info"], "not there yet"),
+    ],
+)
+def test_anything_else_is_one_clear_error(words: list[str], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(words)
+    error = caught.value
+    assert told in f"{error.brief} | {error.details} | {error.resolution}"
+    assert error.exit_code == 125
+
+
+@pytest.mark.parametrize("line", ["--help", "-h", "run --help", "--mode user -h", "--session x --help"])
+def test_help_is_a_text(line: str) -> None:
+    options = parse(line.split()).options
+    assert isinstance(options, TextOptions)
+    assert options.text.startswith("usage: clsecure [OPTIONS] [-- COMMAND")
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_is_readable_at_80_columns_and_names_every_flag(verb: Verb) -> None:
+    options = parse([verb, "--help"]).options
+    assert isinstance(options, TextOptions)
+    assert max(len(line) for line in options.text.splitlines()) <= 80
+    for option in OPTIONS:
+        if verb in option.verbs and option.group:
+            assert option.name in options.text
+
+
+def test_help_of_run_names_every_command() -> None:
+    text = build_parser().format_help()
+    assert all(f"  {verb.value} " in text for verb in COMMANDS)
+
+
+def test_version_is_a_text() -> None:
+    options = parse(["--version"]).options
+    assert isinstance(options, TextOptions)
+    assert options.text.startswith("clsecure 0.")
+
+
+@pytest.mark.parametrize(
+    ("line", "environ", "expected"),
+    [
+        ("--output json --bogus", {}, True),
+        ("--bogus --output=json", {}, True),
+        ("--bogus", {"CLSECURE_OUTPUT": "json"}, True),
+        ("--bogus --output human", {"CLSECURE_OUTPUT": "json"}, False),
+        ("--bogus -- --output json", {}, False),
+        ("--bogus", {}, False),
+    ],
+)
+def test_an_unreadable_command_line_still_says_how_to_answer(
+    line: str, environ: dict[str, str], expected: bool
+) -> None:
+    assert wants_json(line.split(), environ) is expected

@@ -1,0 +1,223 @@
+"""Every key in every layer, who wins, and where a value says it came from."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from clsecure.errors import UsageError
+from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.settings import values
+from clsecure.settings.model import Settings, load
+from clsecure.settings.sources import KEYS, LATER, Entry, Layer, Source, gather
+from clsecure.settings.values import OutputFormat
+
+EXAMPLES = [
+    ("mode", "user", IsolationMode.USER),
+    ("mode", "CONTAINER", IsolationMode.CONTAINER),
+    ("network", "none", NetworkPolicy.NONE),
+    ("network", "true", NetworkPolicy.FULL),
+    ("network", "no", NetworkPolicy.API),
+    ("network", "full", NetworkPolicy.FULL),
+    ("session", "auth.2", "auth.2"),
+    ("agent", "demo", "demo"),
+    ("on_finish", "discard", OnFinish.DISCARD),
+    ("full_clone", "yes", True),
+    ("full_clone", "0", False),
+    ("mounts", "/opt/tool", (Mount(source=Path("/opt/tool"), target=Path("/opt/tool")),)),
+    ("mounts", "/a:/b:rw, /c", (
+        Mount(source=Path("/a"), target=Path("/b"), read_only=False),
+        Mount(source=Path("/c"), target=Path("/c")),
+    )),
+    ("mounts", "~/x:/x:ro", (Mount(source=Path("/home/u/x"), target=Path("/x")),)),
+    ("time_limit", "90", timedelta(seconds=90)),
+    ("time_limit", "2h", timedelta(hours=2)),
+    ("time_limit", "none", None),
+    ("base_url", "http://127.0.0.1:8080/v/", "http://127.0.0.1:8080/v"),
+    ("output", "json", OutputFormat.JSON),
+    ("verbose", "true", True),
+]  # fmt: skip
+
+BAD = [
+    ("mode", "docker"), ("network", "maybe"), ("session", "../x"), ("session", "-f"), ("session", "a" * 33),
+    ("session", "a b"), ("session", "ä"), ("agent", "Claude"), ("agent", "a/b"), ("on_finish", "push"),
+    ("full_clone", "perhaps"), ("mounts", "relative"), ("mounts", "/a:relative"), ("mounts", "/a:/"),
+    ("mounts", "/a/../b"), ("mounts", "/a:/b:/c"), ("mounts", "/a:"), ("mounts", "~bob/x"),
+    ("time_limit", "0"),
+    ("time_limit", "soon"), ("time_limit", "31d"), ("time_limit", "-1"), ("time_limit", "1h30"),
+    ("time_limit", "9999h"), ("base_url", "ftp://x"), ("base_url", "https://user:hunter2@x"),
+    ("base_url", "https://"), ("base_url", "https://x?y"), ("base_url", "https://x:99999"), ("output", "xml"),
+    ("verbose", "2"),
+]  # fmt: skip
+
+
+def flag(key: str, text: str) -> Entry:
+    return Entry(key=key, text=text, source=Source(layer=Layer.FLAG, where=f"--{key}"))
+
+
+def in_file(tmp_path: Path, text: str, name: str = ".clsecurerc") -> dict[str, str]:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return {"HOME": str(tmp_path)}
+
+
+@pytest.mark.parametrize(("key", "text", "value"), EXAMPLES)
+def test_a_value_of_a_flag(key: str, text: str, value: object) -> None:
+    texts = text.split(", ") if key == "mounts" else [text]  # one flag names one mount
+    settings = load(gather([flag(key, part) for part in texts], environ={"HOME": "/home/u"}))
+    assert getattr(settings, key) == value
+    assert settings.provenance(key) == Source(layer=Layer.FLAG, where=f"--{key}")
+
+
+@pytest.mark.parametrize(("key", "text", "value"), EXAMPLES)
+def test_a_value_of_the_environment(key: str, text: str, value: object) -> None:
+    name = f"CLSECURE_{key.upper()}"
+    settings = load(gather(environ={"HOME": "/home/u", name: text}))
+    assert getattr(settings, key) == value
+    assert settings.provenance(key) == Source(layer=Layer.ENVIRONMENT, where=name)
+
+
+@pytest.mark.parametrize(("key", "text", "value"), EXAMPLES)
+def test_a_value_of_the_users_file(tmp_path: Path, key: str, text: str, value: object) -> None:
+    settings = load(gather(environ=in_file(tmp_path, f"\n{key} = {text.replace('~', '/home/u')}\n")))
+    assert getattr(settings, key) == value
+    assert settings.provenance(key) == Source(layer=Layer.USER_FILE, where=f"{tmp_path}/.clsecurerc:2")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_default(key: str) -> None:
+    settings = load(gather(environ={"HOME": "/nonexistent"}))
+    assert getattr(settings, key) == Settings.model_fields[key].default
+    assert settings.provenance(key).layer is Layer.DEFAULT
+
+
+@pytest.mark.parametrize(("key", "text"), BAD)
+def test_a_bad_value_names_its_place_and_is_not_shown(tmp_path: Path, key: str, text: str) -> None:
+    environ = in_file(tmp_path, f"# one\n{key} = {text}\n")
+    # Also beneath a flag that overrides it.
+    good = next(example for name, example, _ in EXAMPLES if name == key)
+    with pytest.raises(UsageError) as caught:
+        load(gather([flag(key, good)], environ=environ))
+    assert caught.value.brief.startswith(f"{tmp_path}/.clsecurerc:2: {key} ")
+    assert "hunter2" not in caught.value.brief
+    with pytest.raises(UsageError, match=f"CLSECURE_{key.upper()}: {key} "):
+        load(gather(environ={f"CLSECURE_{key.upper()}": text, "HOME": "/nonexistent"}))
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    environ = in_file(tmp_path, "mode = user\nagent = from-file\nsession = from-file\n")
+    environ |= {"CLSECURE_AGENT": "from-env", "CLSECURE_SESSION": "from-env"}
+    settings = load(gather([flag("session", "from-flag")], environ=environ))
+    assert (settings.mode, settings.agent, settings.session) == (IsolationMode.USER, "from-env", "from-flag")
+    assert settings.network is NetworkPolicy.API
+    layers = [settings.provenance(key).layer for key in ("session", "agent", "mode", "network")]
+    assert layers == list(Layer)
+
+
+def test_mounts_of_all_layers_come_together_and_the_strongest_wins_a_target(tmp_path: Path) -> None:
+    environ = in_file(tmp_path, "mounts = /opt/a, /opt/b\n") | {"CLSECURE_MOUNTS": "/opt/c:/opt/b"}
+    settings = load(gather([flag("mounts", "rel:/opt/a:rw")], environ=environ))
+    assert settings.mounts == (
+        Mount(source=Path.cwd() / "rel", target=Path("/opt/a"), read_only=False),
+        Mount(source=Path("/opt/c"), target=Path("/opt/b")),
+    )
+    assert settings.provenance("mounts") == Source(layer=Layer.FLAG, where="--mounts, CLSECURE_MOUNTS")
+
+
+def test_a_path_with_a_comma_can_be_mounted_by_flag() -> None:
+    settings = load(gather([flag("mounts", "/opt/a,b")], environ={"HOME": "/h"}))
+    assert [str(mount.source) for mount in settings.mounts] == ["/opt/a,b"]
+
+
+def test_xdg_takes_the_place_of_dot_config(tmp_path: Path) -> None:
+    environ = in_file(tmp_path, "mode = user\n", ".config/clsecure/config")
+    assert load(gather(environ=environ)).mode is IsolationMode.USER
+    in_file(tmp_path, "mode = container\n", "xdg/clsecure/config")
+    environ["XDG_CONFIG_HOME"] = str(tmp_path / "xdg")
+    assert load(gather(environ=environ)).mode is IsolationMode.CONTAINER
+    environ["XDG_CONFIG_HOME"] = "relative"
+    assert load(gather(environ=environ)).mode is IsolationMode.USER
+
+
+def test_a_second_file_is_named_because_it_is_not_read(tmp_path: Path) -> None:
+    in_file(tmp_path, "mode = container\n")
+    settings = load(gather(environ=in_file(tmp_path, "mode = user\n", ".config/clsecure/config")))
+    assert settings.mode is IsolationMode.USER
+    assert [f"{tmp_path}/.clsecurerc is not read" in warning for warning in settings.warnings] == [True]
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_a_key_of_the_predecessor_warns_and_does_nothing(tmp_path: Path, key: str) -> None:
+    settings = load(gather(environ=in_file(tmp_path, f"{key} = hunter2\nmode = user\n")))
+    assert settings.mode is IsolationMode.USER
+    [warning] = settings.warnings
+    assert key in warning
+    assert "not supported yet" in warning
+    assert f"{tmp_path}/.clsecurerc:1" in warning
+    assert "hunter2" not in warning
+
+
+def test_a_misspelt_variable_is_an_error_because_it_might_have_shut_something() -> None:
+    with pytest.raises(UsageError) as caught:
+        gather(environ={"CLSECURE_NETWROK": "none"})
+    assert "CLSECURE_NETWROK" in caught.value.brief
+    assert "network" in (caught.value.resolution or "")
+
+
+@pytest.mark.parametrize(
+    "name", ["CLSECURE_TEST_CLAUDE", "CLSECURE_WORKER_USER", "CLSECURE_PROJECT_DIR", "CLSECUREX"]
+)
+def test_variables_that_are_no_settings_are_left_alone(name: str) -> None:
+    assert gather(environ={name: "x", "HOME": "/nonexistent"}).entries == ()
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert gather(environ={"CLSECURE_MODE": "", "HOME": "/nonexistent"}).entries == ()
+
+
+def test_two_variables_for_one_thing_are_refused() -> None:
+    with pytest.raises(UsageError, match="same thing"):
+        gather(environ={"CLSECURE_MODE": "user", "CLSECURE_ISOLATION_MODE": "container"})
+
+
+def test_the_settings_are_frozen_and_checked() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.mode = IsolationMode.USER  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        Settings(mode="docker")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        Settings(moed="user")  # type: ignore[call-arg]
+
+
+def test_pydantics_own_sources_are_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MODE", "user")
+    monkeypatch.setenv("AGENT", "evil")
+    (tmp_path / ".env").write_text("MODE=user\n")
+    monkeypatch.chdir(tmp_path)
+    assert Settings() == load(gather(environ={"HOME": "/nonexistent"}))
+
+
+def test_the_keys_of_the_sources_are_those_of_the_model() -> None:
+    assert set(KEYS) == set(Settings.model_fields)
+    assert set(values.READERS) | {"mounts"} == set(KEYS)
+
+
+@pytest.mark.parametrize("name", ["a", "feature/x", "claude/app-1", "ä", "a.b", "x@y"])
+def test_a_branch_that_git_accepts(name: str) -> None:
+    assert values.branch(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "-x", "a..b", "a b", "a~1", "a^", "a:b", "a?", "a*", "a[", "a\\b", "/a", "a/", "a//b", ".a", "a/.b",
+     "a.", "a.lock", "a.lock/b", "@", "HEAD", "a@{b", "a\x1b", "a\x7f", "a\n", "refs/heads/a", "\udc80",
+     "a" * 201],
+)  # fmt: skip
+def test_a_branch_that_git_refuses(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must|git"):
+        values.branch(name)
