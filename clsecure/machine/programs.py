@@ -86,7 +86,13 @@ def probe_permission() -> Probe:
     try:
         helper = find_installation().helper
     except BackendUnavailableError:
-        return Probe(name=name, status=ProbeStatus.MISSING, observed="no helper", needed_by=BOTH)
+        return Probe(
+            name=name,
+            status=ProbeStatus.MISSING,
+            observed="no helper",
+            needed_by=BOTH,
+            fix="sudo clsecure setup",
+        )
     # No session of the terminal: sudo can't ask, whatever it is set to.
     done = process.run(Command(argv=("sudo", "-n", str(helper)), timeout=15))
     answer = done.stderr.decode("utf-8", "replace").strip()
@@ -138,7 +144,7 @@ def probe_firejail_isolates() -> Probe:
     """Firejail fails open in containers: run it, and see that the namespaces really are others."""
     name = "firejail isolates"
     if find_program("firejail") is None:
-        return Probe(name=name, status=ProbeStatus.MISSING, observed="no firejail", needed_by=NAMESPACE)
+        return absent(name, NAMESPACE, install_command("firejail"))
     looks = ("readlink", "/proc/self/ns/pid", "/proc/self/ns/net")
     argv = ("firejail", "--quiet", "--noprofile", "--net=none", "--", *looks)
     home = Path("~").expanduser()
