@@ -1,4 +1,5 @@
 """The real Claude Code through the real gateway to the scripted API, holding the session's token only."""
+
 from __future__ import annotations
 
 import json

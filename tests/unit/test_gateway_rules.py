@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clsecure.egress.bodies import MAX_STRUCTURE, inspect
@@ -73,6 +73,7 @@ def test_everything_else_is_refused(method, target):
     assert rule_for(method, target) is None
 
 
+@settings(database=None, deadline=None)
 @given(st.binary(max_size=80))
 def test_no_target_passes_but_the_listed_ones(target):
     for method in (b"GET", b"POST", b"HEAD"):
@@ -231,6 +232,7 @@ def test_a_body_with_too_many_parts_is_not_even_parsed():
     assert denial.status == 413
 
 
+@settings(database=None, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_body_makes_the_inspection_fail_itself(body):
     inspect(body, provider_tools=False)
