@@ -145,10 +145,7 @@ def _resolve(candidate: Path, *, barred: Sequence[Path], home: Path, hops: int =
 
     :raises _Unusable: there is none.
     """
-    try:
-        real = candidate.resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise _Unusable(reason="a link that leads nowhere") from None
+    real = _real(candidate)
     if any(real.is_relative_to(directory) or candidate.is_relative_to(directory) for directory in barred):
         raise _Unusable(reason="belongs to the repository")
     package = npm_package.package_of(real)
@@ -168,12 +165,19 @@ def _resolve(candidate: Path, *, barred: Sequence[Path], home: Path, hops: int =
     return _resolve(following, barred=barred, home=home, hops=hops + 1)
 
 
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise _Unusable(reason="a link that leads nowhere") from None
+
+
 def _native_of(package: Path) -> Path:
     """Return the platform's program of an npm package whose own entry is a script."""
     machine = os.uname().machine
     for program in npm_package.natives(package, machine):
         with suppress(_Unusable):
-            real = program.resolve(strict=True)
+            real = _real(program)
             elf, _ = _inspect(real)
             if elf is not None:
                 _check_machine(elf)
