@@ -13,6 +13,8 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
+from clsecure.agents.digests import VERSION
+
 Check = Callable[[object], bool]
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]+-]{0,127}")
@@ -260,7 +262,7 @@ def session_state(
         for key in sorted(GLOBAL_KEYS)
         if key in user_state and SETTINGS[key].check(user_state[key])
     }
-    if version is not None:
+    if version is not None and VERSION.fullmatch(version):
         state |= {"lastOnboardingVersion": version, "lastReleaseNotesSeen": version}
     return {
         **state,

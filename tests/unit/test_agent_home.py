@@ -389,6 +389,14 @@ def test_a_home_without_claude_gets_what_a_session_needs(tmp_path: Path) -> None
     assert set(written(gather(tmp_path / "nobody"))) == {".claude/settings.json", ".claude.json"}
 
 
+@pytest.mark.parametrize(("version", "known"), [("2.1.197", True), ("unknown", False), (None, False)])
+def test_release_notes_of_the_version_in_use_do_not_greet(
+    home: Path, version: str | None, known: bool
+) -> None:
+    request = HomeRequest(user_home=home, worker_home=WORKER_HOME, workspace=WORKSPACE, version=version)
+    assert ("lastReleaseNotesSeen" in state_of(collect(request))) == known
+
+
 def test_settings_that_were_moved_are_read_where_they_are(home: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     put(moved, "settings.json", {"theme": "light"})
