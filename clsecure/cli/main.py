@@ -109,8 +109,6 @@ def _execute(invocation: Invocation) -> int:
     if invocation.verbose:
         logs.show(_to_stderr)
     ui = make_ui(output=invocation.output, verbose=invocation.verbose)
-    for warning in invocation.layers.warnings:
-        ui.warn(warning)
     name = _MODULES.get(invocation.verb, invocation.verb.value)
     command = importlib.import_module(f"clsecure.cli.commands.{name}")
     status: int = command.execute(invocation, ui)

@@ -118,12 +118,11 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def write_sessions(rows: Sequence[SessionRow], *, json: bool) -> None:
-    """Write what ``clsecure list`` shows."""
+    """Write what ``clsecure list`` shows: nothing for people when there is nothing."""
     if json:
         write_json({"sessions": rows})
         return
     if not rows:
-        write("There are no sessions.\n")
         return
     columns = (
         "SESSION ID",

@@ -99,7 +99,7 @@ def test_the_list_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         "claude-worker-app-abc",
     ]  # fmt: skip
     render.write_sessions([], json=False)
-    assert capsys.readouterr().out == "There are no sessions.\n"
+    assert capsys.readouterr().out == ""
 
 
 def test_a_table_takes_text_as_text(capsys: pytest.CaptureFixture[str]) -> None:
