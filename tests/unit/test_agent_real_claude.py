@@ -103,6 +103,7 @@ class Worker:
             token=token,
             credential_variable=credential,
         )
+        env["CLAUDE_CODE_TMPDIR"] = str(self.home)  # so that nothing is left in the machine's /tmp
         line = [str(binary) if part == CLAUDE.argv_unattended[0] else part for part in argv]
         return pexpect.spawn(
             line[0],
