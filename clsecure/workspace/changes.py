@@ -32,6 +32,7 @@ class Changes:
     :param committed: what HEAD has at each path below.
     :param staged: what the index has instead of HEAD's; None where it has nothing.
     :param deleted: in the index, but not in the work tree.
+    :param unlinked: submodules of the index whose directory is gone; they stay in the tree nevertheless.
     :param modified: in the work tree other than in the index; with the mode seen in the work tree.
     :param indexed: what the index has at the modified paths.
     :param intended: of the modified, those that the index knows by ``git add --intent-to-add`` only.
@@ -43,6 +44,7 @@ class Changes:
     committed: Mapping[bytes, Entry] = field(default_factory=dict)
     staged: Mapping[bytes, Entry | None] = field(default_factory=dict)
     deleted: frozenset[bytes] = frozenset()
+    unlinked: frozenset[bytes] = frozenset()
     modified: Mapping[bytes, str] = field(default_factory=dict)
     indexed: Mapping[bytes, Entry] = field(default_factory=dict)
     intended: frozenset[bytes] = frozenset()
@@ -63,6 +65,7 @@ def parse(status: bytes) -> Changes:
     modified: dict[bytes, str] = {}
     indexed: dict[bytes, Entry] = {}
     deleted: set[bytes] = set()
+    unlinked: set[bytes] = set()
     intended: set[bytes] = set()
     untracked: set[bytes] = set()
     unmerged: set[bytes] = set()
@@ -89,7 +92,7 @@ def parse(status: bytes) -> Changes:
             elif in_index != b".":
                 staged[path] = Entry(mode=mode_index, oid=index)
             if in_work == b"D":
-                deleted.add(path)
+                (unlinked if mode_index == GITLINK else deleted).add(path)
             elif in_work != b".":
                 modified[path] = mode_work
                 indexed[path] = Entry(mode=mode_index, oid=index)
@@ -99,6 +102,7 @@ def parse(status: bytes) -> Changes:
         committed=committed,
         staged=staged,
         deleted=frozenset(deleted),
+        unlinked=frozenset(unlinked),
         modified=modified,
         indexed=indexed,
         intended=frozenset(intended),

@@ -181,7 +181,7 @@ def _write_list(
         return b64encode(path).decode("ascii")
 
     kept = {path: entry for path, entry in found.files.items() if path not in clean}
-    removed = {*found.gone, *(p for p in changed.unmerged if p not in kept)}
+    removed = {*found.gone, *changed.unlinked, *(p for p in changed.unmerged if p not in kept)}
     content = {
         "remove": [text(p) for p in sorted(removed) if p not in kept],
         "files": [

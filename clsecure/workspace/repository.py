@@ -69,6 +69,11 @@ class Repository:
         """The object store."""
         return self.common_dir / "objects"
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """The name and address that commits of a session carry: the user's, where git knows them."""
+        return self.user_name or "clsecure", self.user_email or "clsecure@localhost"
+
     def git(self) -> Git:
         """git on this repository as the user knows it, but for what :mod:`clsecure.git` switches off."""
         return _users_git(self.git_dir, self.top)
@@ -155,6 +160,8 @@ def public_url(url: str) -> str | None:
     # host:path of ssh; a path with a slash before the first colon is a file's.
     before, colon, after = url.partition(":")
     if colon and "/" not in before:
+        if "@" in after:
+            return None
         return f"{before.rpartition('@')[2]}:{after}"
     return url
 
