@@ -17,6 +17,7 @@ import pytest
 from clsecure.cli import render
 from clsecure.cli.render import SessionRow
 from clsecure.model import ImportedUnit, ImportFinding, ImportResult, IsolationMode, NetworkPolicy, Severity
+from clsecure.session.result import SessionResult
 from tests.support.cli import ROOT
 from tests.support.schema import check, load
 
@@ -46,6 +47,7 @@ IMPORT = ImportResult(
 RESULT: dict[str, Any] = {
     "session_id": "s",
     "project": Path("/p"),
+    "session": "default",
     "mode": IsolationMode.NAMESPACE,
     "network": NetworkPolicy.API,
     "worker_user": "w",
@@ -77,7 +79,9 @@ def test_the_schema_wants_every_key(key: str) -> None:
         check(render.plain({k: v for k, v in RESULT.items() if k != key}), load("result"))
 
 
-def test_the_schema_knows_the_fields_of_an_import() -> None:
+def test_the_schema_knows_the_fields_of_a_result_and_of_an_import() -> None:
+    fields = {field.name.removesuffix("_") for field in dataclasses.fields(SessionResult)}
+    assert fields >= set(load("result")["required"])
     wanted = load("result")["properties"]["import"]["anyOf"][0]["required"]
     assert set(wanted) == {field.name for field in dataclasses.fields(ImportResult)}
 
