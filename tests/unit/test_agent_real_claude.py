@@ -103,7 +103,12 @@ class Worker:
             token=token,
             credential_variable=credential,
         )
-        env["CLAUDE_CODE_TMPDIR"] = str(self.home)  # so that nothing is left in the machine's /tmp
+        # So that nothing is left in the machine's own.
+        env |= {
+            "TMPDIR": str(self.home),
+            "CLAUDE_CODE_TMPDIR": str(self.home),
+            "CLAUDE_TMPDIR": str(self.home),
+        }
         line = [str(binary) if part == CLAUDE.argv_unattended[0] else part for part in argv]
         return pexpect.spawn(
             line[0],
