@@ -1,3 +1,4 @@
+# ruff: noqa: PTH  # byte paths
 """What the tests of clone-in share: a user's repository, a session's way in, and looks at both sides."""
 
 from __future__ import annotations

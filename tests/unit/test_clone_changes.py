@@ -1,3 +1,4 @@
+# ruff: noqa: PTH  # byte paths
 """What the user had not committed is inside exactly as it is outside, and hashes to the same tree."""
 
 from __future__ import annotations

@@ -225,5 +225,5 @@ def test_the_base_is_private_and_complete_by_itself(top: Path, tmp_path: Path) -
     base("cat-file", "-e", f"{state.top.base_tree}:new")
 
 
-def discover_base(path: Path):  # noqa: ANN201
+def discover_base(path: Path):
     return lambda *args: git(path, *args, env={"GIT_DIR": str(path)})
