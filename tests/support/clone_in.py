@@ -1,4 +1,5 @@
-# ruff: noqa: PTH  # byte paths
+# ruff: noqa: PTH115, PTH118, PTH123
+# Byte paths, which pathlib does not have.
 """What the tests of clone-in share: a user's repository, a session's way in, and looks at both sides."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-# ruff: noqa: PTH  # byte paths
+# ruff: noqa: PTH103, PTH108, PTH115, PTH118, PTH120, PTH123
+# Byte paths, which pathlib does not have.
 """What the user had not committed is inside exactly as it is outside, and hashes to the same tree."""
 
 from __future__ import annotations
