@@ -167,6 +167,15 @@ class Scratch:
         line = self.run("cat-file", "--batch-check=%(objecttype)", data=name + b"\n").strip()
         return b"" if b" " in line else line
 
+    def ignored(self, paths: Iterable[bytes], *flags: str) -> set[bytes]:
+        """Those of the paths that the tree's own rules leave out."""
+        # check-ignore knows no literal pathspecs; behind "./" no name is taken for a pattern.
+        data = nul(b"./" + path for path in paths)
+        env = {"GIT_LITERAL_PATHSPECS": "0"}
+        return {
+            p[2:] for p in self.items("check-ignore", *flags, "-z", "--stdin", data=data, ok=(0, 1), env=env)
+        }
+
     def pointers(self, names: list[bytes]) -> dict[bytes, str]:
         """id → oid for those of the objects that are LFS pointers."""
         if not names:
@@ -720,10 +729,8 @@ class Unit:
         for prefix, why in self.work.unreadable:
             self.refuse(prefix, f"the directory can't be read: {why}")
         embedded = {p[:-1] for p in self.work.embedded} - kept
-        odd = sorted({*self.work.special, *embedded})
-        ignored = set()
-        if odd:
-            ignored = set(self.git.items("check-ignore", "-z", "--stdin", data=nul(odd), ok=(0, 1)))
+        odd = [p for p in (*self.work.special, *embedded) if not kept.intersection(parents(p))]
+        ignored = self.git.ignored(odd) if odd else set()
         for path in sorted((set(odd) - ignored) | repositories - kept):
             if path in embedded or path in repositories:
                 self.refuse(path, "a repository of its own that was not cloned in")
