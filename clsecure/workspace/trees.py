@@ -19,7 +19,7 @@ from clsecure.workspace import lfs
 from clsecure.workspace.changes import GITLINK, Changes, Entry
 from clsecure.workspace.snapshot import SYMLINK, Snapshot, blob_id, name_some
 
-_QUIET = ("-c", "core.safecrlf=false", "-c", "core.fsync=none")
+_QUIET = ("-c", "core.safecrlf=false", "-c", "core.fsync=none", "-c", "core.looseCompression=1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
