@@ -49,9 +49,10 @@ class CommandResult:
     def check(self) -> CommandResult:
         """Return itself, or raise :class:`ToolError` with the command's own words."""
         if self.returncode != 0:
+            words = self.stderr[-4000:].decode("utf-8", "replace")
             raise ToolError(
                 f"{self.command.argv[0]!s} failed with status {self.returncode}",
-                details=f"{self.command.display()}\n{self.stderr[-4000:].decode('utf-8', 'replace')}".rstrip(),
+                details=f"{self.command.display()}\n{words}".rstrip(),
             )
         return self
 

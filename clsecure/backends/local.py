@@ -24,6 +24,7 @@ class LocalSandbox:
         launcher = report["report"]
         self._connection = connection
         self.end: SandboxEnd | None = None
+        self._failure: str | None = None
         self.facts = _facts(report["facts"], launcher)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
@@ -33,7 +34,7 @@ class LocalSandbox:
             self.terminal = fds.pop(0)
 
     def start(self, command: SandboxCommand, *, stdio: tuple[int, int, int] | None) -> None:
-        """Let the launcher exec the command, and wait until it did or could not."""
+        """Let the launcher exec the command; that it could not is told by :meth:`wait`."""
         message = {
             "verb": "start",
             "argv": list(command.argv),
@@ -41,23 +42,29 @@ class LocalSandbox:
             "cwd": str(command.cwd),
         }
         self._connection.send(message, stdio or ())
-        reply, _ = self._connection.receive()
-        if reply["event"] == "failed":
-            raise UsageError("the command could not be started inside", details=reply["error"])
-        if reply["event"] == "exit":
-            self.end = _end(reply)
 
     def wait(self, *, timeout: float | None = None) -> int | None:
-        """Return the exit status after every process is dead, or None when the time is over."""
+        """Return the exit status after every process is dead, or None when the time is over.
+
+        :raises UsageError: the command could not be started.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.end is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not select.select([self._connection], [], [], left)[0]:
                 return None
-            reply, _ = self._connection.receive()
-            if reply["event"] == "exit":
-                self.end = _end(reply)
+            self.receive()
+        if self._failure is not None:
+            raise UsageError("the command could not be started inside", details=self._failure)
         return self.end.status
+
+    def receive(self) -> None:
+        """Take one event in: the end, or that the command could not be started."""
+        reply, _ = self._connection.receive()
+        if reply["event"] == "failed":
+            self._failure = str(reply["error"])
+        else:
+            self.end = _end(reply)
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the sandbox ends."""
@@ -71,7 +78,7 @@ class LocalSandbox:
     def close(self) -> None:
         """Kill what is left and give the descriptors back."""
         if self.end is None:
-            with contextlib.suppress(HelperError):
+            with contextlib.suppress(HelperError, UsageError):
                 self.kill()
                 self.wait(timeout=60)
         if self.listener is not None:

@@ -995,7 +995,6 @@ class Sandbox:
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
         watch: list[Any] = [conn, self.control, self.pidfd, self.log]
-        failed = False
         while True:
             ready, _, _ = select.select(watch, [], [])
             if self.log in ready:
@@ -1006,13 +1005,10 @@ class Sandbox:
                 data = b""
                 with contextlib.suppress(ConnectionResetError):
                     data = self.control.recv(4096)
-                failed = failed or bool(data)
                 if data:
                     send(conn, {"event": "failed", "error": json.loads(data).get("error", "")})
                 else:
                     watch.remove(self.control)
-                if not failed:
-                    send(conn, {"event": "started"})
             if self.pidfd in ready:
                 return
             if conn in ready:

@@ -54,13 +54,18 @@ class SessionPlan:
         """The branch that the work comes home as."""
         if self.branch is not None:
             return self.branch
-        session = "" if self.session == DEFAULT_SESSION else f"-{self.session}"
-        return f"claude/{ref_component(self.project_name)}{session}-{self.started:%Y%m%d-%H%M%S}"
+        return default_branch(project_name=self.project_name, session=self.session, started=self.started)
 
     @property
     def commit_message(self) -> str:
         """The message of the commit that holds uncommitted work."""
         return self.message or f"Uncommitted work of session {self.session_id}"
+
+
+def default_branch(*, project_name: str, session: str, started: datetime) -> str:
+    """Return the name of a branch that nobody named: ``claude/<project>[-<session>]-<timestamp>``."""
+    suffix = "" if session == DEFAULT_SESSION else f"-{ref_component(session)}"
+    return f"claude/{ref_component(project_name)}{suffix}-{started:%Y%m%d-%H%M%S}"
 
 
 def ref_component(name: str) -> str:

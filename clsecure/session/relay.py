@@ -103,7 +103,7 @@ def _pump(
         if master in readable and not _forward(master, stdout):
             reading.remove(master)
         if sandbox.fileno() in readable:
-            sandbox.wait(timeout=0)
+            sandbox.receive()
     while master in reading and select.select([master], [], [], 0)[0] and _forward(master, stdout):
         pass
     return True
@@ -187,5 +187,5 @@ def _copy(source: int, target: int) -> None:
         pass
     finally:
         for fd in (source, target):
-            if fd > 2: 
+            if fd > 2:
                 os.close(fd)

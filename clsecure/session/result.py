@@ -1,4 +1,4 @@
-"""What a session came to, as the JSON result says it. Keys are stable; the schema is docs/result.schema.json."""
+"""What a session came to, as the JSON result says it (docs/result.schema.json). Keys are stable."""
 
 from __future__ import annotations
 

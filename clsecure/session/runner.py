@@ -7,9 +7,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from clsecure import logs
@@ -42,7 +42,8 @@ from clsecure.model import (
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
-from clsecure.session.finish import Finish, Finished
+from clsecure.session.clock import Clock
+from clsecure.session.finish import Decision, Finish, Finished
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import PipeRelay, relay_terminal, terminal_size
 from clsecure.session.result import SessionResult
@@ -74,27 +75,6 @@ class Surroundings:
     terminal: bool
     installation: Installation
     store: Store
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds by phase."""
-
-    begun: float = field(default_factory=time.monotonic)
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases[name] = round(self.phases.get(name, 0.0) + time.monotonic() - start, 4)
-
-    def total(self) -> float:
-        """Return the seconds since the beginning."""
-        return round(time.monotonic() - self.begun, 4)
 
 
 class SessionRunner:
@@ -147,7 +127,9 @@ class SessionRunner:
 
     def _lease(self) -> WorkerAccount:
         with self.ui.phase("preparing the worker account"):
-            account = self.connection.lease(project=str(self.plan.project), session=self.plan.session, create=True)
+            account = self.connection.lease(
+                project=str(self.plan.project), session=self.plan.session, create=True
+            )
         log.info("account_leased", name=account.name, uid=account.uid, created=account.created)
         return account
 
@@ -229,9 +211,7 @@ class SessionRunner:
         else:
             state = "interrupted" if record.status is SessionStatus.RUNNING else "ended"
             work = "its work is not imported yet" if record.holds_work else "nothing in it waits"
-            resume = self.ui.choose_resume(
-                ResumeQuestion(session=record.session, state=f"{state}, {work}")
-            )
+            resume = self.ui.choose_resume(ResumeQuestion(session=record.session, state=f"{state}, {work}"))
         if not resume and record.holds_work:
             self._really_lose(record)
         return resume
@@ -253,7 +233,9 @@ class SessionRunner:
         assert record.workspace is not None  # noqa: S101  # resumable says so
         home = self._agent_home(spec, PurePosixPath(record.workspace))
         with self.clock.phase("clone_in"), self.ui.phase("preparing the kept workspace"):
-            self._unpack(backend, spec, record.workspace, lambda out: stream_in(None, None, out, home_files=home.files))
+            self._unpack(
+                backend, spec, record.workspace, lambda out: stream_in(None, None, out, home_files=home.files)
+            )
         record = self.place.write(
             record,
             session_id=self.plan.session_id,
@@ -361,10 +343,9 @@ class SessionRunner:
             terminal=terminal_size(0) if interactive else None,
             network=self.plan.network,
         )
-        with self.clock.phase("start"):
-            with self.ui.phase("building the sandbox"):
-                sandbox_context = backend.open(spec)
-                sandbox = sandbox_context.__enter__()
+        with self.clock.phase("start"), self.ui.phase("building the sandbox"):
+            sandbox_context = backend.open(spec)
+            sandbox = sandbox_context.__enter__()
         try:
             with self.clock.phase("verify_start"):
                 results = check_barrier(sandbox.facts, spec)
@@ -400,7 +381,10 @@ class SessionRunner:
             f"{self.agent.title if self.plan.command is None else self.plan.command[0]} runs isolated",
             f"mode {self.plan.mode}, network: {network}",
             f"project {self.plan.project}, session {self.plan.session}",
-            *(f"mounted: {m.source} at {m.target}{'' if m.read_only else ', writable'}" for m in self.plan.mounts),
+            *(
+                f"mounted: {m.source} at {m.target}{'' if m.read_only else ', writable'}"
+                for m in self.plan.mounts
+            ),
             *(f"residual: {w}" for w in self.warnings if w.startswith("not enforced")),
         ]
         self.ui.banner(lines)
@@ -440,7 +424,9 @@ class SessionRunner:
                 in_time = self._piped(sandbox, command, deadline)
         status = self._status(sandbox, in_time=in_time)
         if gateway is not None and not gateway.alive():
-            self.warnings.append("the gateway ended during the session: the agent had no network from then on")
+            self.warnings.append(
+                "the gateway ended during the session: the agent had no network from then on"
+            )
             self.ui.warn(self.warnings[-1])
         log.info("agent_ended", status=status, in_time=in_time)
         return status
@@ -495,7 +481,6 @@ class SessionRunner:
         self, backend: Backend, spec: SandboxSpec, record: SessionRecord, start: StartState
     ) -> Finished:
         finish = Finish(
-            plan=self.plan,
             ui=self.ui,
             clock=self.clock,
             backend=backend,
@@ -503,13 +488,25 @@ class SessionRunner:
             place=self.place,
             start=start,
             exporter=self.around.installation.export,
+            author=self.repository.identity,
+            started=record.created,
+        )
+        decision = Decision(
+            on_finish=self.plan.on_finish,
+            branch=self.plan.branch_name,
+            chosen=self.plan.branch is not None,
+            message=self.plan.commit_message,
         )
         try:
-            finished = finish.conclude(record)
+            finished = finish.conclude(record, decision)
         except ClsecureError:
             self.place.write(record, status=SessionStatus.KEPT, unimported=None, updated=time.time())
-            self.ui.warn(f"The work is kept. Try again with: clsecure import {self.place.path.name}")
+            self.ui.warn(f"the work is kept; try again with: clsecure import {self.place.path.name}")
             raise
+        if finished.discarded:
+            with self.ui.phase("deleting the workspace"):
+                self.connection.reset()
+                shutil.rmtree(self.place.base, ignore_errors=True)
         self.warnings += finished.warnings
         return finished
 

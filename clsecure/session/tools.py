@@ -1,4 +1,4 @@
-"""The tool's own programs inside: unpacking and exporting, each in a fresh offline sandbox of the same spec."""
+"""The tool's own programs inside: each in a fresh offline sandbox of the session's spec."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def run_tool(
             env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home, "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp"},  # noqa: S108
             cwd=spec.account.home,
         )
-        sandbox.start(
-            command, stdio=(in_read.fileno(), out_write.fileno(), err_write.fileno())
-        )
+        sandbox.start(command, stdio=(in_read.fileno(), out_write.fileno(), err_write.fileno()))
         for ours in (in_read, out_write, err_write):
             ours.close()
         # A reader that is gone has said why on its standard error, and its status tells.

@@ -144,7 +144,7 @@ def _below(path: str, roots: Iterable[str]) -> bool:
 
 
 def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    """Every mount of a real file system is one that the plan names, and read-only unless the plan says not."""
+    """Every mount of a real file system is one of the plan's, and read-only unless the plan says not."""
     writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
     known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
     wrong = []

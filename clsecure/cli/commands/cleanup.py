@@ -56,7 +56,9 @@ def _choose(options: CleanupOptions, items: Sequence[Item], ui: Ui) -> list[Item
         idle = [item for item in items if not item.running]
         for item in items:
             ui.note(f"{item.name}  {item.status}{', unimported work' if item.holds_work else ''}")
-        if options.yes or ui.confirm_typed(f"This removes {len(idle)} sessions with all their files.", "DELETE ALL"):
+        if options.yes or ui.confirm_typed(
+            f"This removes {len(idle)} sessions with all their files.", "DELETE ALL"
+        ):
             return list(items)
         raise UsageError("nothing was removed", resolution="Confirm with --yes, or by typing DELETE ALL")
     if not ui.interactive:

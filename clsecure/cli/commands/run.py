@@ -99,16 +99,20 @@ def _show(plan: SessionPlan, repository: Repository, ui: Ui, *, as_json: bool) -
     }[plan.network]
     what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else plan.agent
     finish = "ask on a terminal, else keep" if plan.on_finish is OnFinish.ASK else plan.on_finish.value
+    copied = "the whole history" if plan.full_clone else "the last 50 commits"
     ui.banner(
         [
             f"runs       {what}",
             f"project    {plan.project}",
             f"session    {plan.session}",
             f"copies     {repository.head[:12]} ({repository.branch or 'detached'}), "
-            f"{'the whole history' if plan.full_clone else 'the last 50 commits'}, and your uncommitted changes",
+            f"{copied}, and your uncommitted changes",
             f"mode       {plan.mode}",
             f"network    {network}",
-            *(f"mount      {m.source} at {m.target}{'' if m.read_only else ' (writable)'}" for m in plan.mounts),
+            *(
+                f"mount      {m.source} at {m.target}{'' if m.read_only else ' (writable)'}"
+                for m in plan.mounts
+            ),
             f"time limit {plan.time_limit or 'none'}",
             f"at the end {finish}; as branch {plan.branch_name}",
             "nothing was done (--dry-run)",
