@@ -134,7 +134,7 @@ def test_executable_bits_and_odd_names_are_flagged(session):
 # Put together here, so that nobody's scanner takes this file for a leak.
 SECRETS = [
     "AKIA" + "ABCDEFGHIJKLMNOP", "ghp_" + "a" * 36, "sk-ant-" + "api03-" + "x" * 40, "glpat-" + "x" * 20,
-    "-----BEGIN OPENSSH " + "PRIVATE KEY-----", "https://user:hunter2secret@" + "example.org/", "npm_" + "a" * 36,
+    "-----BEGIN OPENSSH " + "PRIVATE KEY-----", "https://u:hunter2@" + "example.org/", "npm_" + "a" * 36,
 ]  # fmt: skip
 
 
@@ -144,6 +144,14 @@ def test_secrets_on_added_lines_are_flagged_and_not_repeated(session, secret):
     review = session.review(session.admit())
     assert [(f.kind, f.path, f.severity) for f in review.findings] == [("secret", "dir/b.txt", Severity.HIGH)]
     assert all(secret not in finding.message for finding in review.findings)
+
+
+def test_secrets_are_found_deep_in_large_changes(session):
+    secret = SECRETS[0].encode()
+    write(session.workspace / "a-long-line", b"x " * (2 << 20) + b" " + secret + b" " + b"x " * (2 << 20))
+    write(session.workspace / "b-many-lines", b"line\n" * 600_000 + secret + b"\n" + b"line\n" * 600_000)
+    write(session.workspace / "c", b"++ b/elsewhere\n" + secret + b"\n")
+    assert findings(session) == {"secret": ["a-long-line", "b-many-lines", "c"]}
 
 
 def test_text_that_hides_is_flagged_and_shown(session):
