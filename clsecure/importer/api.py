@@ -129,7 +129,11 @@ def review(
         )
 
     return Review(
-        units=tuple(summary.summarise(unit, bounds=bounds) for unit in admitted.units if unit.changed),
+        units=tuple(
+            summary.summarise(unit, bounds=bounds)
+            for unit in admitted.units
+            if unit.changed or unit.other_refs
+        ),
         findings=findings.find(admitted.units, expected, bounds=bounds),
         refused=admitted.refused,
         diff=diff,

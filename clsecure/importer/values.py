@@ -139,7 +139,10 @@ class DiffFunction(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """What the user is shown before the branch is made."""
+    """What the user is shown before the branch is made.
+
+    :param units: those with changes, or with commits that do not come home (``other_refs``).
+    """
 
     units: tuple[UnitSummary, ...]
     findings: tuple[ImportFinding, ...]

@@ -573,6 +573,10 @@ class Unit:
         data = read_regular(os.path.join(self.git_dir, b"index"), 1 << 30)
         if not data:
             return {}
+        # A split index names a second file, which git looks for in the directory of the repository.
+        for name in sorted(n for n in os.listdir(self.git_dir) if n.startswith(b"sharedindex."))[:4]:
+            with open(os.path.join(os.fsencode(self.git.dir), name), "wb") as file:
+                file.write(read_regular(os.path.join(self.git_dir, name), 1 << 30))
         copy = os.path.join(self.git.dir, "agent-index")
         with open(copy, "wb") as file:
             file.write(data)
@@ -626,7 +630,7 @@ class Unit:
         info += [b"160000 %s\t%s" % (self._link_id(p, ready, start, at_tip), p) for p in sorted(kept)]
         if info:
             git.run("update-index", "--add", "--replace", "-z", "--index-info", data=nul(info))
-        self._keep_identical(start)
+        self._keep_identical(wanted, start)
         self._refusals(wanted, kept, repositories)
         self.tree = git.run("write-tree").strip()
 
@@ -701,7 +705,7 @@ class Unit:
         self.git.run("hash-object", "-w", "--no-filters", "--stdin-paths", data=b"\n".join(names) + b"\n")
         shutil.rmtree(place)
 
-    def _keep_identical(self, start: Entries) -> None:
+    def _keep_identical(self, wanted: set[bytes], start: Entries) -> None:
         """A file whose bytes are the blob of the start keeps it, whatever the attributes would make of it."""
         if not self.has_head:
             return
@@ -712,7 +716,7 @@ class Unit:
         for path in changed:
             mode, blob = start.get(path, (b"", b""))
             full = os.path.join(self.root, path)
-            if not mode.startswith(b"100") or path not in self.work.files or os.path.islink(full):
+            if not mode.startswith(b"100") or path not in wanted or os.path.islink(full):
                 continue
             if os.access(full, os.R_OK) and file_blob_id(full, self.format) == blob:
                 now = b"100755" if os.lstat(full).st_mode & 0o100 else b"100644"

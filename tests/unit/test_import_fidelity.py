@@ -138,6 +138,61 @@ def test_ignored_files_stay_out_and_forced_ones_come(session):
     assert not (session.repo / ".envrc").exists()
 
 
+def test_files_that_the_agent_untracked_and_ignores_stay_out(session):
+    work = session.workspace
+    write(work / ".gitignore", b"a.txt\n")
+    git(work, "rm", "-q", "--cached", "a.txt")
+    git(work, "add", ".gitignore")
+    git(work, "commit", "-qm", "untrack")
+    result = session.bring_home()
+    assert result is not None
+    assert result.uncommitted_commit is None
+    assert b"a.txt" not in tree_files(session.repo, result.tip)
+
+
+@pytest.mark.parametrize("how", ["split index", "version 4", "sparse index", "damaged"])
+def test_the_form_of_the_agents_index_does_not_matter(session, how):
+    work = session.workspace
+    write(work / ".gitignore", b"forced\n")
+    write(work / "forced", b"1")
+    git(work, "add", "-f", "forced")
+    match how:
+        case "split index":
+            git(work, "update-index", "--split-index")
+        case "version 4":
+            git(work, "update-index", "--index-version=4")
+        case "sparse index":
+            git(work, "commit", "-qm", "x")
+            git(work, "sparse-checkout", "set", "--sparse-index", "other")
+            git(work, "checkout", "-q", "main")
+            write(work / "dir" / "b.txt", b"two\n")
+        case "damaged":
+            (work / ".git" / "index").write_bytes(b"DIRC" + b"\xff" * 100)
+    admitted = session.admit()
+    assert [line.split(":")[0] for line in admitted.refused] == ([".git/index"] if how == "damaged" else [])
+    result = session.bring_home()
+    assert result is not None
+    files = tree_files(session.repo, result.tip)
+    assert (b"forced" in files) == (how != "damaged")
+    assert files[b"dir/b.txt"] == (0o100644, b"two\n")
+
+
+def test_a_merge_that_was_not_finished_comes_home_as_it_lies_there(session):
+    work = session.workspace
+    git(work, "checkout", "-qb", "other")
+    write(work / "a.txt", b"1\n")
+    git(work, "commit", "-qam", "1")
+    git(work, "checkout", "-q", "main")
+    write(work / "a.txt", b"2\n")
+    git(work, "commit", "-qam", "2")
+    with pytest.raises(AssertionError):
+        git(work, "merge", "other")
+    assert session.admit().top.other_refs == ("MERGE_HEAD", "refs/heads/other")
+    result = session.bring_home()
+    assert result is not None
+    assert tree_files(session.repo, result.tip) == work_tree_files(work)
+
+
 def test_nothing_hides_from_the_export(session):
     work = session.workspace
     git(work, "update-index", "--skip-worktree", "a.txt")
@@ -207,6 +262,7 @@ def test_commits_on_other_branches_are_named(session):
     admitted = session.admit()
     assert admitted.top.other_refs == ("refs/heads/side\\u202e", "refs/stash")
     assert not admitted.changed
+    assert session.review(admitted).units[0].other_refs == admitted.top.other_refs
 
 
 def test_text_attributes_give_the_tree_that_a_clean_git_would_make(tmp_path):
