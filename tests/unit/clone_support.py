@@ -20,7 +20,11 @@ UNPACK = Path(clone.__file__).parents[1] / "privileged" / "unpack.py"
 
 
 def git(
-    top: Path, *args: str | bytes, data: bytes | None = None, env: dict[str, str] | None = None, status: int = 0
+    top: Path,
+    *args: str | bytes,
+    data: bytes | None = None,
+    env: dict[str, str] | None = None,
+    status: int = 0,
 ) -> bytes:
     """Run the user's git; HOME is what the test set."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
@@ -74,9 +78,7 @@ def unpack(data: bytes, workspace: Path, home: Path) -> subprocess.CompletedProc
     )
 
 
-def bring_in(
-    top: Path, room: Path, *, full: bool = False, home_files: Sequence[HomeFile] = ()
-) -> Session:
+def bring_in(top: Path, room: Path, *, full: bool = False, home_files: Sequence[HomeFile] = ()) -> Session:
     """The whole way: discover, prepare, stream, unpack."""
     room.mkdir(parents=True, exist_ok=True)
     repository = discover(top)
@@ -86,7 +88,9 @@ def bring_in(
     assert sent.size == len(out.getvalue())
     home = room / "home"
     home.mkdir()
-    (home / ".gitconfig").write_text("[core]\n\tautocrlf = true\n\thooksPath = /hostile\n[user]\n\tname = Eve\n")
+    (home / ".gitconfig").write_text(
+        "[core]\n\tautocrlf = true\n\thooksPath = /hostile\n[user]\n\tname = Eve\n"
+    )
     done = unpack(out.getvalue(), home / "work", home)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stderr == b""
@@ -107,7 +111,14 @@ def inside(session: Session, *args: str | bytes, path: str = "", status: int = 0
 
 def status(top: Path, *, env: dict[str, str] | None = None) -> set[bytes]:
     """What ``git status`` says, as a set of lines."""
-    options = ("--no-optional-locks", "status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
+    options = (
+        "--no-optional-locks",
+        "status",
+        "--porcelain=v1",
+        "-z",
+        "--untracked-files=all",
+        "--no-renames",
+    )
     return set(git(top, *options, env=env).split(b"\0")[:-1])
 
 
