@@ -1,6 +1,6 @@
 """What the hostile tests share: the two modes, and a repository of the person's for each of them.
 
-All tests of one mode run in one process (``--dist loadgroup``), so accounts and prepared worlds are made once.
+All tests of one mode run in one process (``--dist loadgroup``): accounts and prepared worlds are made once.
 """
 
 from __future__ import annotations

