@@ -104,7 +104,7 @@ class LocalBackend:
         :raises BackendUnavailableError: the sandbox did not come up.
         """
         with contextlib.ExitStack() as stack:
-            fds = []
+            fds = [] if spec.network_namespace is None else [spec.network_namespace]
             for mount in spec.mounts:
                 fd = _open_source(mount)
                 stack.callback(os.close, fd)
@@ -112,6 +112,7 @@ class LocalBackend:
             request = {
                 "mode": spec.mode.value,
                 "listener": spec.listener,
+                "network_namespace": spec.network_namespace is not None,
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,

@@ -33,7 +33,7 @@ def run_tool(
     :param collect: reads its standard output to the end; hostile.
     :raises ToolError: it failed; its words are in the details (hostile).
     """
-    offline = replace(spec, listener=False, terminal=None, network=NetworkPolicy.NONE)
+    offline = replace(spec, listener=False, terminal=None, network=NetworkPolicy.NONE, network_namespace=None)
     with contextlib.ExitStack() as stack:
         in_read, in_write = _pipe(stack)
         out_read, out_write = _pipe(stack)
