@@ -22,4 +22,3 @@ no3d
 dbus-user none
 dbus-system none
 deterministic-exit-code
-deterministic-shutdown

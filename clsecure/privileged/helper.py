@@ -62,6 +62,7 @@ MOUNT_LIMIT = 32
 AGENT_LIMIT = 1024**3
 AGENT_VERSIONS = 3
 QUIESCE_SECONDS = 10.0
+CLEAR_SECONDS = 2.0
 
 DEFAULTS = {
     # systemd's table of uids leaves 1879048192..2147352575 to nobody; subordinate ranges end far below.
@@ -887,6 +888,8 @@ class Sandbox:
         self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.log, log = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.words = b""
+        self.main: Message = {}
+        self.main_pidfd = -1
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
@@ -926,7 +929,8 @@ class Sandbox:
             self._first_process()
         else:
             become(self.entry, empty_bounding_set=False)
-            self._exec(FIREJAIL, "--quiet", f"--profile={HERE}/firejail.profile", "--", PYTHON)
+            # Without "--", behind which firejail would run everything through the account's shell.
+            self._exec(FIREJAIL, "--quiet", f"--profile={HERE}/firejail.profile", PYTHON)
 
     def _exec(self, *program: str) -> None:
         name, home = self.entry["name"], self.entry["home"]
@@ -987,14 +991,16 @@ class Sandbox:
             report = json.loads(data)
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
-            send(conn, {"event": "ready", "report": report, "facts": facts_of(pid)}, fds)
+            facts = facts_of(pid)
+            self.main, self.main_pidfd = facts, os.pidfd_open(pid)
+            send(conn, {"event": "ready", "report": report, "facts": facts}, fds)
         finally:
             close_all(fds)
         return True
 
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
-        watch: list[Any] = [conn, self.control, self.pidfd, self.log]
+        watch: list[Any] = [conn, self.control, self.pidfd, self.main_pidfd, self.log]
         while True:
             ready, _, _ = select.select(watch, [], [])
             if self.log in ready:
@@ -1011,6 +1017,10 @@ class Sandbox:
                     watch.remove(self.control)
             if self.pidfd in ready:
                 return
+            if self.main_pidfd in ready:
+                watch.remove(self.main_pidfd)
+                self.clear()
+                continue
             if conn in ready:
                 message, fds = receive(conn)
                 try:
@@ -1019,6 +1029,27 @@ class Sandbox:
                     send(self.control, message, fds)
                 finally:
                     close_all(fds)
+
+    def clear(self) -> None:
+        """The command has ended: end what it left running, so that the sandbox ends and gives the status.
+
+        firejail would do it (deterministic-shutdown), but sleeps for 100 ms even where nothing is left. What
+        this does not get in time, a fork bomb say, ends with the sandbox.
+        """
+        deadline = time.monotonic() + CLEAR_SECONDS
+        while not select.select([self.pidfd], [], [], 0.03)[0] and time.monotonic() < deadline:
+            for pid in processes_of(self.entry["uid"]):
+                if self._is_left(pid):
+                    kill_if_of(pid, self.entry["uid"])
+
+    def _is_left(self, pid: int) -> bool:
+        """Tell whether a process is in the command's PID namespace, and not its first, which is firejail."""
+        try:
+            with open(f"/proc/{pid}/status", "rb") as file:
+                inside = next(line for line in file if line.startswith(b"NSpid:")).split()[-1]
+            return inside != b"1" and os.readlink(f"/proc/{pid}/ns/pid") == self.main["namespaces"]["pid"]
+        except (OSError, StopIteration):
+            return False
 
     log_closed = False
 
@@ -1040,6 +1071,8 @@ class Sandbox:
         words = self.drain()
         self.control.close()
         os.close(self.pidfd)
+        if self.main_pidfd >= 0:
+            os.close(self.main_pidfd)
         os.close(self.log)
         return {
             "event": "exit",
