@@ -53,6 +53,7 @@ STATE = "/var/lib/clsecure"
 CONFIG = "/etc/clsecure/helper.json"
 FIREJAIL = "/usr/bin/firejail"
 PYTHON = "/usr/bin/python3"
+NFT = "/usr/sbin/nft"
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 MESSAGE_LIMIT = 256 * 1024
@@ -83,6 +84,7 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 SYS_MOUNT_SETATTR = 442
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYSCALLS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
+NS_GET_NSTYPE = 0xB703
 SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")
@@ -91,6 +93,26 @@ PROGRAM = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 CLOSED_TARGETS = ("usr", "etc", "proc", "sys", "dev", "bin", "sbin", "lib", "run", "tmp", "var", "boot")
+
+# Loopback, private, shared, link-local (metadata), benchmark, multicast and reserved ranges, and those of
+# IPv6 that lead to IPv4. Source: IANA's special-purpose address registries.
+CLOSED_IPV4 = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8",
+    "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
+)  # fmt: skip
+CLOSED_IPV6 = ("::/127", "::ffff:0:0/96", "64:ff9b::/32", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8")
+RESOLVER = "169.254.1.1"
+FILTER = """table inet clsecure {{
+  chain out {{
+    type filter hook output priority 0; policy accept;
+    oifname "lo" accept
+    ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
+    ip daddr {{ {ipv4} }} reject with icmpx type admin-prohibited
+    ip6 daddr {{ {ipv6} }} reject with icmpx type admin-prohibited
+  }}
+}}"""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -158,6 +180,34 @@ def loopback_up() -> None:
     """Bring up lo of this network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP | IFF_RUNNING))
+
+
+def host_addresses() -> list[str]:
+    """Return the machine's own addresses of both families, but for loopback's and link-local ones."""
+    found = set()
+    with open("/proc/net/fib_trie", encoding="ascii") as file:
+        previous = ""
+        for line in file:
+            if "/32 host LOCAL" in line:
+                found.add(previous.split()[-1])
+            previous = line
+    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6", encoding="ascii") as file:
+        found |= {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in file}
+    return sorted(found)
+
+
+def close_network(namespace: int, addresses: list[str]) -> None:
+    """Enter the network namespace of a full network, and load the filter there that the worker can't lift."""
+    if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
+        raise Refused("the descriptor is no network namespace")
+    own = os.stat("/proc/self/ns/net")
+    if (own.st_dev, own.st_ino) == (os.fstat(namespace).st_dev, os.fstat(namespace).st_ino):
+        raise Refused("the network namespace is the machine's own")
+    checked(libc.setns(namespace, CLONE_NEWNET), "setns")
+    closed = {4: list(CLOSED_IPV4), 6: list(CLOSED_IPV6)}
+    for address in addresses:
+        closed[6 if ":" in address else 4].append(address)
+    tool(NFT, FILTER.format(resolver=RESOLVER, ipv4=", ".join(closed[4]), ipv6=", ".join(closed[6])))
 
 
 # ---------------------------------------------------------------- messages
@@ -788,6 +838,17 @@ class View:
         os.mkdir(f"{dev}/shm")
         tmpfs(f"{dev}/shm", "1777")
 
+    def resolver(self) -> None:
+        """Name the resolver of a full network, also where the host's file is a link into its /run."""
+        place = os.path.realpath("/etc/resolv.conf")
+        if place.startswith("/run/"):
+            self.directory(os.path.dirname(place))
+            write_file(self.at(place), f"nameserver {RESOLVER}\n".encode(), 0o644)
+        elif os.path.isfile(place):
+            made = self.at("/opt/clsecure/etc/resolv.conf")
+            write_file(made, f"nameserver {RESOLVER}\n".encode(), 0o644)
+            bind(made, self.at(place), self.read_only | MOUNT_ATTR_NOSUID)
+
     def _given(self, target: str, fd: int, *, read_only: bool) -> None:
         made = self.at(target)
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -857,6 +918,11 @@ class Sandbox:
         self.mode = message.get("mode")
         if self.mode not in ("user", "namespace"):
             raise Refused("the mode must be user or namespace")
+        self.network = None
+        if message.get("network_namespace") is True:
+            if not fds:
+                raise Refused("the network namespace is missing")
+            self.network, *fds = fds
         self.mounts = parse_mounts(message, fds, entry)
         self.agent = None
         if message.get("agent") is not None:
@@ -916,11 +982,16 @@ class Sandbox:
             signal.signal(number, signal.SIG_DFL)
         syscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None)
         own_pids = CLONE_NEWPID if self.mode == "user" else 0
-        unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
+        if self.network is not None:
+            close_network(self.network, host_addresses())
+        own_network = CLONE_NEWNET if self.network is None else 0
+        unshare(CLONE_NEWNS | CLONE_NEWIPC | own_network | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
         socket.sethostname("clsecure")
         loopback_up()
         view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
         view.build()
+        if self.network is not None:
+            view.resolver()
         view.enter(host_proc=self.mode == "namespace")
         os.umask(0o022)
         os.dup2(inside.fileno(), 0)
