@@ -216,7 +216,8 @@ class Ear:
         with socket.socket(self.family, self.kind) as probe:
             probe.settimeout(DEADLINE)
             probe.connect(self.address)
-            probe.send(b"control")
+            if self.kind == socket.SOCK_DGRAM:
+                probe.send(b"control")
             with self._changed:
                 assert self._changed.wait_for(lambda: len(self.heard) > before, DEADLINE), "a deaf listener"
         del self.heard[before:]
