@@ -126,7 +126,7 @@ def test_nothing_of_the_network_is_left_after_the_session(person: Person, outsid
     )
     with target.live("echo up; read _") as agent:
         agent.wait_for("up")
-        handles = [os.pidfd_open(pid) for pid in of_person(person, "pasta")]
+        handles = [os.pidfd_open(pid) for pid in of_person(person, "pas")]
         assert handles
         agent.process.kill()
         agent.process.wait()
@@ -137,7 +137,7 @@ def test_nothing_of_the_network_is_left_after_the_session(person: Person, outsid
 
 
 def of_person(person: Person, program: str) -> list[int]:
-    """Return the person's processes of that name; /proc/PID itself may belong to root."""
+    """Return the person's processes whose name begins so; pasta calls itself passt.avx2 here."""
     found = []
     for pid in sweep.processes_of(person.uid):
         with contextlib.suppress(OSError):
