@@ -149,14 +149,20 @@ def promote(
         return None
     made = promote_units(admitted, branch, numbered=numbered)
     top = admitted.top
+    tip = made.tips.get(top.start.path, top.final)
     return ImportResult(
-        branch=made,
-        tip=top.final,
+        branch=made.branch,
+        tip=tip,
         commits=top.commits,
-        uncommitted_commit=top.uncommitted,
+        uncommitted_commit=None if top.uncommitted is None else tip,
         files_changed=reviewed.files_changed,
         submodules=tuple(
-            ImportedUnit(path=escape(unit.start.path), branch=made, tip=unit.final, commits=unit.commits)
+            ImportedUnit(
+                path=escape(unit.start.path),
+                branch=made.branch,
+                tip=made.tips[unit.start.path],
+                commits=unit.commits,
+            )
             for unit in admitted.units[1:]
             if unit.changed
         ),

@@ -13,17 +13,17 @@ from clsecure.errors import ImportRejectedError
 from clsecure.importer.bounded import MIB, Bounds, Objects
 from clsecure.importer.patterns import PACKAGE_JSON, PACKAGE_JSON_KEYS, PATH_RULES, TOKENS
 from clsecure.importer.quarantine import listing
-from clsecure.importer.summary import changed_files, commits, diff_lines
+from clsecure.importer.summary import changed_files, commits, diff_blocks
 from clsecure.importer.values import AdmittedUnit, FileChange
 from clsecure.model import ImportFinding, Severity
 from clsecure.terminal import escape, has_invisible
 
 MAX_PER_KIND = 50
 MAX_SCANNED = 256 * MIB
-MAX_SCANNED_LINE = 16 * 1024
 MAX_COMMITS = 10_000
 MAX_BLOB = MIB
 _CLOCK_SKEW = 3600
+_SIGNS = tuple(sign for rule in TOKENS for sign in rule.signs)
 _DOUBTFUL = re.compile(
     "[\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\x1b\x9b\u3164\u115f\u1160\uffa0]"
 )
@@ -200,27 +200,58 @@ def _text_findings(collector: _Collector, unit: AdmittedUnit, prefix: bytes, *, 
     Tokens are recognised by the forms that their issuers document, in the final state only: a password in
     prose, an encoded or split token, or one that a later commit removed is not found.
     """
-    path, scanned, header = "", 0, True
+    scan = _Scan(collector=collector, prefix=prefix)
+    scanned = 0
     try:
-        for line in diff_lines(unit, "-U0", bounds=bounds.shorter(120), max_line=MAX_SCANNED_LINE):
-            scanned += len(line)
+        for block in diff_blocks(unit, "-U0", bounds=bounds.shorter(120)):
+            scanned += len(block)
             if scanned > MAX_SCANNED:
-                collector.add(
-                    "not_scanned", path, Severity.WARNING, "the text from here on was not looked through"
-                )
+                message = "the text from here on was not looked through"
+                collector.add("not_scanned", scan.path, Severity.WARNING, message)
                 return
-            if line.startswith(b"diff --git "):
-                header = True
-            elif header:
-                if line.startswith(b"+++ "):
-                    path = _patch_path(line[4:], prefix)
-                header = not line.startswith(b"@@ ")
-            elif line.startswith(b"+"):
-                _added_line(collector, path, line[1:])
+            scan.block(block)
     except ImportRejectedError:
-        collector.add(
-            "not_scanned", path, Severity.WARNING, "the text from here on could not be looked through"
-        )
+        message = "the text from here on could not be looked through"
+        collector.add("not_scanned", scan.path, Severity.WARNING, message)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Scan:
+    """Where in the patch we are."""
+
+    collector: _Collector
+    prefix: bytes
+    path: str = ""
+    header: bool = True
+    unfinished: bytes = b""
+    """The first byte of a line whose end has not come yet."""
+
+    def block(self, block: bytes) -> None:
+        """Look through a block; most hold nothing of interest, and are not even taken apart."""
+        if block.isascii() and b"\x1b" not in block and not any(sign in block for sign in _SIGNS):
+            # No line of a file's content begins like that: it has a sign or a space in front.
+            begin = block.rfind(b"\ndiff --git ") + 1
+            if not begin and not self.header and not block.startswith(b"diff --git "):
+                self.unfinished = b"" if block.endswith(b"\n") else self.unfinished or block[:1]
+                return
+            block = block[begin:]
+            if begin:
+                self.unfinished = b""
+        whole = block.endswith(b"\n")
+        lines = (self.unfinished + block).removesuffix(b"\n").split(b"\n")
+        for line in lines:
+            self._line(line)
+        self.unfinished = b"" if whole else lines[-1][:1]
+
+    def _line(self, line: bytes) -> None:
+        if line.startswith(b"diff --git "):
+            self.header = True
+        elif self.header:
+            if line.startswith(b"+++ "):
+                self.path = _patch_path(line[4:], self.prefix)
+            self.header = not line.startswith(b"@@ ")
+        elif line.startswith(b"+"):
+            _added_line(self.collector, self.path, line[1:])
 
 
 def _patch_path(name: bytes, prefix: bytes) -> str:
@@ -232,7 +263,7 @@ def _patch_path(name: bytes, prefix: bytes) -> str:
 
 def _added_line(collector: _Collector, path: str, line: bytes) -> None:
     for rule in TOKENS:
-        if rule.pattern.search(line):
+        if any(sign in line for sign in rule.signs) and rule.pattern.search(line):
             # Never the token itself: this is printed, logged and kept.
             collector.add(
                 "secret", path, Severity.HIGH, f"an added line looks like it holds a secret: {rule.name}"

@@ -49,18 +49,32 @@ class _Target:
         return f"refs/heads/{self.branch}"
 
 
-def promote_units(admitted: Admitted, branch: str, *, numbered: bool) -> str:
-    """Create the branch in every changed unit, inner ones first and the top last; return its name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promoted:
+    """The branch that was made.
+
+    :param tips: path of each changed unit → the commit that the branch names there.
+    """
+
+    branch: str
+    tips: dict[bytes, str]
+
+
+def promote_units(admitted: Admitted, branch: str, *, numbered: bool) -> Promoted:
+    """Create the branch in every changed unit, inner ones first and the top last.
 
     :param numbered: the name is a default: take the next free one instead of refusing.
     :raises UsageError: the name is no branch name, or taken.
     :raises RepositoryError: the repository has lost what the session started from.
     :raises ToolError: the disk is full, or git failed; no branch is left behind then.
     """
-    changed = [unit for unit in admitted.units if unit.changed]
+    # The top is always among them: its branch is what tells that the import succeeded.
+    changed = [unit for unit in admitted.units if unit.changed or unit is admitted.top]
     before = recover(admitted.directory)
-    if before is not None and (numbered or before == branch) and _is_this(admitted.directory, changed):
-        return before  # killed after its last step
+    if before is not None and (numbered or before == branch):
+        tips = _made_before(_read_journal(admitted.directory / JOURNAL), changed)
+        if tips is not None:
+            return Promoted(branch=before, tips=tips)
     repositories = [(unit, *_repository(unit)) for unit in changed]
     branch = _free_name([git for _, git, _ in repositories], branch, numbered=numbered)
     targets = [
@@ -78,7 +92,7 @@ def promote_units(admitted: Admitted, branch: str, *, numbered: bool) -> str:
             resolution="Make room, then import again; the work is kept",
         ) from error
     _create_all(targets, admitted.directory)
-    return branch
+    return Promoted(branch=branch, tips={unit.start.path: unit.final for unit in changed})
 
 
 def check_branch_name(branch: str) -> None:
@@ -86,7 +100,7 @@ def check_branch_name(branch: str) -> None:
 
     :raises UsageError: with the rule that it breaks.
     """
-    if not branch or len(branch) > 200 or branch.startswith("-") or branch == "HEAD" or "@{" in branch:
+    if not branch or len(branch) > 200 or branch.startswith("-") or branch in ("HEAD", "@") or "@{" in branch:
         raise UsageError(f"{escape(branch)[:100]!s} can't be the name of a branch")
     plain = Git(git_dir=Path("/"))
     if escape(branch) != branch or plain.run("check-ref-format", f"refs/heads/{branch}").returncode != 0:
@@ -322,9 +336,20 @@ def _create(target: _Target) -> None:
         )
 
 
-def _is_this(directory: Path, changed: list[AdmittedUnit]) -> bool:
-    steps = _read_journal(directory / JOURNAL)
-    return [step.tip for step in steps] == [unit.final for unit in reversed(changed)]
+def _made_before(steps: list[_Step], changed: list[AdmittedUnit]) -> dict[bytes, str] | None:
+    """What a killed import made, when it made all of this very work: it need not be made twice.
+
+    The commit for uncommitted work has another date, and so another id, each time that it is exported.
+    """
+    inner_first = list(reversed(changed))
+    if [step.git_dir for step in steps] != [unit.start.source_git_dir for unit in inner_first]:
+        return None
+    for step, unit in zip(steps, inner_first, strict=True):
+        wanted = unit.git.run("show", "--no-patch", "--format=%T %P", unit.final, "--")
+        made = _users(step.git_dir).run("show", "--no-patch", "--format=%T %P", step.tip, "--")
+        if not step.made or wanted.returncode != 0 or wanted.stdout != made.stdout:
+            return None
+    return {unit.start.path: step.tip for step, unit in zip(steps, inner_first, strict=True)}
 
 
 @contextmanager

@@ -181,18 +181,29 @@ def diff(unit: AdmittedUnit, *, bounds: Bounds, max_bytes: int = 32 * MIB) -> It
         yield shown
 
 
-def diff_lines(unit: AdmittedUnit, context: str, *, bounds: Bounds, max_line: int = MIB) -> Iterator[bytes]:
-    """Yield raw lines of the patch. A line longer than ``max_line`` comes in pieces."""
+def diff_lines(unit: AdmittedUnit, context: str, *, bounds: Bounds) -> Iterator[bytes]:
+    """Yield raw lines of the patch. A line longer than a block comes in pieces."""
+    for block in diff_blocks(unit, context, bounds=bounds):
+        yield from block.removesuffix(b"\n").split(b"\n")
+
+
+def diff_blocks(unit: AdmittedUnit, context: str, *, bounds: Bounds, max_block: int = MIB) -> Iterator[bytes]:
+    """Yield the raw patch in blocks that end in a line feed, but for those of a line that is longer."""
     with Child(
         unit.git, "diff-tree", "-r", "-p", context, "--full-index", *_DIFF,
         "--src-prefix=a/", "--dst-prefix=b/", unit.start.base_tree, unit.tree, bounds=bounds,
     ) as child:  # fmt: skip
-        rest = b""
+        parts: list[bytes] = []
+        size = 0
         for chunk in child.chunks(1 << 40):
-            *whole, rest = (rest + chunk).split(b"\n")
-            yield from whole
-            if len(rest) > max_line:
-                yield rest
-                rest = b""
-        if rest:
-            yield rest
+            end = chunk.rfind(b"\n") + 1
+            if end:
+                yield b"".join((*parts, chunk[:end]))
+                parts, size, chunk = [], 0, chunk[end:]  # noqa: PLW2901  # what is left of it
+            parts.append(chunk)
+            size += len(chunk)
+            if size > max_block:
+                yield b"".join(parts)
+                parts, size = [], 0
+        if size:
+            yield b"".join(parts)

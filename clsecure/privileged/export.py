@@ -606,9 +606,7 @@ class Unit:
         loose = {p for p in others if not p.endswith(b"/")}
         dropped = [p for p in start if p not in at_tip and p not in staged and p in work.files]
         if dropped:  # untracked by the agent: out when it is ignored now, in as an untracked file otherwise
-            known -= set(
-                git.items("check-ignore", "--no-index", "-z", "--stdin", data=nul(dropped), ok=(0, 1))
-            )
+            known -= git.ignored(dropped, "--no-index")
         wanted = {p for p in known | loose if p in work.files}
         self.counts["untracked"] = len(wanted - set(at_tip) - set(staged))
         kept = {p for p in links if self._link_stays(p, at_tip, staged)}
