@@ -1037,29 +1037,14 @@ class Sandbox:
     def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
         deadline = time.monotonic() + 20
-        waited: list[Any] = [self.control, conn, self.pidfd]
-        while True:
-            ready, _, _ = select.select(waited, [], [], max(0, deadline - time.monotonic()))
-            if self.control in ready:
-                break
-            if conn in ready and not conn.recv(1, socket.MSG_PEEK):
-                return False
-            if self.pidfd in ready or not ready:
-                raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
-        data = b""
-        ancillary: list[tuple[int, int, bytes]] = []
-        with contextlib.suppress(ConnectionResetError):
-            data, ancillary, _, _ = self.control.recvmsg(4096, 4096, socket.MSG_CMSG_CLOEXEC)
-        pid, fds = 0, array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                pid, _, _ = struct.unpack("3i", payload)
-            elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(payload)
+        fds = array.array("i")
         try:
-            if not data or pid <= 0:
-                raise Refused(f"the sandbox did not come up: {self.drain() or 'it ended at once'}")
-            report = json.loads(data)
+            # What it made comes first and by itself: at ``ready`` the launcher holds no copy any more.
+            report: Message = {"event": "made"}
+            while report.get("event") == "made":
+                if not self._awaited(conn, deadline):
+                    return False
+                report, pid = self._word(fds)
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
             facts = facts_of(pid)
@@ -1068,6 +1053,35 @@ class Sandbox:
         finally:
             close_all(fds)
         return True
+
+    def _awaited(self, conn: socket.socket, deadline: float) -> bool:
+        """Wait for a word of the launcher's; False when the caller went away meanwhile."""
+        waited: list[Any] = [self.control, conn, self.pidfd]
+        while True:
+            ready, _, _ = select.select(waited, [], [], max(0, deadline - time.monotonic()))
+            if self.control in ready:
+                return True
+            if conn in ready and not conn.recv(1, socket.MSG_PEEK):
+                return False
+            if self.pidfd in ready or not ready:
+                raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
+
+    def _word(self, fds: array.array[int]) -> tuple[Message, int]:
+        """Return what the launcher said and the pid that the kernel has for it; keep the descriptors."""
+        data = b""
+        ancillary: list[tuple[int, int, bytes]] = []
+        with contextlib.suppress(ConnectionResetError):
+            data, ancillary, _, _ = self.control.recvmsg(4096, 4096, socket.MSG_CMSG_CLOEXEC)
+        pid = 0
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                pid, _, _ = struct.unpack("3i", payload)
+            elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload)
+        if not data or pid <= 0:
+            raise Refused(f"the sandbox did not come up: {self.drain() or 'it ended at once'}")
+        report: Message = json.loads(data)
+        return report, pid
 
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
