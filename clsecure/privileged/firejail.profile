@@ -12,7 +12,7 @@ restrict-namespaces
 protocol unix,inet,inet6,netlink
 ipc-namespace
 private-dev
-disable-mnt
+allusers
 nodvd
 nosound
 notv

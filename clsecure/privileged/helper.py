@@ -81,7 +81,8 @@ MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
-SYS_MOUNT_SETATTR = 442
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH, AT_EMPTY_PATH = 1, 4, 0x1000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYSCALLS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
 NS_GET_NSTYPE = 0xB703
@@ -164,6 +165,15 @@ def bind(source: str, target: str, attributes: int) -> None:
     """Bind a file or directory, with everything mounted below it, and restrict all of it."""
     mount(source, target, None, MS_BIND | MS_REC)
     restrict(target, attributes)
+
+
+def cloned(fd: int) -> int:
+    """Return a detached copy of what a descriptor names, with all mounts below it (Linux 5.2).
+
+    To be taken in the caller's mount namespace: a mount of one namespace can't be bound in another.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
+    return checked(libc.syscall(SYS_OPEN_TREE, fd, b"", flags), "this can't be mounted")
 
 
 def tmpfs(target: str, mode: str = "755", options: str = "size=25%") -> None:
@@ -856,11 +866,9 @@ class View:
         else:
             os.makedirs(os.path.dirname(made), mode=0o755, exist_ok=True)
             os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
-        bind(
-            f"/proc/self/fd/{fd}",
-            made,
-            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0),
-        )
+        moved = libc.syscall(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(made), MOVE_MOUNT_F_EMPTY_PATH)
+        checked(moved, f"move_mount to {target}")
+        restrict(made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
 
     def enter(self, *, host_proc: bool) -> None:
         """Make the new root the only one. ``host_proc``: firejail looks at the host's /proc first."""
@@ -982,13 +990,14 @@ class Sandbox:
             signal.signal(number, signal.SIG_DFL)
         syscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None)
         own_pids = CLONE_NEWPID if self.mode == "user" else 0
+        mounts = [(target, read_only, cloned(fd)) for target, read_only, fd in self.mounts]
         if self.network is not None:
             close_network(self.network, host_addresses())
         own_network = CLONE_NEWNET if self.network is None else 0
         unshare(CLONE_NEWNS | CLONE_NEWIPC | own_network | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
         socket.sethostname("clsecure")
         loopback_up()
-        view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
+        view = View(self.entry, mounts, self.agent, setuid_allowed=self.mode == "namespace")
         view.build()
         if self.network is not None:
             view.resolver()
