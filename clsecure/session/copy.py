@@ -137,17 +137,10 @@ class PrivateCopy:
             )
         )
         with self._context.clock.phase("clone_in"):
-            with self._ui.phase("copying the repository"):
-                if not account.created:
-                    self._context.connection.reset()
-                shutil.rmtree(self._place.base, ignore_errors=True)
-                start = prepare(repository, self._place.base, full=plan.full_clone)
-            save(start, self._place.start_file)
-            home = self._agent_home(directory)
-            with self._ui.phase("making the private copy"):
-                sent = self._unpack(
-                    directory, lambda out: stream_in(start, repository, out, home_files=home.files)
-                )
+            if not account.created:
+                self._context.connection.reset()
+            shutil.rmtree(self._place.base, ignore_errors=True)
+            start, sent = self._copied(directory)
             forget_files(start)
         for warning in (*start.warnings, *sent.warnings):
             self._context.warn(warning)
@@ -160,6 +153,25 @@ class PrivateCopy:
             updated=time.time(),
         )
         return Workspace(record=record, start=start, directory=directory, resumed=False)
+
+    def _copied(self, directory: PurePosixPath) -> tuple[StartState, Sent]:
+        """Copy the repository while the sandbox comes up that receives it, then send it there."""
+        repository = self._context.repository
+        made: list[tuple[StartState, AgentHome]] = []
+
+        def make() -> None:
+            with self._ui.phase("copying the repository"):
+                start = prepare(repository, self._place.base, full=self._plan.full_clone)
+                save(start, self._place.start_file)
+                made.append((start, self._agent_home(directory)))
+
+        def write(out: BinaryIO) -> Sent:
+            ((start, home),) = made
+            with self._ui.phase("making the private copy"):
+                return stream_in(start, repository, out, home_files=home.files)
+
+        sent = self._unpack(directory, write, meanwhile=make)
+        return made[0][0], sent
 
     def _agent_home(self, directory: PurePosixPath) -> AgentHome:
         around = self._context.around
@@ -176,7 +188,13 @@ class PrivateCopy:
             log.info("agent_setting_left_out", what=line)
         return home
 
-    def _unpack(self, directory: PurePosixPath, write: Callable[[BinaryIO], Sent]) -> Sent:
+    def _unpack(
+        self,
+        directory: PurePosixPath,
+        write: Callable[[BinaryIO], Sent],
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Sent:
         sent: list[Sent] = []
         run_tool(
             self._backend,
@@ -184,6 +202,7 @@ class PrivateCopy:
             program=self._context.around.installation.unpack,
             arguments=(str(directory),),
             feed=lambda out: sent.append(write(out)),
+            meanwhile=meanwhile,
         )
         return sent[0]
 

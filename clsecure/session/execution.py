@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from clsecure import logs
@@ -41,11 +42,14 @@ class Execution:
         self._context, self._spec, self._workspace = context, spec, workspace
         self._gateway, self._credential_variable = gateway, credential_variable
 
-    def run(self, backend: LocalBackend) -> int:
-        """Run to the end; return the exit status. Every process of the agent is dead then."""
+    def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
+        """Run to the end; return the exit status. Every process of the agent is dead then.
+
+        :param meanwhile: done while the sandbox comes up.
+        """
         clock, ui = self._context.clock, self._context.ui
         with clock.phase("start"), ui.phase("building the sandbox"):
-            opened = backend.open(self._spec)
+            opened = backend.open(self._spec, meanwhile=meanwhile)
             sandbox = opened.__enter__()
         try:
             with clock.phase("verify_start"):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from clsecure import logs
 from clsecure.agents.find import AgentBinary, find_agent
@@ -25,13 +26,15 @@ from clsecure.privileged.client import HelperConnection
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
 from clsecure.session.execution import Execution
-from clsecure.session.finish import Decision, Finish, Finished
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
 from clsecure.session.result import SessionResult
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
+
+if TYPE_CHECKING:
+    from clsecure.session.finish import Finished
 
 log = logs.get("session")
 
@@ -94,7 +97,7 @@ class SessionRunner:
                 workspace,
                 gateway=gateway,
                 credential_variable=credential.variable if credential else None,
-            ).run(backend)
+            ).run(backend, meanwhile=_load_the_end)
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
         return self._result(record, status, finished)
@@ -179,6 +182,8 @@ class SessionRunner:
     def _finish(
         self, backend: LocalBackend, spec: SandboxSpec, record: SessionRecord, workspace: Workspace
     ) -> Finished:
+        from clsecure.session.finish import Decision, Finish
+
         context, plan = self.context, self.context.plan
         finish = Finish(
             ui=context.ui,
@@ -230,6 +235,11 @@ class SessionRunner:
             kept=finished.kept,
             warnings=tuple(context.warnings),
         )
+
+
+def _load_the_end() -> None:
+    """Import what only the end needs while there is something to wait for."""
+    import clsecure.session.finish  # noqa: F401
 
 
 def refuse_unsupported(plan: SessionPlan) -> None:
