@@ -110,6 +110,8 @@ class SandboxSpec:
     terminal: tuple[int, int] | None = None
     """Rows and columns of a pty made inside, or None for plain descriptors."""
     network: NetworkPolicy = NetworkPolicy.NONE
+    network_namespace: int | None = None
+    """Descriptor of the network namespace of a full network, None for one of the sandbox's own."""
     program: KeptProgram | None = None
 
 

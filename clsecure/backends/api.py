@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,5 +80,10 @@ class Backend(Protocol):
     mode: IsolationMode
     capabilities: Capabilities
 
-    def open(self, spec: SandboxSpec) -> AbstractContextManager[SandboxHandle]:
-        """Build the sandbox up to the barrier; leaving the context kills and releases all of it."""
+    def open(
+        self, spec: SandboxSpec, *, meanwhile: Callable[[], None] | None = None
+    ) -> AbstractContextManager[SandboxHandle]:
+        """Build the sandbox up to the barrier; leaving the context kills and releases all of it.
+
+        :param meanwhile: work of the caller's, done while the sandbox comes up.
+        """

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,13 +98,16 @@ class LocalBackend:
         self._connection = connection
 
     @contextmanager
-    def open(self, spec: SandboxSpec) -> Iterator[LocalSandbox]:
+    def open(
+        self, spec: SandboxSpec, *, meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[LocalSandbox]:
         """Build the sandbox up to the barrier; leaving kills and releases all of it.
 
+        :param meanwhile: work of the caller's, done while the helper builds.
         :raises BackendUnavailableError: the sandbox did not come up.
         """
         with contextlib.ExitStack() as stack:
-            fds = []
+            fds = [] if spec.network_namespace is None else [spec.network_namespace]
             for mount in spec.mounts:
                 fd = _open_source(mount)
                 stack.callback(os.close, fd)
@@ -112,26 +115,38 @@ class LocalBackend:
             request = {
                 "mode": spec.mode.value,
                 "listener": spec.listener,
+                "network_namespace": spec.network_namespace is not None,
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
             }
-            try:
-                report, received = self._connection.run(request, fds)
-                if report["event"] != "ready":
-                    raise HelperError("the sandbox ended at once", details=str(report.get("log", "")))
-            except HelperError as error:
-                raise BackendUnavailableError(
-                    f"the {spec.mode} sandbox did not come up",
-                    details=error.details,
-                    resolution="See what this machine lacks with: clsecure doctor",
-                ) from error
-        sandbox = LocalSandbox(self._connection, report, received)
+            self._connection.run(request, fds)
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        except BaseException:
+            with contextlib.suppress(BackendUnavailableError):
+                self._built(spec).close()
+            raise
+        sandbox = self._built(spec)
         try:
             yield sandbox
         finally:
             sandbox.close()
+
+    def _built(self, spec: SandboxSpec) -> LocalSandbox:
+        try:
+            report, received = self._connection.receive()
+            if report["event"] != "ready":
+                raise HelperError("the sandbox ended at once", details=str(report.get("log", "")))
+        except HelperError as error:
+            raise BackendUnavailableError(
+                f"the {spec.mode} sandbox did not come up",
+                details=error.details,
+                resolution="See what this machine lacks with: clsecure doctor",
+            ) from error
+        return LocalSandbox(self._connection, report, received)
 
 
 def _open_source(mount: Mount) -> int:

@@ -30,6 +30,8 @@ _PROBES: tuple[Callable[[], Probe], ...] = (
     kernel.probe_home,
     programs.probe_git_lfs,
     programs.probe_npm,
+    programs.probe_pasta,
+    programs.probe_nft,
     programs.probe_gh,
 )
 

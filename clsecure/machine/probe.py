@@ -49,6 +49,8 @@ class Probe:
 
 
 _PACKAGES: Mapping[str, Mapping[str, str]] = {
+    "nft": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "nftables"),
+    "pasta": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "passt"),
     # tool: package manager -> package; the tool's own name where it is not listed
     "npm": {"apt-get": "npm", "dnf": "nodejs-npm", "pacman": "npm"},
     "gh": {"pacman": "github-cli"},

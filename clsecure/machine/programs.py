@@ -188,6 +188,16 @@ def probe_npm() -> Probe:
     return _optional("npm", "clsecure agent install needs it")
 
 
+def probe_pasta() -> Probe:
+    """What connects a full network."""
+    return _optional("pasta", "--allow-network needs it")
+
+
+def probe_nft() -> Probe:
+    """What closes a full network towards this machine."""
+    return _optional("nft", "--allow-network needs it")
+
+
 def probe_gh() -> Probe:
     """GitHub's command line."""
     return _optional("gh", "pull requests are opened with it, by you")

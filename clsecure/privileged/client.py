@@ -136,10 +136,9 @@ class HelperConnection:
         """Remove the held account with everything of it."""
         self._call({"verb": "remove"})
 
-    def run(self, request: Mapping[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
-        """Build a sandbox up to the barrier; return the launcher's report with its descriptors."""
+    def run(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
+        """Have a sandbox built up to the barrier; the launcher's report is the next message."""
         self.send({"verb": "run", **request}, fds)
-        return self.receive()
 
     def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Send one message with descriptors."""

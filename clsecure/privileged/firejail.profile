@@ -12,7 +12,7 @@ restrict-namespaces
 protocol unix,inet,inet6,netlink
 ipc-namespace
 private-dev
-disable-mnt
+allusers
 nodvd
 nosound
 notv
@@ -22,4 +22,3 @@ no3d
 dbus-user none
 dbus-system none
 deterministic-exit-code
-deterministic-shutdown

@@ -53,6 +53,7 @@ STATE = "/var/lib/clsecure"
 CONFIG = "/etc/clsecure/helper.json"
 FIREJAIL = "/usr/bin/firejail"
 PYTHON = "/usr/bin/python3"
+NFT = "/usr/sbin/nft"
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 MESSAGE_LIMIT = 256 * 1024
@@ -62,6 +63,7 @@ MOUNT_LIMIT = 32
 AGENT_LIMIT = 1024**3
 AGENT_VERSIONS = 3
 QUIESCE_SECONDS = 10.0
+CLEAR_SECONDS = 2.0
 
 DEFAULTS = {
     # systemd's table of uids leaves 1879048192..2147352575 to nobody; subordinate ranges end far below.
@@ -79,9 +81,11 @@ MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
-SYS_MOUNT_SETATTR = 442
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH, AT_EMPTY_PATH = 1, 4, 0x1000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYSCALLS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
+NS_GET_NSTYPE = 0xB703
 SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")
@@ -90,6 +94,26 @@ PROGRAM = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 CLOSED_TARGETS = ("usr", "etc", "proc", "sys", "dev", "bin", "sbin", "lib", "run", "tmp", "var", "boot")
+
+# Loopback, private, shared, link-local (metadata), benchmark, multicast and reserved ranges, and those of
+# IPv6 that lead to IPv4. Source: IANA's special-purpose address registries.
+CLOSED_IPV4 = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8",
+    "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
+)  # fmt: skip
+CLOSED_IPV6 = ("::/127", "::ffff:0:0/96", "64:ff9b::/32", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8")
+RESOLVER = "169.254.1.1"
+FILTER = """table inet clsecure {{
+  chain out {{
+    type filter hook output priority 0; policy accept;
+    oifname "lo" accept
+    ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
+    ip daddr {{ {ipv4} }} reject with icmpx type admin-prohibited
+    ip6 daddr {{ {ipv6} }} reject with icmpx type admin-prohibited
+  }}
+}}"""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -143,6 +167,15 @@ def bind(source: str, target: str, attributes: int) -> None:
     restrict(target, attributes)
 
 
+def cloned(fd: int) -> int:
+    """Return a detached copy of what a descriptor names, with all mounts below it (Linux 5.2).
+
+    To be taken in the caller's mount namespace: a mount of one namespace can't be bound in another.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
+    return checked(libc.syscall(SYS_OPEN_TREE, fd, b"", flags), "this can't be mounted")
+
+
 def tmpfs(target: str, mode: str = "755", options: str = "size=25%") -> None:
     """Mount an empty memory file system."""
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},{options}")
@@ -157,6 +190,34 @@ def loopback_up() -> None:
     """Bring up lo of this network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP | IFF_RUNNING))
+
+
+def host_addresses() -> list[str]:
+    """Return the machine's own addresses of both families, but for loopback's and link-local ones."""
+    found = set()
+    with open("/proc/net/fib_trie", encoding="ascii") as file:
+        previous = ""
+        for line in file:
+            if "/32 host LOCAL" in line:
+                found.add(previous.split()[-1])
+            previous = line
+    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6", encoding="ascii") as file:
+        found |= {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in file}
+    return sorted(found)
+
+
+def close_network(namespace: int, addresses: list[str]) -> None:
+    """Enter the network namespace of a full network, and load the filter there that the worker can't lift."""
+    if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
+        raise Refused("the descriptor is no network namespace")
+    own = os.stat("/proc/self/ns/net")
+    if (own.st_dev, own.st_ino) == (os.fstat(namespace).st_dev, os.fstat(namespace).st_ino):
+        raise Refused("the network namespace is the machine's own")
+    checked(libc.setns(namespace, CLONE_NEWNET), "setns")
+    closed = {4: list(CLOSED_IPV4), 6: list(CLOSED_IPV6)}
+    for address in addresses:
+        closed[6 if ":" in address else 4].append(address)
+    tool(NFT, FILTER.format(resolver=RESOLVER, ipv4=", ".join(closed[4]), ipv6=", ".join(closed[6])))
 
 
 # ---------------------------------------------------------------- messages
@@ -787,6 +848,17 @@ class View:
         os.mkdir(f"{dev}/shm")
         tmpfs(f"{dev}/shm", "1777")
 
+    def resolver(self) -> None:
+        """Name the resolver of a full network, also where the host's file is a link into its /run."""
+        place = os.path.realpath("/etc/resolv.conf")
+        if place.startswith("/run/"):
+            self.directory(os.path.dirname(place))
+            write_file(self.at(place), f"nameserver {RESOLVER}\n".encode(), 0o644)
+        elif os.path.isfile(place):
+            made = self.at("/opt/clsecure/etc/resolv.conf")
+            write_file(made, f"nameserver {RESOLVER}\n".encode(), 0o644)
+            bind(made, self.at(place), self.read_only | MOUNT_ATTR_NOSUID)
+
     def _given(self, target: str, fd: int, *, read_only: bool) -> None:
         made = self.at(target)
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -794,11 +866,9 @@ class View:
         else:
             os.makedirs(os.path.dirname(made), mode=0o755, exist_ok=True)
             os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
-        bind(
-            f"/proc/self/fd/{fd}",
-            made,
-            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0),
-        )
+        moved = libc.syscall(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(made), MOVE_MOUNT_F_EMPTY_PATH)
+        checked(moved, f"move_mount to {target}")
+        restrict(made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
 
     def enter(self, *, host_proc: bool) -> None:
         """Make the new root the only one. ``host_proc``: firejail looks at the host's /proc first."""
@@ -856,6 +926,11 @@ class Sandbox:
         self.mode = message.get("mode")
         if self.mode not in ("user", "namespace"):
             raise Refused("the mode must be user or namespace")
+        self.network = None
+        if message.get("network_namespace") is True:
+            if not fds:
+                raise Refused("the network namespace is missing")
+            self.network, *fds = fds
         self.mounts = parse_mounts(message, fds, entry)
         self.agent = None
         if message.get("agent") is not None:
@@ -887,6 +962,8 @@ class Sandbox:
         self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.log, log = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.words = b""
+        self.main: Message = {}
+        self.main_pidfd = -1
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
@@ -913,11 +990,17 @@ class Sandbox:
             signal.signal(number, signal.SIG_DFL)
         syscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None)
         own_pids = CLONE_NEWPID if self.mode == "user" else 0
-        unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
+        mounts = [(target, read_only, cloned(fd)) for target, read_only, fd in self.mounts]
+        if self.network is not None:
+            close_network(self.network, host_addresses())
+        own_network = CLONE_NEWNET if self.network is None else 0
+        unshare(CLONE_NEWNS | CLONE_NEWIPC | own_network | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
         socket.sethostname("clsecure")
         loopback_up()
-        view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
+        view = View(self.entry, mounts, self.agent, setuid_allowed=self.mode == "namespace")
         view.build()
+        if self.network is not None:
+            view.resolver()
         view.enter(host_proc=self.mode == "namespace")
         os.umask(0o022)
         os.dup2(inside.fileno(), 0)
@@ -926,7 +1009,8 @@ class Sandbox:
             self._first_process()
         else:
             become(self.entry, empty_bounding_set=False)
-            self._exec(FIREJAIL, "--quiet", f"--profile={HERE}/firejail.profile", "--", PYTHON)
+            # Without "--", behind which firejail would run everything through the account's shell.
+            self._exec(FIREJAIL, "--quiet", f"--profile={HERE}/firejail.profile", PYTHON)
 
     def _exec(self, *program: str) -> None:
         name, home = self.entry["name"], self.entry["home"]
@@ -962,39 +1046,55 @@ class Sandbox:
     def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
         deadline = time.monotonic() + 20
+        fds = array.array("i")
+        try:
+            # What it made comes first and by itself: at ``ready`` the launcher holds no copy any more.
+            report: Message = {"event": "made"}
+            while report.get("event") == "made":
+                if not self._awaited(conn, deadline):
+                    return False
+                report, pid = self._word(fds)
+            if report.get("event") != "ready":
+                raise Refused(f"the launcher gave up: {report.get('error')}")
+            facts = facts_of(pid)
+            self.main, self.main_pidfd = facts, os.pidfd_open(pid)
+            send(conn, {"event": "ready", "report": report, "facts": facts}, fds)
+        finally:
+            close_all(fds)
+        return True
+
+    def _awaited(self, conn: socket.socket, deadline: float) -> bool:
+        """Wait for a word of the launcher's; False when the caller went away meanwhile."""
         waited: list[Any] = [self.control, conn, self.pidfd]
         while True:
             ready, _, _ = select.select(waited, [], [], max(0, deadline - time.monotonic()))
             if self.control in ready:
-                break
+                return True
             if conn in ready and not conn.recv(1, socket.MSG_PEEK):
                 return False
             if self.pidfd in ready or not ready:
                 raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
+
+    def _word(self, fds: array.array[int]) -> tuple[Message, int]:
+        """Return what the launcher said and the pid that the kernel has for it; keep the descriptors."""
         data = b""
         ancillary: list[tuple[int, int, bytes]] = []
         with contextlib.suppress(ConnectionResetError):
             data, ancillary, _, _ = self.control.recvmsg(4096, 4096, socket.MSG_CMSG_CLOEXEC)
-        pid, fds = 0, array.array("i")
+        pid = 0
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 pid, _, _ = struct.unpack("3i", payload)
             elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(payload)
-        try:
-            if not data or pid <= 0:
-                raise Refused(f"the sandbox did not come up: {self.drain() or 'it ended at once'}")
-            report = json.loads(data)
-            if report.get("event") != "ready":
-                raise Refused(f"the launcher gave up: {report.get('error')}")
-            send(conn, {"event": "ready", "report": report, "facts": facts_of(pid)}, fds)
-        finally:
-            close_all(fds)
-        return True
+        if not data or pid <= 0:
+            raise Refused(f"the sandbox did not come up: {self.drain() or 'it ended at once'}")
+        report: Message = json.loads(data)
+        return report, pid
 
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
-        watch: list[Any] = [conn, self.control, self.pidfd, self.log]
+        watch: list[Any] = [conn, self.control, self.pidfd, self.main_pidfd, self.log]
         while True:
             ready, _, _ = select.select(watch, [], [])
             if self.log in ready:
@@ -1011,6 +1111,10 @@ class Sandbox:
                     watch.remove(self.control)
             if self.pidfd in ready:
                 return
+            if self.main_pidfd in ready:
+                watch.remove(self.main_pidfd)
+                self.clear()
+                continue
             if conn in ready:
                 message, fds = receive(conn)
                 try:
@@ -1019,6 +1123,27 @@ class Sandbox:
                     send(self.control, message, fds)
                 finally:
                     close_all(fds)
+
+    def clear(self) -> None:
+        """The command has ended: end what it left running, so that the sandbox ends and gives the status.
+
+        firejail would do it (deterministic-shutdown), but sleeps for 100 ms even where nothing is left. What
+        this does not get in time, a fork bomb say, ends with the sandbox.
+        """
+        deadline = time.monotonic() + CLEAR_SECONDS
+        while not select.select([self.pidfd], [], [], 0.03)[0] and time.monotonic() < deadline:
+            for pid in processes_of(self.entry["uid"]):
+                if self._is_left(pid):
+                    kill_if_of(pid, self.entry["uid"])
+
+    def _is_left(self, pid: int) -> bool:
+        """Tell whether a process is in the command's PID namespace, and not its first, which is firejail."""
+        try:
+            with open(f"/proc/{pid}/status", "rb") as file:
+                inside = next(line for line in file if line.startswith(b"NSpid:")).split()[-1]
+            return inside != b"1" and os.readlink(f"/proc/{pid}/ns/pid") == self.main["namespaces"]["pid"]
+        except (OSError, StopIteration):
+            return False
 
     log_closed = False
 
@@ -1040,6 +1165,8 @@ class Sandbox:
         words = self.drain()
         self.control.close()
         os.close(self.pidfd)
+        if self.main_pidfd >= 0:
+            os.close(self.main_pidfd)
         os.close(self.log)
         return {
             "event": "exit",

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -208,6 +209,9 @@ def execute(message: Message, stdio: list[int]) -> None:
         os.dup2(fd, target)
     # The limit of open files is the user's business; core dumps would be files nobody asked for.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Python ignores these, and what is ignored stays so across exec: `yes | head` would complain.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     env = {os.fsencode(k): os.fsencode(v) for k, v in message["env"].items()}
     argv = [os.fsencode(a) for a in message["argv"]]
     candidates = [argv[0]]
@@ -242,8 +246,14 @@ def main() -> None:
             raise OSError(ctypes.get_errno(), "no_new_privs")
         abi = landlock(orders["writable"])
         filtered = seccomp()
-        sent = ([listener.fileno()] if listener else []) + ([terminal[0]] if terminal else [])
         port = listener.getsockname()[1] if listener else None
+        # Closed before the host looks: it must see no descriptor but those that the agent may have.
+        sent = ([listener.fileno()] if listener else []) + ([terminal[0]] if terminal else [])
+        report(control, {"event": "made"}, sent)
+        if listener:
+            listener.close()
+        if terminal:
+            os.close(terminal[0])
         report(
             control,
             {
@@ -253,12 +263,7 @@ def main() -> None:
                 "port": port,
                 "terminal": terminal is not None,
             },
-            sent,
         )
-        if listener:
-            listener.close()
-        if terminal:
-            os.close(terminal[0])
         message, stdio = receive(control)
         if terminal:
             stdio = [terminal[1]] * 3

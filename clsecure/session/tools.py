@@ -25,20 +25,22 @@ def run_tool(
     program: Path,
     arguments: Sequence[str],
     feed: Callable[[BinaryIO], None],
+    meanwhile: Callable[[], None] | None = None,
     collect: Callable[[BinaryIO], None] | None = None,
 ) -> None:
     """Run one of our programs inside and talk to it over pipes.
 
     :param feed: writes its standard input.
+    :param meanwhile: work of the caller's before that, done while the sandbox comes up.
     :param collect: reads its standard output to the end; hostile.
     :raises ToolError: it failed; its words are in the details (hostile).
     """
-    offline = replace(spec, listener=False, terminal=None, network=NetworkPolicy.NONE)
+    offline = replace(spec, listener=False, terminal=None, network=NetworkPolicy.NONE, network_namespace=None)
     with contextlib.ExitStack() as stack:
         in_read, in_write = _pipe(stack)
         out_read, out_write = _pipe(stack)
         err_read, err_write = _pipe(stack)
-        sandbox = stack.enter_context(backend.open(offline))
+        sandbox = stack.enter_context(backend.open(offline, meanwhile=meanwhile))
         require(check_barrier(sandbox.facts, offline))
         home = str(spec.account.home)
         command = SandboxCommand(

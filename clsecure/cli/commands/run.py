@@ -30,6 +30,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     connection = HelperConnection(installation.helper) if installation else None
     try:
         from clsecure.session import runner
+        from clsecure.session.context import Surroundings
         from clsecure.session.store import Store
         from clsecure.settings.model import load
         from clsecure.workspace.repository import discover
@@ -43,7 +44,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         if installation is None or connection is None:
             _show(plan, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
-        around = runner.Surroundings(
+        around = Surroundings(
             environ=dict(os.environ),
             home=Path.home(),
             terminal=runner.is_terminal() and not plan.stdout_is_ours,

@@ -1,0 +1,162 @@
+"""The agent's own time: sandbox, barrier, gateway, relay, end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from clsecure import logs
+from clsecure.agents.spec import environment
+from clsecure.backends.local import LocalBackend, LocalSandbox
+from clsecure.egress.client import Gateway
+from clsecure.errors import EXIT_TIME_LIMIT, HelperError
+from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.session.context import Context
+from clsecure.session.copy import Workspace
+from clsecure.session.relay import PipeRelay, relay_terminal
+from clsecure.verify.host import check_barrier, require
+
+log = logs.get("session")
+
+_INTERRUPTED = 130
+_NETWORKS = {
+    NetworkPolicy.NONE: "no network",
+    NetworkPolicy.API: "the model's API and nothing else",
+    NetworkPolicy.FULL: "the internet, without this machine's and private addresses",
+}
+
+
+class Execution:
+    """Runs the agent once."""
+
+    def __init__(
+        self,
+        context: Context,
+        spec: SandboxSpec,
+        workspace: Workspace,
+        *,
+        gateway: Gateway | None,
+        credential_variable: str | None,
+    ) -> None:
+        self._context, self._spec, self._workspace = context, spec, workspace
+        self._gateway, self._credential_variable = gateway, credential_variable
+
+    def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
+        """Run to the end; return the exit status. Every process of the agent is dead then.
+
+        :param meanwhile: done while the sandbox comes up.
+        """
+        clock, ui = self._context.clock, self._context.ui
+        with clock.phase("start"), ui.phase("building the sandbox"):
+            opened = backend.open(self._spec, meanwhile=meanwhile)
+            sandbox = opened.__enter__()
+        try:
+            with clock.phase("verify_start"):
+                self._verify(sandbox)
+            port = self._serve(sandbox)
+            ui.banner(self._banner())
+            return self._execute(sandbox, port)
+        finally:
+            with clock.phase("quiesce"):
+                opened.__exit__(None, None, None)
+
+    def _verify(self, sandbox: LocalSandbox) -> None:
+        results = check_barrier(sandbox.facts, self._spec)
+        log.info("barrier_checked", results={r.check_id: r.status.value for r in results})
+        require(results)
+        self._context.warnings.extend(
+            f"not enforced here: {r.check_id} ({r.observed})" for r in results if r.status is CheckStatus.SKIP
+        )
+
+    def _serve(self, sandbox: LocalSandbox) -> int | None:
+        if self._gateway is None or sandbox.listener is None:
+            return None
+        port: int = sandbox.listener.getsockname()[1]
+        with self._context.clock.phase("gateway"):
+            self._gateway.serve(sandbox.listener)
+        return port
+
+    def _banner(self) -> list[str]:
+        plan, agent = self._context.plan, self._context.agent
+        network = _NETWORKS[plan.network]
+        if self._gateway is None and plan.network is NetworkPolicy.API:
+            network = "no network"
+        what = plan.command[0] if plan.command else "a shell" if plan.shell else agent.title
+        return [
+            f"{what} runs isolated",
+            f"mode {plan.mode}, network: {network}",
+            f"project {plan.project}, session {plan.session}",
+            *(f"mounted: {m.source} at {m.target}{'' if m.read_only else ', writable'}" for m in plan.mounts),
+            *(f"residual: {w}" for w in self._context.warnings if w.startswith("not enforced")),
+        ]
+
+    def _execute(self, sandbox: LocalSandbox, port: int | None) -> int:
+        context, plan, spec = self._context, self._context.plan, self._spec
+        env = environment(
+            context.agent,
+            context.around.environ,
+            user=spec.account.name,
+            home=PurePosixPath(spec.account.home),
+            session=plan.session,
+            terminal=spec.terminal is not None,
+            port=port,
+            token=self._gateway.token if self._gateway else None,
+            credential_variable=self._credential_variable,
+            extra_path=[PurePosixPath(m.target) / "bin" for m in plan.mounts],
+        )
+        command = SandboxCommand(argv=self._argv(), env=env, cwd=Path(self._workspace.directory))
+        limit = plan.time_limit
+        deadline = time.monotonic() + limit.total_seconds() if limit else None
+        log.info("agent_started", program=command.argv[0], arguments=len(command.argv), pid=sandbox.facts.pid)
+        with context.clock.phase("run"):
+            if spec.terminal is not None:
+                sandbox.start(command, stdio=None)
+                in_time = relay_terminal(sandbox, stdin=0, stdout=1, deadline=deadline)
+            else:
+                in_time = self._piped(sandbox, command, deadline)
+        status = self._status(sandbox, in_time=in_time)
+        if self._gateway is not None and not self._gateway.alive():
+            context.warn("the gateway ended during the session: the agent had no network from then on")
+        log.info("agent_ended", status=status, in_time=in_time)
+        return status
+
+    def _piped(self, sandbox: LocalSandbox, command: SandboxCommand, deadline: float | None) -> bool:
+        relay = PipeRelay(to_stderr=self._context.plan.stdout_is_ours)
+        try:
+            sandbox.start(command, stdio=relay.stdio)
+            relay.begin()
+            try:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                return sandbox.wait(timeout=left) is not None
+            except KeyboardInterrupt:
+                sandbox.kill()
+                sandbox.wait()
+                self._context.warnings.append("interrupted")
+                return True
+        finally:
+            if sandbox.end is None:
+                sandbox.kill()
+                sandbox.wait()
+            relay.finish()
+
+    def _status(self, sandbox: LocalSandbox, *, in_time: bool) -> int:
+        if not in_time:
+            sandbox.kill()
+        status = sandbox.wait()
+        if not in_time:
+            self._context.warn("the time limit was reached; the agent was ended")
+            return EXIT_TIME_LIMIT
+        if "interrupted" in self._context.warnings:
+            return _INTERRUPTED
+        if status is None:
+            raise HelperError("the sandbox's end was not seen")
+        return status
+
+    def _argv(self) -> tuple[str, ...]:
+        plan, agent = self._context.plan, self._context.agent
+        if plan.command is not None:
+            return plan.command
+        if plan.shell:
+            return agent.argv_shell
+        return agent.argv_resume if self._workspace.resumed else agent.argv_unattended
