@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import json
+import os
+import re
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.hostile import Attack, Ear, Target, canary, files_containing
+from tests.support.hostile import DEADLINE, Attack, Ear, Target, canary, files_containing, quoted
+from tests.support.repostate import assert_only_new_branch, snapshot
 
 pytestmark = pytest.mark.root
 
@@ -381,3 +387,179 @@ def test_a13_links_to_the_users_files(world):
         ("loose-key", tokens / "id"),
     ):
         assert (workspace / name).readlink() == leads
+
+
+def test_a4_the_plan(world):
+    """A dry run and the settings are printed with a key in the environment."""
+    environ = {"ANTHROPIC_API_KEY": world.key}
+    done = world.target.person.clsecure(
+        "--dry-run", "--verbose", "--output", "json", cwd=world.target.repository, env=environ
+    )
+    assert done.check().json()["project"] == str(world.target.repository)
+    assert world.key[:14] not in done.text + done.errors
+
+
+def test_a8_inherited_descriptors(target, tmp_path):
+    """The tool is started with a secret file as descriptor 7 and root's home as descriptor 8."""
+    (tmp_path / "secret").write_text("secret")
+    with contextlib.ExitStack() as stack:
+        given = []
+        for path in (tmp_path / "secret", Path("/root")):
+            given.append(os.open(path, os.O_RDONLY))
+            stack.callback(os.close, given[-1])
+        hand_on = (
+            f"import os, sys; secret, root = os.dup({given[0]}), os.dup({given[1]});"
+            "os.dup2(secret, 7); os.dup2(root, 8); os.execvp(sys.argv[1], sys.argv[1:])"
+        )
+
+        def started(argv: list[str]) -> tuple[int, str]:
+            with target.person.spawn(
+                ["/usr/bin/python3", "-I", "-c", hand_on, *argv], cwd=target.repository, pass_fds=given,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ) as process:  # fmt: skip
+                said, _ = process.communicate(timeout=DEADLINE)
+            return process.returncode, said.decode()
+
+        script = "ls -l /proc/$$/fd; exit 9"
+        _, control = started(["/bin/sh", "-c", script])
+        assert f"7 -> {tmp_path}/secret" in control, "the descriptor is not inherited at all"
+        status, said = started(target.argv(["/bin/sh", "-c", script]))
+        assert status == 9, said
+        listed = dict(re.findall(r" (\d+) -> (.*)", said))
+        assert set(listed) == {"0", "1", "2"}
+        assert all(leads.startswith("pipe:") for leads in listed.values())
+
+
+def test_a8_working_directory_behind_a_descriptor(target):
+    """The tool is started in a directory that the user could never have entered: a descriptor leads there."""
+    closed = Path("/root", f"clsecure-test-{secrets.token_hex(4)}")
+    repository = target.person.repository(f"closed-{target.mode}")
+    shutil.move(repository, closed)
+    try:
+        fd = os.open(closed, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            script = f"cd /proc/self/fd/{fd} && exec {shlex.join(target.argv(['echo', 'run']))}"
+            with target.person.spawn(
+                ["/bin/sh", "-c", script], pass_fds=(fd,), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ) as process:
+                stdout, stderr = process.communicate(timeout=DEADLINE)
+        finally:
+            os.close(fd)
+    finally:
+        shutil.rmtree(closed)
+    assert b"cd:" not in stderr, "the directory could not be entered in the first place"
+    assert process.returncode == 125, stderr
+    assert json.loads(stdout)["error"]["brief"]
+    assert b"\nrun\n" not in stderr
+
+
+PLANT_KEY = r"""
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+add_key, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+assert libc.syscall(keyctl, 1, b"_person") > 0, "no session keyring"
+assert libc.syscall(add_key, b"user", sys.argv[1].encode(), b"secret", 6, -3) > 0, "no key"
+assert sys.argv[1] in open("/proc/keys").read(), "the key is not there to be found"
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a9_the_session_keyring(target):
+    """A key of the user's in the kernel's session keyring is looked for in /proc/keys, and asked for."""
+    name = f"clsecure-test-{secrets.token_hex(6)}"
+    argv = target.argv(["/bin/sh", "-c", "cat /proc/keys && echo listed; ls -l /proc/keys"])
+    planted = target.person.run(
+        ["/usr/bin/python3", "-I", "-c", PLANT_KEY, name, *argv], cwd=target.repository
+    ).check()
+    assert "\nlisted\n" in planted.errors
+    assert name not in planted.errors
+
+
+def test_a11_another_session(target):
+    """Two sessions of the same person: one looks for the other's home and what is in it."""
+    other = dataclasses.replace(target, session="other")
+    word = canary()
+    other.attack(f"echo {word} >mine; chmod -R a+rwX $HOME", finish="keep")
+    home = Path(other.account()["home"])
+    assert word in (home / other.repository.name / "mine").read_text()
+    seen = target.attack(f"id -u; ls {home}; cat {home}/{other.repository.name}/mine; ls /home")
+    assert int(seen.said.split()[0]) == target.account()["uid"] != other.account()["uid"]
+    assert word not in seen.said
+    assert seen.said.count("No such file or directory") == 2
+    # And without the view, by permissions alone, as the other worker on the host itself.
+    home.chmod(0o700)
+    uid = target.account()["uid"]
+    done = subprocess.run(["ls", home], user=uid, group=uid, extra_groups=[], capture_output=True, text=True)
+    assert "Permission denied" in done.stderr
+
+
+LOOK = r"""
+import ctypes, json, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Vector(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+def attempts(pid):
+    buffer = ctypes.create_string_buffer(64)
+    near, far = Vector(ctypes.addressof(buffer), 64), Vector(int(sys.argv[1]), 64)
+    vectors, results = (ctypes.byref(near), 1, ctypes.byref(far), 1), {}
+    for what, call in {
+        "ptrace": lambda: libc.ptrace(16, pid, 0, 0),
+        "process_vm_readv": lambda: libc.process_vm_readv(pid, *vectors, 0),
+        "kill": lambda: os.kill(pid, 0),
+        "environ": lambda: open(f"/proc/{pid}/environ", "rb").read(),
+        "mem": lambda: open(f"/proc/{pid}/mem", "rb"),
+        "cwd": lambda: os.readlink(f"/proc/{pid}/cwd"),
+        "fd": lambda: os.listdir(f"/proc/{pid}/fd"),
+    }.items():
+        try:
+            result = call()
+            results[what] = ctypes.get_errno() if result == -1 else 0
+        except OSError as error:
+            results[what] = error.errno
+    return results
+pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+print(json.dumps({"pids": pids, "attempts": attempts(int(sys.argv[2]))}))
+"""
+
+
+def test_a12_another_sessions_processes(target):
+    """ptrace, process_vm_readv, signals and /proc of another session's process, inside and on the host."""
+    other = dataclasses.replace(target, session="other")
+    with other.live("echo ready; read _", finish="keep") as victim:
+        victim.wait_for("ready")
+        pids = victim.processes()
+        seen = target.python(LOOK, "4096", str(pids[-1])).evidence
+        assert 0 < len(seen["pids"]) < 10, "more than the own processes are to be seen"
+        assert set(seen["attempts"].values()) <= {errno.ENOENT, errno.ESRCH, errno.EPERM, errno.EACCES}
+        # The same on the host, where the numbers are right and only the uid is in the way.
+        uid = target.account()["uid"]
+        for pid in pids:
+            done = subprocess.run(
+                ["/usr/bin/python3", "-I", "-c", LOOK, "4096", str(pid)],
+                user=uid, group=uid, extra_groups=[], capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            denied = json.loads(done.stdout)["attempts"]
+            assert set(denied.values()) <= {errno.EPERM, errno.EACCES}
+
+
+def test_a13_links_made_later(target):
+    """The agent makes links to the user's keys, to /etc/shadow and to sockets: they come home as links."""
+    word, home = canary(), target.person.home
+    person = target.person
+    person.run(["mkdir", "-p", str(home / "keys")]).check()
+    person.write(home / "keys/id", word.encode())
+    links = {"later": home / "keys", "later-key": home / "keys/id", "sub/up": Path("../../../keys/id")}
+    links |= {"shadow": Path("/etc/shadow"), "self": Path("/proc/self/environ")}
+    script = "mkdir sub; " + "; ".join(quoted("ln", "-s", leads, name) for name, leads in links.items())
+    before = snapshot(target.repository)
+    attack = target.attack(f"{script}; git add later sub && git commit -qm links", finish="import")
+    branch = attack.result["import"]["branch"]
+    assert_only_new_branch(before, snapshot(target.repository), branch)
+    every = person.run(["git", "cat-file", "--batch-all-objects", "--batch"], cwd=target.repository).check()
+    assert word not in every.text
+    for name, leads in links.items():
+        entry = person.git(target.repository, "ls-tree", branch, name)
+        assert entry.startswith("120000 blob"), entry
+        assert person.git(target.repository, "cat-file", "blob", f"{branch}:{name}") == str(leads)
+    kinds = {finding["path"]: finding["kind"] for finding in attack.result["import"]["findings"]}
+    assert set(links) <= set(kinds), "links that leave the tree are named"

@@ -123,13 +123,12 @@ class Target:
             stderr=subprocess.PIPE,
         )
         agent = LiveAgent(self, process)
-        try:
-            yield agent
-            agent.finish()
-        finally:
-            if process.poll() is None:
+        with process:
+            try:
+                yield agent
+                agent.finish()
+            finally:
                 process.kill()
-                process.communicate(timeout=DEADLINE)
 
     def account(self) -> dict[str, Any]:
         """Return the registry's entry of this target's worker."""

@@ -13,9 +13,18 @@ _ENV = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "H
 
 
 def git_out(repo: Path, *args: str) -> bytes:
-    """What git says of a repository, without writing to it; empty when it fails."""
+    """What git says of a repository, without writing to it; empty when it fails.
+
+    As the repository's owner: to root, git says nothing of somebody else's.
+    """
+    owner = repo.stat().st_uid if os.geteuid() == 0 else None
     return subprocess.run(
-        ["git", "--no-optional-locks", *args], cwd=repo, env=_ENV, capture_output=True, check=False
+        ["git", "--no-optional-locks", *args],
+        cwd=repo,
+        env=_ENV,
+        user=owner,
+        capture_output=True,
+        check=False,
     ).stdout
 
 
@@ -55,7 +64,7 @@ def assert_only_new_branch(before: dict[str, object], after: dict[str, object], 
     assert isinstance(new, dict)
     added = {name: value for name, value in new.items() if old.get(name) != value}
     assert old.keys() <= new.keys(), "a reference is gone"
-    assert set(added) == ({f"refs/heads/{branch}"} if branch else set())
+    assert set(added) == ({f"refs/heads/{branch}"} if branch else set()), added
 
 
 def _digest(path: Path) -> str | None:
