@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import grp
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import sweep
-from tests.support.person import Person, make_person
-from tests.support.shared_setup import installed_for
+from tests.support.person import Person
+from tests.support.shared_setup import person_with_clsecure
 
 _RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
 
@@ -34,15 +29,8 @@ def person(worker_id: str) -> Iterator[Person]:
     """A plain Unix account per test process, allowed to use clsecure; removed with all of its workers."""
     if os.geteuid() != 0:
         pytest.skip("left out: needs root (it makes accounts)")
-    name = f"{_RUN}-{worker_id}"
-    with contextlib.ExitStack() as stack:
-        stack.callback(sweep.remove_person, name)
-        made = make_person(name, ())
-        stack.enter_context(installed_for(name))
-        # Once more, before the setup is undone: the workers go by the helper. What is gone stays gone.
-        stack.callback(sweep.remove_person, name)
-        subprocess.run(["gpasswd", "--add", name, "clsecure"], check=True, capture_output=True, timeout=60)
-        yield dataclasses.replace(made, groups=(grp.getgrnam("clsecure").gr_gid,))
+    with person_with_clsecure(f"{_RUN}-{worker_id}") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import grp
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.support import sweep
-from tests.support.person import CHECKOUT, clsecure_command
+from tests.support.person import CHECKOUT, Person, clsecure_command, make_person
 
 DIRECTORY = Path("/usr/local/lib/clsecure")
 SUDOERS = Path("/etc/sudoers.d/clsecure")
@@ -81,6 +82,19 @@ def installed_for(user: str) -> Iterator[None]:
             if not _holders():
                 _restore()
                 shutil.rmtree(_SHARED)
+
+
+@contextlib.contextmanager
+def person_with_clsecure(name: str) -> Iterator[Person]:
+    """Yield a plain account that may use clsecure; removed with all of its workers."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(sweep.remove_person, name)
+        made = make_person(name, ())
+        stack.enter_context(installed_for(name))
+        # Once more, before the setup is undone: the workers go by the helper. What is gone stays gone.
+        stack.callback(sweep.remove_person, name)
+        subprocess.run(["gpasswd", "--add", name, "clsecure"], check=True, capture_output=True, timeout=60)
+        yield dataclasses.replace(made, groups=(grp.getgrnam("clsecure").gr_gid,))
 
 
 def abandoned() -> None:

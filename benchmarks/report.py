@@ -1,0 +1,116 @@
+"""The results, for people and as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks import cases
+from benchmarks.measuring import Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What was wanted, and what was measured. Seconds, or times a floor."""
+
+    name: str
+    limit: float
+    measured: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """It is."""
+        return self.measured <= self.limit
+
+
+def goals(results: Mapping[str, Result]) -> list[Goal]:
+    """Compare with the goals of the project, those that were measured."""
+    found = []
+
+    def seconds(name: str, case: str, limit: float) -> None:
+        if case in results:
+            above = results[case].median - results[cases.PYTHON].median * (case in cases.QUICK)
+            found.append(Goal(name=name, limit=limit, measured=above, unit="s"))
+
+    seconds("clsecure --help, above python", "--help", 0.15)
+    seconds("clsecure list, above python", "list", 0.4)
+    for mode in cases.MODES:
+        for finish in ("keep", "import"):
+            name = cases.existing(mode, finish)
+            seconds(name, name, 0.8)
+        seconds(cases.new(mode), cases.new(mode), 1.2)
+        if cases.many(mode) in results:
+            start, floor = until_agent(results[cases.many(mode)]), results[cases.CLONE].median
+            name = f"start, {mode}, many files, to clone and checkout"
+            found.append(Goal(name=name, limit=2.0, measured=start / floor, unit="x"))
+    return found
+
+
+def until_agent(result: Result) -> float:
+    """Return the time from the command to the agent's start."""
+    phases = result.median_phases()
+    return sum(seconds for phase, seconds in phases.items() if phase not in cases.AFTER_AGENT)
+
+
+def document(
+    results: Mapping[str, Result], compared: Sequence[Goal], *, runs: int, files: int
+) -> dict[str, Any]:
+    """Return everything, for a file."""
+    return {
+        "machine": {
+            "processors": os.cpu_count(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "load": os.getloadavg(),
+        },
+        "runs": runs,
+        "files": files,
+        "results": [
+            {
+                "name": name,
+                "median_s": round(result.median, 5),
+                "best_s": round(result.best, 5),
+                "times_s": [round(each, 5) for each in result.times],
+                "floor": result.case.floor,
+                "ratios": _ratios(result, results),
+                "phases_s": result.median_phases(),
+            }
+            for name, result in results.items()
+        ],
+        "goals": [{**asdict(goal), "met": goal.met} for goal in compared],
+    }
+
+
+def table(results: Mapping[str, Result], compared: Sequence[Goal]) -> str:
+    """Return the text for a terminal."""
+    lines = [f"{'median':>9} {'best':>9}  {'':48} {'to its floor':>12} {'to firejail':>12}"]
+    for name, result in results.items():
+        ratios = _ratios(result, results)
+        own = f"{ratios[result.case.floor]:.2f}" if result.case.floor in ratios else ""
+        firejail = f"{ratios[cases.FIREJAIL]:.1f}" if name.startswith("session") else ""
+        lines.append(
+            f"{result.median * 1000:6.0f} ms {result.best * 1000:6.0f} ms  {name:48} {own:>12} {firejail:>12}"
+        )
+        phases = [f"{phase} {seconds * 1000:.0f}" for phase, seconds in result.median_phases().items()]
+        if phases:
+            lines.append(f"{'':21}   {', '.join(phases)}")
+    lines += ["", f"{'goal':>9} {'measured':>10}"]
+    lines += [
+        f"{goal.limit:7.2f} {goal.unit} {goal.measured:8.2f} {goal.unit}  {goal.name}"
+        f"{'' if goal.met else '  MISSED'}"
+        for goal in compared
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ratios(result: Result, results: Mapping[str, Result]) -> dict[str, float]:
+    floors = dict.fromkeys((cases.PYTHON, cases.SUDO, cases.FIREJAIL, cases.CLONE_SMALL, result.case.floor))
+    return {
+        name: round(result.median / results[name].median, 3)
+        for name in floors
+        if name in results and name != result.case.name
+    }

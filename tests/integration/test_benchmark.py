@@ -1,0 +1,31 @@
+"""The benchmark runs and says what it is meant to say; how long anything takes is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import cases
+from tests.support.person import CHECKOUT
+
+pytestmark = pytest.mark.root
+
+
+def test_the_benchmark_measures_every_case(tmp_path):
+    result = tmp_path / "result.json"
+    argv = [sys.executable, "-P", "-m", "benchmarks", "--runs=1", "--files=50", f"--json={result}"]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(result.read_text())
+    measured = {each["name"]: each for each in document["results"]}
+    sessions = [cases.existing(mode, end) for mode in cases.MODES for end in ("keep", "import")]
+    sessions += [name(mode) for mode in cases.MODES for name in (cases.new, cases.many)]
+    floors = [cases.PYTHON, cases.SUDO, cases.FIREJAIL, cases.CLONE_SMALL, cases.CLONE, cases.DIRECT]
+    assert sorted(measured) == sorted([*floors, *cases.QUICK, *sessions, cases.GATEWAY])
+    assert all(each["median_s"] > 0 for each in measured.values())
+    assert all(measured[name]["phases_s"]["clone_in"] > 0 for name in sessions)
+    assert all(name in done.stdout for name in measured)
+    assert len(document["goals"]) == len(cases.QUICK) + 4 * len(cases.MODES)
