@@ -78,7 +78,7 @@ CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
@@ -265,14 +265,17 @@ def close_all(fds: Iterable[int]) -> None:
 def text(message: Message, key: str, limit: int = PATH_LIMIT) -> str:
     """Return a string field, checked."""
     value = message.get(key)
-    if (
-        not isinstance(value, str)
-        or not value
-        or len(value.encode("utf-8", "surrogateescape")) > limit
-        or "\0" in value
-    ):
+    if not isinstance(value, str) or not value or "\0" in value or not is_path_text(value, limit):
         raise Refused(f"{key} must be a text of at most {limit} bytes")
     return value
+
+
+def is_path_text(value: str, limit: int) -> bool:
+    """Tell whether a text stands for at most so many bytes; JSON also knows texts that stand for none."""
+    try:
+        return len(value.encode("utf-8", "surrogateescape")) <= limit
+    except UnicodeEncodeError:
+        return False
 
 
 # ---------------------------------------------------------------- state of root's own
@@ -700,7 +703,8 @@ def remove_account(registry: Registry, entry: Entry) -> None:
         tool("/usr/sbin/userdel", name)
     if known(grp.getgrnam, name):
         tool("/usr/sbin/groupdel", name)
-    registry.forget(entry)
+    with registry.lock():
+        registry.forget(entry)
 
 
 # ---------------------------------------------------------------- agent binaries
@@ -868,6 +872,8 @@ class View:
             os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
         moved = libc.syscall(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(made), MOVE_MOUNT_F_EMPTY_PATH)
         checked(moved, f"move_mount to {target}")
+        # What the host mounts below it later must not appear here, unrestricted.
+        mount(None, made, None, MS_REC | MS_PRIVATE)
         restrict(made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
 
     def enter(self, *, host_proc: bool) -> None:
@@ -896,8 +902,7 @@ def parse_mounts(message: Message, fds: list[int], entry: Entry) -> list[GivenMo
         target = text(item, "target")
         if (
             target != os.path.normpath(target)
-            or not target.startswith("/")
-            or target == "/"
+            or not re.match(r"/[^/]", target)  # normpath leaves "//etc" as it is
             or "\n" in target
         ):
             raise Refused(f"the mount target {target!r} is not a plain absolute path")
@@ -1070,8 +1075,11 @@ class Sandbox:
             ready, _, _ = select.select(waited, [], [], max(0, deadline - time.monotonic()))
             if self.control in ready:
                 return True
-            if conn in ready and not conn.recv(1, socket.MSG_PEEK):
-                return False
+            if conn in ready:
+                if not conn.recv(1, socket.MSG_PEEK):
+                    return False
+                # A message that comes too early waits; looking at it again and again would only burn time.
+                waited.remove(conn)
             if self.pidfd in ready or not ready:
                 raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
 
@@ -1225,7 +1233,7 @@ class Service:
                 if message is None:
                     return
                 verb = message.get("verb")
-                if verb not in self.VERBS:
+                if not isinstance(verb, str) or verb not in self.VERBS:
                     raise Refused("there is no such verb")
                 self.VERBS[verb](self, message, fds)
             except Refused as refused:
@@ -1276,8 +1284,13 @@ class Service:
             except BlockingIOError:
                 send(self.conn, {"error": f"{entry['name']} is running", "busy": True})
                 return
+        # Others need not wait for this: the account's own lock is held, its name and uid are written down.
+        try:
             reaped = quiesce(entry)
             ensure_account(entry)
+        except BaseException:
+            self.held.close()
+            raise
         self.entry = entry
         send(self.conn, {"account": entry, "created": created, "reaped": reaped})
 
@@ -1317,8 +1330,7 @@ class Service:
     def remove(self, _message: Message, _fds: list[int]) -> None:
         """Remove the held account and everything of it."""
         entry = self._leased()
-        with self.registry.lock():
-            remove_account(self.registry, entry)
+        remove_account(self.registry, entry)
         self.held.close()
         self.entry = None
         send(self.conn, {"done": True})
