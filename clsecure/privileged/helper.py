@@ -30,6 +30,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import select
 import signal
 import socket
@@ -45,7 +46,7 @@ if TYPE_CHECKING:  # the module typing takes longer to import than this program 
 
     Message = dict[str, Any]
     Entry = dict[str, Any]
-    GivenMount = tuple[str, bool, int]
+    GivenMount = tuple[str, bool, int]  # target, read-only, descriptor
     KeptAgent = tuple[str, str] | None
 
 PROTOCOL = 1
@@ -62,13 +63,16 @@ PATH_LIMIT = 4096
 MOUNT_LIMIT = 32
 AGENT_LIMIT = 1024**3
 AGENT_VERSIONS = 3
+DISK_RESERVE = 1024**3
+LOCK_SECONDS = 30.0
 QUIESCE_SECONDS = 10.0
 CLEAR_SECONDS = 2.0
 
 DEFAULTS = {
-    # systemd's table of uids leaves 1879048192..2147352575 to nobody; subordinate ranges end far below.
+    # systemd's table of uids leaves 1879048192..2147352575 to nobody; subordinate ranges end far below. Wide,
+    # because a uid is given out once: who makes and removes workers all day must not use them up for others.
     "uid_first": 1_900_000_000,
-    "uid_count": 65_536,
+    "uid_count": 200_000_000,
     "home_base": "/home",
     "accounts_per_user": 64,
 }
@@ -77,15 +81,13 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
-MNT_DETACH = 2
-AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
+MNT_DETACH, MOVE_MOUNT_F_EMPTY_PATH = 2, 4
+OPEN_TREE_CLONE, AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = 1, -100, 0x1000, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
-KEYCTL_JOIN_SESSION_KEYRING = 1
-SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
-OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH, AT_EMPTY_PATH = 1, 4, 0x1000
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
-SYSCALLS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
-NS_GET_NSTYPE = 0xB703
+NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704
 SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")
@@ -115,6 +117,8 @@ FILTER = """table inet clsecure {{
   }}
 }}"""
 
+INHERITED_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -122,68 +126,58 @@ class Refused(Exception):  # noqa: N818  # an answer, not an accident
     """The request is not acceptable, or can't be done; the text goes to the caller."""
 
 
+class Busy(Refused):
+    """Somebody else holds the lock."""
+
+
 # ---------------------------------------------------------------- kernel
 
 
-def checked(result: int, what: str) -> int:
-    """Return ``result``, or raise OSError with the errno of the call that gave -1."""
+def call(name: str, *args: Any) -> int:
+    """Call a function of the C library; -1 becomes OSError."""
+    result: int = getattr(libc, name)(*args)
     if result == -1:
         code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
+        raise OSError(code, f"{name}: {os.strerror(code)}")
     return result
 
 
-def syscall(name: str, *args: Any) -> int:
-    """Call the kernel by number; an architecture that is not in the table is refused."""
-    table = SYSCALLS.get(os.uname().machine)
-    if table is None:
-        raise Refused(f"the architecture {os.uname().machine} is not supported")
-    return checked(libc.syscall(table[name], *args), name)
-
-
-def unshare(flags: int) -> None:
-    """Leave the given namespaces of the host."""
-    checked(libc.unshare(flags), "unshare")
-
-
-def mount(
-    source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None
-) -> None:
+def mount(source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
     """mount(2)."""
-    where, at, fstype, options = (None if x is None else os.fsencode(x) for x in (source, target, kind, data))
-    checked(libc.mount(where, at, fstype, ctypes.c_ulong(flags), options), f"mount on {target!r}")
+    texts = (None if text is None else os.fsencode(text) for text in (source, target, kind))
+    call("mount", *texts, ctypes.c_ulong(flags), None if data is None else data.encode())
 
 
-def restrict(target: str, attributes: int) -> None:
-    """Set mount attributes on a mount and all mounts below it (Linux 5.12)."""
-    attr = struct.pack("QQQQ", attributes, 0, 0, 0)
-    result = libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(target), AT_RECURSIVE, attr, len(attr))
-    checked(result, f"mount_setattr on {target!r}")
+def tree_of(fd: int) -> int:
+    """Return a detached copy of the mounts at and below a descriptor: of this mount namespace only."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
+    return call("syscall", SYS_OPEN_TREE, fd, b"", flags)
+
+
+def attach(tree: int, target: str, attributes: int) -> None:
+    """Restrict a detached tree, all of it, and only then put it in its place."""
+    attr = struct.pack("QQQQ", attributes, 0, MS_PRIVATE, 0)
+    call("syscall", SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | AT_RECURSIVE, attr, len(attr))
+    where = os.fsencode(target)
+    call("syscall", SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, where, MOVE_MOUNT_F_EMPTY_PATH)
+    os.close(tree)
 
 
 def bind(source: str, target: str, attributes: int) -> None:
-    """Bind a file or directory, with everything mounted below it, and restrict all of it."""
-    mount(source, target, None, MS_BIND | MS_REC)
-    restrict(target, attributes)
+    """Bind a file or directory of the machine, with everything mounted below it, and restrict all of it."""
+    fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    attach(tree_of(fd), target, attributes)
+    os.close(fd)
 
 
-def cloned(fd: int) -> int:
-    """Return a detached copy of what a descriptor names, with all mounts below it (Linux 5.2).
-
-    To be taken in the caller's mount namespace: a mount of one namespace can't be bound in another.
-    """
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
-    return checked(libc.syscall(SYS_OPEN_TREE, fd, b"", flags), "this can't be mounted")
-
-
-def tmpfs(target: str, mode: str = "755", options: str = "size=25%") -> None:
+def tmpfs(target: str, mode: str, options: str) -> None:
     """Mount an empty memory file system."""
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},{options}")
 
 
 def prctl(option: int, argument: int) -> None:
     """prctl(2) with one argument."""
-    checked(libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0), f"prctl {option}")
+    call("prctl", option, ctypes.c_ulong(argument), 0, 0, 0)
 
 
 def loopback_up() -> None:
@@ -206,14 +200,17 @@ def host_addresses() -> list[str]:
     return sorted(found)
 
 
-def close_network(namespace: int, addresses: list[str]) -> None:
+def close_network(namespace: int, caller: int, addresses: list[str]) -> None:
     """Enter the network namespace of a full network, and load the filter there that the worker can't lift."""
     if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
         raise Refused("the descriptor is no network namespace")
-    own = os.stat("/proc/self/ns/net")
-    if (own.st_dev, own.st_ino) == (os.fstat(namespace).st_dev, os.fstat(namespace).st_ino):
-        raise Refused("the network namespace is the machine's own")
-    checked(libc.setns(namespace, CLONE_NEWNET), "setns")
+    # The caller's own making. Those of root's, the machine's first, can be opened by anybody (/run/netns).
+    owner, spaces = array.array("I", [0]), fcntl.ioctl(namespace, NS_GET_USERNS)
+    fcntl.ioctl(spaces, NS_GET_OWNER_UID, owner)
+    os.close(spaces)
+    if owner[0] != caller:
+        raise Refused("the network namespace is not the caller's own")
+    call("setns", namespace, CLONE_NEWNET)
     closed = {4: list(CLOSED_IPV4), 6: list(CLOSED_IPV6)}
     for address in addresses:
         closed[6 if ":" in address else 4].append(address)
@@ -320,11 +317,19 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str, *, wait: bool) -> Iterator[None]:
+def locked(path: str, *, wait: float) -> Iterator[None]:
     """Hold an exclusive lock on a file in root's own directory."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + wait
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy(f"{os.path.basename(path)} is in use; try again") from None
+                select.select([], [], [], 0.01)
         yield
     finally:
         os.close(fd)
@@ -341,7 +346,7 @@ class Registry:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the registry while names and uids are given out."""
-        return locked(f"{self.locks}/registry", wait=True)
+        return locked(f"{self.locks}/registry", wait=LOCK_SECONDS)
 
     def entries(self) -> list[Entry]:
         """Return every account as a dict."""
@@ -366,16 +371,10 @@ class Registry:
             limit = self.config["accounts_per_user"]
             raise Refused(f"you have {limit} workers already; remove some with: clsecure cleanup")
         name = self._free_name(owner, project, session, {e["name"] for e in entries})
-        home = f"{self.config['home_base']}/{name}"
         entry = {
-            "name": name,
-            "uid": self._free_uid(),
-            "owner": owner,
-            "project": project,
-            "session": session,
-            "home": home,
-            "created": int(time.time()),
-        }
+            "name": name, "uid": self._free_uid(), "owner": owner, "project": project, "session": session,
+            "home": f"{self.config['home_base']}/{name}", "created": int(time.time()),
+        }  # fmt: skip
         write_file(f"{self.directory}/{name}", json.dumps(entry).encode())
         return entry
 
@@ -439,24 +438,31 @@ def subordinate_ranges() -> list[tuple[int, int]]:
 # ---------------------------------------------------------------- processes
 
 
-def tool(*argv: str, timeout: float = 60) -> None:
-    """Run a program of the machine as root with a fixed environment; return its output."""
-    read, write = os.pipe()
+def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
+    """Run a program of the machine to its end, as root, or as the worker (rm and chmod of its own home).
+
+    A failure of root's is raised with its words; how the worker's ended is seen by what it left.
+    """
+    words = os.memfd_create("words") if worker is None else os.open("/dev/null", os.O_WRONLY)
+    null = os.open("/dev/null", os.O_RDONLY)
     pid = os.fork()
     if pid == 0:
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(write, 1)
-        os.dup2(write, 2)
-        run_and_exit(
-            lambda: os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"})
-        )
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        ended = wait_for(pid, timeout)
-        output = pipe.read(LOG_LIMIT).decode("utf-8", "replace") if ended else ""
-    if not ended or os.waitstatus_to_exitcode(ended[1]) != 0:
-        raise Refused(f"{os.path.basename(argv[0])} failed: {output.strip()[-500:]}")
+        for target, fd in ((0, null), (1, words), (2, words)):
+            os.dup2(fd, target)
+
+        def execute() -> None:
+            if worker is not None:
+                become(worker, empty_bounding_set=True)
+                prctl(PR_SET_NO_NEW_PRIVS, 1)
+            os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"})
+
+        run_and_exit(execute)
+    ended = wait_for(pid, timeout)
+    with open(null), open(words, "rb", buffering=0) as output:
+        if worker is None and (not ended or os.waitstatus_to_exitcode(ended[1]) != 0):
+            output.seek(0)
+            said = output.read(500).decode("utf-8", "replace").strip()
+            raise Refused(f"{os.path.basename(argv[0])} failed: {said}")
 
 
 def wait_for(pid: int, timeout: float) -> tuple[int, int] | None:
@@ -495,24 +501,6 @@ def become(entry: Entry, *, empty_bounding_set: bool) -> None:
     os.setresuid(entry["uid"], entry["uid"], entry["uid"])
 
 
-def as_worker(entry: Entry, *argv: str, timeout: float) -> None:
-    """Run a program as the worker, outside a sandbox: only ever chmod and rm on its own home."""
-    pid = os.fork()
-    if pid == 0:
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-
-        def execute() -> None:
-            become(entry, empty_bounding_set=True)
-            prctl(PR_SET_NO_NEW_PRIVS, 1)
-            os.chdir("/")
-            os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
-
-        run_and_exit(execute)
-    wait_for(pid, timeout)
-
-
 def uids_of(pid: int | str) -> list[bytes]:
     """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie."""
     try:
@@ -536,7 +524,7 @@ def quiesce(entry: Entry) -> int:
     pid, which also gets set-uid programs (firejail's own processes run with another effective uid).
     """
     seen, deadline = 0, time.monotonic() + QUIESCE_SECONDS
-    cgroup_kill(entry)
+    cgroup_write(entry, "cgroup.kill", "1")
     while pids := processes_of(entry["uid"]):
         seen = max(seen, len(pids))
         if time.monotonic() > deadline:
@@ -589,53 +577,29 @@ def cgroup_enter(entry: Entry, pid: int) -> None:
     root. Best effort: the kill by uid in quiesce() stands without it.
     """
     if os.path.isdir("/run/systemd/system"):
+        # Source: org.freedesktop.systemd1(5), StartTransientUnit(in s, in s, in a(sv), in a(sa(sv))).
+        manager = "org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
+        unit = f"clsecure-{entry['name']}-{pid}.scope"
+        properties = f"3 PIDs au 1 {pid} Delegate b true CollectMode s inactive-or-failed"
+        request = f"call {manager} StartTransientUnit ssa(sv)a(sa(sv)) {unit} fail {properties} 0"
         with contextlib.suppress(Refused, OSError):
-            tool(*scope_arguments(entry["name"], pid), timeout=5)
-        return
-    root = cgroup_root()
-    if root is not None:
+            tool("/usr/bin/busctl", "--quiet", *request.split(), timeout=5)
+    elif root := cgroup_root():
         with contextlib.suppress(OSError):
             os.makedirs(f"{root}/clsecure/{entry['name']}", mode=0o755, exist_ok=True)
-            with open(f"{root}/clsecure/{entry['name']}/cgroup.procs", "w", encoding="ascii") as file:
-                file.write(str(pid))
+            cgroup_write(entry, "cgroup.procs", str(pid))
 
 
-def scope_arguments(name: str, pid: int) -> tuple[str, ...]:
-    """Return the busctl call that makes a transient scope of a running process.
-
-    Source: org.freedesktop.systemd1(5), StartTransientUnit(in s name, in s mode, in a(sv) properties, ...).
-    """
-    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-    properties = (
-        "3",
-        "PIDs",
-        "au",
-        "1",
-        str(pid),
-        "Delegate",
-        "b",
-        "true",
-        "CollectMode",
-        "s",
-        "inactive-or-failed",
-    )
-    unit = f"clsecure-{name}-{pid}.scope"
-    call = ("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail")
-    return ("/usr/bin/busctl", "--quiet", "call", *manager, *call, *properties, "0")
-
-
-def cgroup_kill(entry: Entry) -> None:
-    """Kill all of the account's group, where there is one."""
-    root = cgroup_root()
-    if root is not None:
-        with contextlib.suppress(OSError), open(f"{root}/clsecure/{entry['name']}/cgroup.kill", "w") as file:
-            file.write("1")
+def cgroup_write(entry: Entry, name: str, value: str) -> None:
+    """Write a file of the account's group, where there is one."""
+    if root := cgroup_root():
+        with contextlib.suppress(OSError), open(f"{root}/clsecure/{entry['name']}/{name}", "w") as file:
+            file.write(value)
 
 
 def cgroup_remove(entry: Entry) -> None:
     """Take the account's group away."""
-    root = cgroup_root()
-    if root is not None:
+    if root := cgroup_root():
         with contextlib.suppress(OSError):
             os.rmdir(f"{root}/clsecure/{entry['name']}")
             os.rmdir(f"{root}/clsecure")
@@ -650,16 +614,13 @@ def ensure_account(entry: Entry) -> None:
     if not known(grp.getgrnam, name):
         tool("/usr/sbin/groupadd", "--gid", str(uid), name)
     if not known(pwd.getpwnam, name):
-        tool(
-            "/usr/sbin/useradd", "--no-log-init", "--system", "--uid", str(uid), "--gid", str(uid),
-            "--home-dir", home,
-            "--no-create-home", "--comment", "clsecure worker", "--shell", "/usr/sbin/nologin", name,
-        )  # fmt: skip
+        how = f"--no-log-init --system --uid {uid} --gid {uid} --no-create-home --shell /usr/sbin/nologin"
+        tool("/usr/sbin/useradd", *how.split(), "--comment", "clsecure worker", "--home-dir", home, name)
     if pwd.getpwnam(name).pw_uid != uid or grp.getgrnam(name).gr_gid != uid:
         raise Refused(f"the account {name} is not the one that was made here")
+    own_directory(os.path.dirname(home), 0o755)
     with contextlib.suppress(FileExistsError):
         os.mkdir(home, 0o700)
-        os.chown(home, uid, uid, follow_symlinks=False)
     fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(fd).st_uid not in (uid, 0):
@@ -671,39 +632,40 @@ def ensure_account(entry: Entry) -> None:
 
 
 def wipe_home(entry: Entry) -> None:
-    """Delete all that is in the home, as the worker: its links and permissions can hurt only itself."""
-    home = entry["home"]
+    """Delete all that is in the home, as the worker: its links and permissions can hurt only itself.
+
+    The home itself stays: the directory above is root's. That its removal fails is no failure.
+    """
+    home, delete = entry["home"], ("/bin/rm", "-rf", "--one-file-system", "--", entry["home"])
     if not os.path.isdir(home):
         return
-    as_worker(entry, "/bin/rm", "-rf", "--one-file-system", "--", *children_of(home), timeout=600)
-    if children_of(home):
+    tool(*delete, timeout=600, worker=entry)
+    if os.listdir(home):
         # Directories without permissions: only their owner may open them up, and only now is it worth it.
-        as_worker(entry, "/bin/chmod", "-R", "u+rwX", "--", *children_of(home), timeout=600)
-        as_worker(entry, "/bin/rm", "-rf", "--one-file-system", "--", *children_of(home), timeout=600)
-    if left := children_of(home):
+        tool("/bin/chmod", "-R", "u+rwX", "--", home, timeout=600, worker=entry)
+        tool(*delete, timeout=600, worker=entry)
+    if left := os.listdir(home):
         raise Refused(f"{len(left)} entries in {home} could not be deleted")
 
 
-def children_of(directory: str) -> list[str]:
-    """Return the paths of a directory's entries."""
-    return [os.path.join(directory, name) for name in os.listdir(directory)]
-
-
 def remove_account(registry: Registry, entry: Entry) -> None:
-    """Take everything of an account away; the registry entry goes last, so a failure can be tried again."""
+    """Take everything of an account away; the registry entry goes last, so a failure can be tried again.
+
+    What takes as long as the worker's files want happens before the lock that all members share.
+    """
     name = entry["name"]
     quiesce(entry)
     wipe_home(entry)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(entry["home"])
-    for path in ("/var/mail", "/var/spool/mail", "/var/spool/cron/crontabs", "/var/spool/cron"):
-        with contextlib.suppress(OSError):
-            os.unlink(f"{path}/{name}")
-    if known(pwd.getpwnam, name):
-        tool("/usr/sbin/userdel", name)
-    if known(grp.getgrnam, name):
-        tool("/usr/sbin/groupdel", name)
     with registry.lock():
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(entry["home"])
+        for path in ("/var/mail", "/var/spool/mail", "/var/spool/cron/crontabs", "/var/spool/cron"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{path}/{name}")
+        if known(pwd.getpwnam, name):
+            tool("/usr/sbin/userdel", name)
+        if known(grp.getgrnam, name):
+            tool("/usr/sbin/groupdel", name)
         registry.forget(entry)
 
 
@@ -717,34 +679,32 @@ def keep_agent(owner: int, digest: str, source: int) -> str:
         raise Refused("the agent is not a regular file of at most 1 GiB")
     own_directory(f"{STATE}/agents", 0o711)
     store = own_directory(f"{STATE}/agents/{owner}", 0o711)
-    target = f"{store}/{digest}"
-    if os.path.isdir(target):
-        os.utime(target)
-        return target
-    with locked(f"{store}/.lock", wait=True):
-        copy = f"{store}/.new"
-        fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500)
+    target, copy = f"{store}/{digest}", f"{store}/.new"
+    with locked(f"{store}/.lock", wait=LOCK_SECONDS):
+        if os.path.isdir(target):
+            os.utime(target)
+            return target
+        room = os.statvfs(store)
+        if room.f_bavail * room.f_frsize < info.st_size + DISK_RESERVE:
+            raise Refused(f"there is too little room in {STATE} for the agent")
         try:
-            offset = 0
-            while offset < info.st_size:
-                if not (sent := os.sendfile(fd, source, offset, info.st_size - offset)):
-                    break
-                offset += sent
-            with open(fd, "rb", closefd=False) as file:
+            with open(copy, "w+b") as file:
+                offset = 0
+                while sent := os.sendfile(file.fileno(), source, offset, info.st_size - offset):
+                    offset += sent
                 file.seek(0)
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise Refused("the agent's file changed while it was copied")
-            os.fchmod(fd, 0o555)
-            os.fsync(fd)
+                os.fchmod(file.fileno(), 0o555)
+                os.fsync(file.fileno())
+            own_directory(target + ".new", 0o755)
+            os.rename(copy, f"{target}.new/agent")
         finally:
-            os.close(fd)
-        own_directory(target + ".new", 0o755)
-        os.rename(copy, f"{target}.new/agent")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(copy)
         os.rename(target + ".new", target)
-        versions = sorted(
-            (n for n in os.listdir(store) if SHA256.match(n)), key=lambda n: os.stat(f"{store}/{n}").st_mtime
-        )
-        for old in versions[:-AGENT_VERSIONS]:
+        versions = [name for name in os.listdir(store) if SHA256.match(name)]
+        for old in sorted(versions, key=lambda n: os.stat(f"{store}/{n}").st_mtime)[:-AGENT_VERSIONS]:
             os.unlink(f"{store}/{old}/agent")
             os.rmdir(f"{store}/{old}")
     return target
@@ -759,9 +719,11 @@ class View:
     def __init__(
         self, entry: Entry, mounts: list[GivenMount], agent: KeptAgent, *, setuid_allowed: bool
     ) -> None:
-        self.entry, self.mounts, self.agent = entry, mounts, agent
+        self.entry, self.agent = entry, agent
         self.root = own_directory(f"{STATE}/view", 0o700)
         self.read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | (0 if setuid_allowed else MOUNT_ATTR_NOSUID)
+        # Before there is a mount namespace of its own: the kernel copies no mounts out of another one.
+        self.mounts = [(target, read_only, tree_of(fd)) for target, read_only, fd in mounts]
 
     def at(self, path: str) -> str:
         """Return where a path of the inside is being built."""
@@ -769,25 +731,30 @@ class View:
 
     def directory(self, path: str, mode: int = 0o755) -> str:
         """Make a directory and its parents in the new root."""
-        os.makedirs(self.at(path), mode=mode, exist_ok=True)
+        os.makedirs(self.at(path), exist_ok=True)
+        os.chmod(self.at(path), mode)
         return self.at(path)
+
+    def writable(self, path: str, mode: int = 0o755) -> None:
+        """Make a directory that stays writable: a mount of its own, in the one memory file system."""
+        made = self.directory(path, mode)
+        mount(made, made, None, MS_BIND)
 
     def build(self) -> None:
         """Assemble the new root in this process's own mount namespace."""
-        mount(None, "/", None, MS_REC | MS_PRIVATE)
-        tmpfs(self.root)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        tmpfs(self.root, "755", "size=25%")
         self._private()
         self._system()
         self._devices()
-        home = self.directory(self.entry["home"])
-        bind(self.entry["home"], home, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        bind(self.entry["home"], self.directory(self.entry["home"]), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
         if self.agent is not None:
             digest_directory, name = self.agent
             made = f"{self.directory('/opt/clsecure/bin')}/{name}"
             write_file(made, b"", 0o755)
             bind(f"{digest_directory}/agent", made, self.read_only | MOUNT_ATTR_NOSUID)
-        for target, read_only, fd in self.mounts:
-            self._given(target, fd, read_only=read_only)
+        for target, read_only, tree in self.mounts:
+            self._given(target, tree, read_only=read_only)
 
     def _system(self) -> None:
         for name in ("usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"):
@@ -795,86 +762,60 @@ class View:
                 os.symlink(os.readlink(f"/{name}"), self.at(f"/{name}"))
             elif os.path.isdir(f"/{name}"):
                 bind(f"/{name}", self.directory(f"/{name}"), self.read_only)
-        uid, name = self.entry["uid"], self.entry["name"]
-        passwd = (
-            f"root:x:0:0:root:/root:/usr/sbin/nologin\n{name}:x:{uid}:{uid}::{self.entry['home']}:/bin/bash\n"
-        )
-        group = f"root:x:0:\ntty:x:5:\n{name}:x:{uid}:\n"
-        for path, content, last in (
-            ("passwd", passwd, "65534:65534::/:/usr/sbin/nologin"),
-            ("group", group, "65534:"),
-        ):
+        uid, name, home = self.entry["uid"], self.entry["name"], self.entry["home"]
+        passwd = f"root:x:0:0:root:/root:/usr/sbin/nologin\n{name}:x:{uid}:{uid}::{home}:/bin/bash\n"
+        passwd += "nobody:x:65534:65534::/:/usr/sbin/nologin\n"
+        group = f"root:x:0:\ntty:x:5:\n{name}:x:{uid}:\nnogroup:x:65534:\n"
+        for path, content in (("passwd", passwd), ("group", group)):
             made = f"{self.directory('/opt/clsecure/etc')}/{path}"
-            write_file(
-                made, f"{content}{'nobody' if path == 'passwd' else 'nogroup'}:x:{last}\n".encode(), 0o644
-            )
+            write_file(made, content.encode(), 0o644)
             bind(made, self.at(f"/etc/{path}"), self.read_only | MOUNT_ATTR_NOSUID)
 
     def _private(self) -> None:
-        for path, mode in (("/run", "755"), ("/tmp", "1777"), ("/var", "755"), ("/opt", "755")):
-            tmpfs(self.directory(path), mode)
+        for path in ("/run", "/var", "/opt"):
+            self.writable(path)
+        self.writable("/tmp", 0o1777)
         for path in ("/var/tmp", "/run/lock"):
-            os.chmod(self.directory(path), 0o1777)
-        for path in (
-            "/var/lib",
-            "/var/log",
-            "/var/cache",
-            "/root",
-            "/srv",
-            "/mnt",
-            "/media",
-            "/proc",
-            "/sys",
-            "/home",
-        ):
-            self.directory(path)
-        runtime = self.directory(f"/run/user/{self.entry['uid']}")
-        os.chown(runtime, self.entry["uid"], self.entry["uid"])
-        os.chmod(runtime, 0o700)
+            self.directory(path, 0o1777)
+        for path in ("var/lib", "var/log", "var/cache", "root", "srv", "mnt", "media", "proc", "sys", "home"):
+            self.directory(f"/{path}")
+        uid = self.entry["uid"]
+        os.chown(self.directory(f"/run/user/{uid}", 0o700), uid, uid)
 
     def _devices(self) -> None:
-        dev = self.directory("/dev")
-        tmpfs(dev, "755", "size=64k")
+        self.writable("/dev/shm", 0o1777)
+        dev = self.at("/dev")
         for name in DEVICES:
-            os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+            write_file(f"{dev}/{name}", b"")
             mount(f"/dev/{name}", f"{dev}/{name}", None, MS_BIND)
         for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
             os.symlink(f"/proc/self/fd{target}", f"{dev}/{name}")
-        os.mkdir(f"{dev}/pts")
-        mount(
-            "devpts",
-            f"{dev}/pts",
-            "devpts",
-            MS_NOSUID | MS_NOEXEC,
-            "newinstance,ptmxmode=0666,mode=0620,gid=5",
-        )
+        options = "newinstance,ptmxmode=0666,mode=0620,gid=5"
+        mount("devpts", self.directory("/dev/pts"), "devpts", MS_NOSUID | MS_NOEXEC, options)
         os.symlink("pts/ptmx", f"{dev}/ptmx")
-        os.mkdir(f"{dev}/shm")
-        tmpfs(f"{dev}/shm", "1777")
 
     def resolver(self) -> None:
         """Name the resolver of a full network, also where the host's file is a link into its /run."""
         place = os.path.realpath("/etc/resolv.conf")
+        content = f"nameserver {RESOLVER}\n".encode()
         if place.startswith("/run/"):
             self.directory(os.path.dirname(place))
-            write_file(self.at(place), f"nameserver {RESOLVER}\n".encode(), 0o644)
+            write_file(self.at(place), content, 0o644)
         elif os.path.isfile(place):
             made = self.at("/opt/clsecure/etc/resolv.conf")
-            write_file(made, f"nameserver {RESOLVER}\n".encode(), 0o644)
+            write_file(made, content, 0o644)
             bind(made, self.at(place), self.read_only | MOUNT_ATTR_NOSUID)
 
-    def _given(self, target: str, fd: int, *, read_only: bool) -> None:
+    def _given(self, target: str, tree: int, *, read_only: bool) -> None:
         made = self.at(target)
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            os.makedirs(made, mode=0o755, exist_ok=True)
+        if os.path.realpath(made) != made:
+            raise Refused(f"the mount target {target!r} leads through a link")
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.makedirs(made, exist_ok=True)
         else:
-            os.makedirs(os.path.dirname(made), mode=0o755, exist_ok=True)
+            os.makedirs(os.path.dirname(made), exist_ok=True)
             os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
-        moved = libc.syscall(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(made), MOVE_MOUNT_F_EMPTY_PATH)
-        checked(moved, f"move_mount to {target}")
-        # What the host mounts below it later must not appear here, unrestricted.
-        mount(None, made, None, MS_REC | MS_PRIVATE)
-        restrict(made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
+        attach(tree, made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
 
     def enter(self, *, host_proc: bool) -> None:
         """Make the new root the only one. ``host_proc``: firejail looks at the host's /proc first."""
@@ -884,10 +825,10 @@ class View:
         else:
             mount("sysfs", self.at("/sys"), "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
         os.chdir(self.root)
-        syscall("pivot_root", b".", b".")
-        checked(libc.umount2(b".", MNT_DETACH), "umount2")
+        call("pivot_root", b".", b".")
+        call("umount2", b".", MNT_DETACH)
         os.chdir("/")
-        mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+        mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
 def parse_mounts(message: Message, fds: list[int], entry: Entry) -> list[GivenMount]:
@@ -900,19 +841,14 @@ def parse_mounts(message: Message, fds: list[int], entry: Entry) -> list[GivenMo
         if not isinstance(item, dict):
             raise Refused("a mount must be an object")
         target = text(item, "target")
-        if (
-            target != os.path.normpath(target)
-            or not re.match(r"/[^/]", target)  # normpath leaves "//etc" as it is
-            or "\n" in target
-        ):
+        # Not "//x": normpath() leaves two slashes, and the checks below would take it for another place.
+        if target != os.path.normpath(target) or not re.match(r"/[^/]", target) or "\n" in target:
             raise Refused(f"the mount target {target!r} is not a plain absolute path")
         if target.split("/")[1].rstrip("0123456789x") in CLOSED_TARGETS:
             raise Refused(f"nothing can be mounted below /{target.split('/')[1]}")
-        reserved = [t for t, _, _ in parsed] + [entry["home"], "/opt/clsecure"]
-        if any(
-            f"{target}/".startswith(f"{other}/") or f"{other}/".startswith(f"{target}/") for other in reserved
-        ):
-            raise Refused(f"the mount target {target!r} overlaps another one")
+        for other in (*(t for t, _, _ in parsed), entry["home"], "/opt/clsecure"):
+            if f"{target}/".startswith(f"{other}/") or f"{other}/".startswith(f"{target}/"):
+                raise Refused(f"the mount target {target!r} overlaps another one")
         mode = os.fstat(fd).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise Refused(f"only directories and files can be mounted ({target!r})")
@@ -991,18 +927,18 @@ class Sandbox:
         if os.read(go, 1) != b"1":
             raise Refused("the helper is gone")
         os.setsid()
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
+        for number in INHERITED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        syscall("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None)
+        call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
+        view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
         own_pids = CLONE_NEWPID if self.mode == "user" else 0
-        mounts = [(target, read_only, cloned(fd)) for target, read_only, fd in self.mounts]
         if self.network is not None:
-            close_network(self.network, host_addresses())
+            close_network(self.network, self.entry["owner"], host_addresses())
         own_network = CLONE_NEWNET if self.network is None else 0
-        unshare(CLONE_NEWNS | CLONE_NEWIPC | own_network | CLONE_NEWUTS | CLONE_NEWCGROUP | own_pids)
+        spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+        call("unshare", spaces | own_network | own_pids)
         socket.sethostname("clsecure")
         loopback_up()
-        view = View(self.entry, mounts, self.agent, setuid_allowed=self.mode == "namespace")
         view.build()
         if self.network is not None:
             view.resolver()
@@ -1078,8 +1014,7 @@ class Sandbox:
             if conn in ready:
                 if not conn.recv(1, socket.MSG_PEEK):
                     return False
-                # A message that comes too early waits; looking at it again and again would only burn time.
-                waited.remove(conn)
+                waited.remove(conn)  # a message: it waits its turn
             if self.pidfd in ready or not ready:
                 raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
 
@@ -1113,10 +1048,10 @@ class Sandbox:
                 data = b""
                 with contextlib.suppress(ConnectionResetError):
                     data = self.control.recv(4096)
-                if data:
-                    send(conn, {"event": "failed", "error": json.loads(data).get("error", "")})
-                else:
+                if not data:
                     watch.remove(self.control)
+                with contextlib.suppress(ValueError, AttributeError):
+                    send(conn, {"event": "failed", "error": str(json.loads(data).get("error", ""))})
             if self.pidfd in ready:
                 return
             if self.main_pidfd in ready:
@@ -1129,6 +1064,8 @@ class Sandbox:
                     if message is None or message.get("verb") != "start":
                         return
                     send(self.control, message, fds)
+                    # Once: firejail's processes hold the inner end too, and never read it.
+                    self.control.shutdown(socket.SHUT_WR)
                 finally:
                     close_all(fds)
 
@@ -1240,6 +1177,8 @@ class Service:
                 send(self.conn, {"error": str(refused)})
             except (BrokenPipeError, ConnectionResetError):
                 return
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                send(self.conn, {"error": f"the message is malformed ({type(error).__name__})"})
             except OSError as error:
                 name = errno.errorcode.get(error.errno or 0, "")
                 send(self.conn, {"error": f"{error} ({name})", "errno": error.errno})
@@ -1260,9 +1199,9 @@ class Service:
         if self.entry is not None and self.entry["name"] == entry["name"]:
             return False
         try:
-            with locked(f"{self.registry.locks}/{entry['name']}", wait=False):
+            with locked(f"{self.registry.locks}/{entry['name']}", wait=0):
                 return False
-        except BlockingIOError:
+        except Busy:
             return True
 
     def lease(self, message: Message, _fds: list[int]) -> None:
@@ -1280,14 +1219,14 @@ class Service:
                     raise Refused("there is no such worker")
                 entry = self.registry.add(self.caller, project, session)
             try:
-                self.held.enter_context(locked(f"{self.registry.locks}/{entry['name']}", wait=False))
-            except BlockingIOError:
+                self.held.enter_context(locked(f"{self.registry.locks}/{entry['name']}", wait=0))
+            except Busy:
                 send(self.conn, {"error": f"{entry['name']} is running", "busy": True})
                 return
-        # Others need not wait for this: the account's own lock is held, its name and uid are written down.
         try:
             reaped = quiesce(entry)
-            ensure_account(entry)
+            with self.registry.lock():
+                ensure_account(entry)
         except BaseException:
             self.held.close()
             raise
@@ -1329,8 +1268,7 @@ class Service:
 
     def remove(self, _message: Message, _fds: list[int]) -> None:
         """Remove the held account and everything of it."""
-        entry = self._leased()
-        remove_account(self.registry, entry)
+        remove_account(self.registry, self._leased())
         self.held.close()
         self.entry = None
         send(self.conn, {"done": True})
@@ -1348,6 +1286,24 @@ class Service:
     }
 
 
+def on_its_own() -> None:
+    """Shed what the caller could have set up to stop or cut this process in the middle.
+
+    A key on the caller's terminal (Ctrl-Z while the shared lock is held), a timer that survives exec, a limit
+    on the size of files while useradd writes /etc/passwd.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in INHERITED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU):
+        try:
+            resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        except (OSError, ValueError):
+            sys.exit("clsecure helper: a limit (ulimit -f, ulimit -t) is set and can't be lifted here")
+
+
 def main() -> None:
     """Check who calls, and serve."""
     caller = os.environ.get("SUDO_UID", "")
@@ -1358,8 +1314,7 @@ def main() -> None:
         sys.exit("clsecure helper: takes no arguments, and a socket as standard input")
     os.umask(0o022)
     os.chdir("/")
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    on_its_own()
     conn = socket.socket(fileno=os.dup(0))
     conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_LIMIT)
     service = Service(conn, int(caller))
