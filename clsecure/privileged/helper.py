@@ -621,11 +621,16 @@ def ensure_account(entry: Entry) -> None:
     own_directory(os.path.dirname(home), 0o755)
     with contextlib.suppress(FileExistsError):
         os.mkdir(home, 0o700)
-    fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    close_home(entry)
+
+
+def close_home(entry: Entry) -> None:
+    """Give the home to the worker alone: an agent can open its own to everybody on the machine."""
+    fd = os.open(entry["home"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if os.fstat(fd).st_uid not in (uid, 0):
-            raise Refused(f"{home} belongs to somebody else")
-        os.fchown(fd, uid, uid)
+        if os.fstat(fd).st_uid not in (entry["uid"], 0):
+            raise Refused(f"{entry['home']} belongs to somebody else")
+        os.fchown(fd, entry["uid"], entry["uid"])
         os.fchmod(fd, 0o700)
     finally:
         os.close(fd)
@@ -1107,6 +1112,7 @@ class Sandbox:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         killed = quiesce(self.entry)
+        close_home(self.entry)
         words = self.drain()
         self.control.close()
         os.close(self.pidfd)

@@ -174,6 +174,14 @@ def test_h12_the_callers_terminal_and_timers_do_not_stop_the_helper(held):
         assert helper.ask({"verb": "hello"})["protocol"] == 1
 
 
+def test_a11_a_kept_home_is_open_to_nobody(held, mode):
+    """The agent opens its home to every account of the machine, for later."""
+    helper, account = held
+    run(helper, mode, f"chmod 777 {account['home']}")
+    info = Path(account["home"]).stat()
+    assert (info.st_uid, info.st_mode & 0o777) == (account["uid"], 0o700)
+
+
 def test_h10_the_callers_limits_do_not_cut_roots_files(person):
     """The helper, and so useradd, is started with a limit on the size of files and on its time."""
     script = (
