@@ -524,7 +524,7 @@ class Unit:
         tip = refs.value(b"HEAD")
         if tip is None:
             self.unborn = True
-        elif self.git.type_of(tip) != b"commit":
+        elif not (self.has_head and tip == self.head) and self.git.type_of(tip) != b"commit":
             raise ExportError("HEAD names no commit of the repository")
         else:
             self.tip = tip
@@ -537,7 +537,8 @@ class Unit:
         self._other_refs(refs)
 
     def _other_refs(self, refs: Refs) -> None:
-        others = refs.others()
+        there = {i for i, known in ((self.head, self.has_head), (self.tip, not self.unborn)) if known}
+        others = {name: value for name, value in refs.others().items() if value not in there}
         if not others:
             return
         ids = sorted(set(others.values()))
@@ -547,7 +548,7 @@ class Unit:
             data=b"".join(i + b"^{commit}\n" for i in ids),
         ).splitlines()
         commit_of = {i: line[:-7] for i, line in zip(ids, answer, strict=True) if line.endswith(b" commit")}
-        known = [b"^" + i for i, there in ((self.head, self.has_head), (self.tip, not self.unborn)) if there]
+        known = [b"^" + i for i in sorted(there)]
         try:
             lost = (
                 set(
@@ -743,12 +744,14 @@ class Unit:
                 self.refuse(path, "a repository of its own that was not cloned in")
 
     def _commit(self) -> None:
+        if self.tip == self.head and self.tree == self.base_tree:
+            return
         tip_tree = (
             b""
             if self.unborn and not self.has_head
             else self.git.run("rev-parse", "--verify", self.tip + b"^{tree}").strip()
         )
-        if self.tree == tip_tree or (self.tip == self.head and self.tree == self.base_tree):
+        if self.tree == tip_tree:
             return
         now = b"%d +0000" % int(time.time())
         who = b"%s <%s> %s" % (ident(self.request, "author_name"), ident(self.request, "author_email"), now)

@@ -182,6 +182,8 @@ class _Unit:
         if hooks is None or not hooks.is_relative_to(self._repository.top):
             return None
         relative = hooks.relative_to(self._repository.top).as_posix()
+        if relative.startswith(".git/"):
+            return None
         base = Git(git_dir=self._unit.base)
         kind = base.run("cat-file", "-t", f"{self._unit.index_tree}:{relative}")
         return relative if kind.stdout.strip() == b"tree" and len(relative) < _MAX_TEXT else None

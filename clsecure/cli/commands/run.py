@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +30,20 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     installation = None if options.dry_run else require_installation()
     connection = HelperConnection(installation.helper) if installation else None
     try:
-        from clsecure.session import runner
-        from clsecure.session.context import Surroundings
-        from clsecure.session.store import Store
-        from clsecure.settings.model import load
         from clsecure.workspace.repository import discover
 
-        settings = load(invocation.layers)
-        for warning in settings.warnings:
-            ui.warn(warning)
-        repository = discover(Path.cwd())
+        with ThreadPoolExecutor(1) as background:
+            # git is asked meanwhile, too.
+            discovered = background.submit(discover, Path.cwd())
+            from clsecure.session import runner
+            from clsecure.session.context import Surroundings
+            from clsecure.session.store import Store
+            from clsecure.settings.model import load
+
+            settings = load(invocation.layers)
+            for warning in settings.warnings:
+                ui.warn(warning)
+        repository = discovered.result()
         plan = _plan(settings, options, repository)
         runner.refuse_unsupported(plan)
         if installation is None or connection is None:
