@@ -19,11 +19,19 @@ from clsecure.backends.local import LocalSandbox
 
 _CHUNK = 65536
 _DRAIN_SECONDS = 30
-# What an agent may have left behind: alternate screen, hidden cursor, mouse, focus reports, bracketed paste,
-# keypad and keyboard modes, colours, scroll region, character set. Source: xterm's ctlseqs.
-RESET_TERMINAL = (
-    b"\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?1015l"
-    b"\x1b[?2004l\x1b[?2026l\x1b[?1l\x1b>\x1b[<u\x1b[>4;0m\x1b[0m\x1b[r\x1b(B\x0f\x1b[?7h"
+# What an agent may have left behind. Source: xterm's ctlseqs.
+_RESET_TERMINAL = (
+    # An unfinished control string would swallow all of this.
+    b"\x18\x1b\\"
+    # Alternate screen. Leaving it restores a cursor even where it was not entered: save it before.
+    b"\x1b7\x1b[?1049l\x1b[?1047l\x1b[?47l"
+    # Mouse, focus, paste and size reports, keyboard protocols: all that would make the terminal type.
+    b"\x1b[?9l\x1b[?1000l\x1b[?1001l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?1015l\x1b[?1016l"
+    b"\x1b[?2004l\x1b[?2031l\x1b[?2048l\x1b[?1l\x1b>\x1b[?66l\x1b[<u\x1b[=0u\x1b[>4;0m"
+    # Held back output, reverse video, the 132 columns' margins, character sets, link, colours.
+    b"\x1b[?2026l\x1b[?5l\x1b[?69l\x1b(B\x1b)B\x0f\x1b]8;;\x1b\\\x1b[0m"
+    # The scroll region; setting it moves the cursor. Then insert mode, origin mode and the like (DECSTR).
+    b"\x1b7\x1b[r\x1b8\x1b[!p\x1b[4l\x1b[20l\x1b[?25h\x1b[?7h"
 )
 
 
@@ -66,7 +74,7 @@ def relay_terminal(sandbox: LocalSandbox, *, stdin: int, stdout: int, deadline: 
                 return _pump(sandbox, master, stdin, stdout, wake_read, deadline)
             finally:
                 with contextlib.suppress(OSError):
-                    os.write(stdout, RESET_TERMINAL)
+                    reset_terminal(stdout)
     finally:
         signal.signal(signal.SIGWINCH, previous)
         os.close(wake_read)
@@ -119,6 +127,13 @@ def _forward(source: int, target: int) -> bool:
         return False
     write_all(target, data)
     return bool(data)
+
+
+def reset_terminal(fd: int) -> None:
+    """Make a terminal usable again after an agent, with the cursor at the start of a line."""
+    _, columns = terminal_size(fd)
+    # A line's worth of spaces ends on this line when it is empty, and on the next one when it is not.
+    write_all(fd, _RESET_TERMINAL + b" " * columns + b"\r")
 
 
 def resize(source: int, target: int) -> None:

@@ -1,0 +1,145 @@
+"""A person at a real terminal: clsecure in a pty driven by pexpect, or in a pane of tmux."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pexpect
+
+from tests.support.person import Person
+
+DEADLINE = 60
+# The shell stays around: its words before and after show what the tool did to the terminal's modes.
+_FRAME = """
+trap : INT
+stty -g | sed 's/^/before=/'
+"$@"
+status=$?
+stty -g | sed 's/^/after=/'
+echo "status=$status"
+read -r _
+"""
+
+
+class Seat:
+    """A terminal with clsecure in it. Leaving takes both away."""
+
+    def __init__(
+        self,
+        person: Person,
+        argv: list[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        size: tuple[int, int] = (30, 100),
+    ) -> None:
+        def become() -> None:
+            os.setgroups(person.groups)
+            os.setgid(person.gid)
+            os.setuid(person.uid)
+            os.umask(0o022)
+
+        self.child: pexpect.spawn[bytes] = pexpect.spawn(
+            "/bin/sh",
+            ["-c", _FRAME, "sh", *argv],
+            cwd=str(cwd),
+            env=person.environment(env),
+            dimensions=size,
+            timeout=DEADLINE,
+            preexec_fn=become,
+        )
+        self.seen = b""
+
+    def __enter__(self) -> Seat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.child.ptyproc.closed:
+            self.child.close(force=True)
+
+    def expect(self, pattern: str) -> bytes:
+        """Wait for a regular expression; return what it matched."""
+        try:
+            self.child.expect(pattern.encode())
+        except (pexpect.TIMEOUT, pexpect.EOF) as error:
+            shown = (self.seen + self.child.before).decode(errors="backslashreplace")
+            raise AssertionError(f"{pattern!r} was not said:\n{shown}") from error
+        self.seen += self.child.before + self.child.after
+        matched: bytes = self.child.after
+        return matched
+
+    def answer(self, prompt: str, line: str) -> None:
+        """Wait for a question of the tool's, and answer it."""
+        self.expect(prompt)
+        self.child.sendline(line.encode())
+
+    def inside(self, command: str) -> str:
+        """Run a command in the shell inside; return what it said. ``$s`` is the status of the one before."""
+        mark = secrets.token_hex(4)
+        # The shell echoes the line: the marks appear in it only in halves.
+        self.child.sendline(f"s=$?; echo {mark}''-a; {command}; echo {mark}''-z".encode())
+        self.expect(f"{mark}-a\r\n")
+        self.expect(f"{mark}-z\r\n")
+        return self.child.before.decode(errors="backslashreplace").replace("\r\n", "\n")
+
+    def end(self) -> int:
+        """Wait for the tool's end; check that the terminal's modes are those of before; return the status."""
+        self.expect("after=([0-9a-f:]+)\r\n")
+        after = self.child.match.group(1)
+        before = re.search(rb"before=([0-9a-f:]+)\r\n", self.seen)
+        assert before is not None
+        assert after == before[1], "the terminal's modes were changed"
+        self.expect("status=([0-9]+)\r\n")
+        return int(self.child.match.group(1))
+
+    def hang_up(self) -> None:
+        """Take the terminal away, as a closed window does."""
+        self.child.ptyproc.fileobj.close()
+        self.child.ptyproc.closed = True
+
+
+class Tmux:
+    """A tmux server of the person's own with one pane: what the person really sees."""
+
+    def __init__(self, person: Person, argv: list[str], *, cwd: Path) -> None:
+        self.person, self.socket = person, f"clsecure-{secrets.token_hex(4)}"
+        self._tmux("new-session", "-d", "-x", "100", "-y", "30", "-c", str(cwd), shlex.join(argv), ";",
+                   "set-option", "-g", "remain-on-exit", "on")  # fmt: skip
+
+    def _tmux(self, *args: str) -> str:
+        done = self.person.run(["tmux", "-L", self.socket, "-f", "/dev/null", *args])
+        return done.check().text.rstrip("\n")
+
+    def __enter__(self) -> Tmux:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(AssertionError):
+            self._tmux("kill-server")
+
+    def screen(self) -> list[str]:
+        """Return the lines of the screen."""
+        return self._tmux("capture-pane", "-p").split("\n")
+
+    def wait_for(self, text: str) -> list[str]:
+        """Wait until a text is on the screen; return its lines."""
+        end = time.monotonic() + DEADLINE
+        while text not in "\n".join(lines := self.screen()):
+            assert time.monotonic() < end, "\n".join(lines)
+            time.sleep(0.05)
+        return lines
+
+    def state(self, *names: str) -> list[str]:
+        """Return format variables of the pane (tmux(1), FORMATS)."""
+        return self._tmux("display-message", "-p", " ".join(f"#{{{name}}}" for name in names)).split(" ")
+
+    def type(self, *keys: str) -> None:
+        """Type keys by tmux's names."""
+        self._tmux("send-keys", *keys)
