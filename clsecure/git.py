@@ -151,5 +151,7 @@ def discover(cwd: Path, *args: str) -> CommandResult:
     With a repository named outright git would skip its check of who owns it.
     """
     named = Git(git_dir=cwd, user_config=True, extra_env={"GIT_ALLOW_PROTOCOL": "none"})
-    argv = ["git", "--no-pager", "-c", "core.fsmonitor=false", "rev-parse", *args]
+    # A directory that only looks like a git directory may have come with a clone, configuration and all.
+    settings = ("-c", "core.fsmonitor=false", "-c", "safe.bareRepository=explicit")
+    argv = ["git", "--no-pager", *settings, "rev-parse", *args]
     return process.run(Command(argv=tuple(argv), env=named.environment(), cwd=cwd))

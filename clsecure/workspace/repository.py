@@ -89,20 +89,22 @@ def discover(cwd: Path) -> Repository:
     start = _reachable(cwd)
     asked = ask_git(start, *_QUESTIONS)
     answers = asked.stdout.decode("utf-8", "surrogateescape").split("\n")[:-1]
-    if not answers:
-        raise _no_repository(start, asked.stderr.decode("utf-8", "replace"))
-    if answers[0] == "true":
-        raise RepositoryError(
-            f"{start} is a bare repository",
-            resolution="Run clsecure in a work tree: git clone PATH, or git worktree add DIRECTORY",
-        )
-    if answers[1:2] != ["true"]:
+    words = asked.stderr.decode("utf-8", "replace")
+    if answers[1:2] != ["true"] and (".git" in start.parts or answers[:1] == ["false"]):
         raise RepositoryError(
             f"{start} is inside a git directory, not in a work tree",
             resolution="Change to the directory that holds your files",
         )
+    if "bare repository" in words or answers[:1] == ["true"]:
+        raise RepositoryError(
+            f"{start} is in a bare repository",
+            details="or in a directory that only looks like one, as it may come with a clone",
+            resolution="Run clsecure in a work tree: git clone PATH, or git worktree add DIRECTORY",
+        )
+    if not answers:
+        raise _no_repository(start, words)
     if asked.returncode != 0:
-        raise _no_repository(start, asked.stderr.decode("utf-8", "replace"))
+        raise _no_repository(start, words)
     if len(answers) != _ANSWERS or any(_CONTROL.search(answer) for answer in answers):
         raise RepositoryError(
             "The path of this repository holds a control character",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clsecure.errors import RepositoryError
-from clsecure.workspace import clone
+from clsecure.workspace import changes, clone
 from clsecure.workspace.repository import discover, project_name, public_url
 from tests.support.clone_in import commit, digest, git, make
 
@@ -89,6 +89,32 @@ def test_a_bare_repository_is_refused(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "--bare", "b")
     with pytest.raises(RepositoryError, match="bare"):
         discover(tmp_path / "b")
+
+
+def test_d15_a_directory_of_a_clone_is_not_taken_for_its_git_directory(tmp_path: Path) -> None:
+    """Files of a hostile clone look like a git directory whose configuration runs commands."""
+    top = make(tmp_path / "p")
+    trap, marker = top / "docs" / "build", tmp_path / "marker"
+    trap.mkdir(parents=True)
+    git(trap, "init", "-q", "--bare", ".")
+    for key, value in {
+        "core.bare": "false",
+        "core.worktree": "..",
+        "filter.x.clean": f"sh -c 'echo ran >>{marker}; cat'",
+        "core.fsmonitor": f"sh -c 'echo ran >>{marker}'",
+    }.items():
+        git(trap, "config", "--file", str(trap / "config"), key, value)
+    (top / "docs" / ".gitattributes").write_text("* filter=x\n")
+    (top / "docs" / "a.txt").write_text("a\n")
+    environment = {"GIT_DIR": str(trap), "GIT_WORK_TREE": str(top / "docs")}
+    git(top / "docs", "add", "a.txt", env=environment)
+    (top / "docs" / "a.txt").write_text("b\n")
+    marker.unlink()  # it was there: the trap is armed
+    for place in (trap, trap / "refs"):
+        with pytest.raises(RepositoryError, match="bare repository"):
+            discover(place)
+    assert changes.look(discover(top / "docs")).untracked
+    assert not marker.exists()
 
 
 def test_the_git_directory_itself_is_refused(tmp_path: Path) -> None:
