@@ -160,7 +160,7 @@ class Finish:
         uncommitted = any(unit.uncommitted for unit in admitted.units)
         return FinishQuestion(
             branch=decision.branch,
-            loss=f"{seen.commits} commits, {seen.files_changed} changed files",
+            loss=f"{number(seen.commits, 'commit')}, {number(seen.files_changed, 'changed file')}",
             diff=lambda: b"".join(seen.diff()),
             message=decision.message if uncommitted else None,
         )
@@ -212,8 +212,8 @@ def review_lines(seen: Review) -> Iterator[ReviewLine]:
         where = f" in {unit.path}" if unit.path else ""
         lines = "" if unit.insertions is None else f", +{unit.insertions} -{unit.deletions} lines"
         yield ReviewLine(
-            text=f"{unit.commit_count} commits, {unit.files_changed} files changed{where} "
-            f"({unit.added} new, {unit.deleted} deleted{lines})"
+            text=f"{number(unit.commit_count, 'commit')}, "
+            f"{number(unit.files_changed, 'changed file')}{where} ({unit.added} new, {unit.deleted} deleted{lines})"
         )
         for commit in unit.commits[:_SHOWN_COMMITS]:
             yield ReviewLine(text=f"  {commit.id[:10]} {commit.subject}")
@@ -221,7 +221,7 @@ def review_lines(seen: Review) -> Iterator[ReviewLine]:
             yield ReviewLine(text=f"  … {unit.commit_count - _SHOWN_COMMITS} more commits")
         if unit.uncommitted:
             yield ReviewLine(
-                text=f"  not committed by the agent: becomes one commit ({unit.untracked} new files)"
+                text=f"  not committed: becomes one commit ({number(unit.untracked, 'new file')})"
             )
         for change in unit.changes[:_SHOWN_FILES]:
             yield ReviewLine(text=f"  {change.status} {change.path}")
@@ -234,3 +234,8 @@ def review_lines(seen: Review) -> Iterator[ReviewLine]:
             yield ReviewLine(text=f"{finding.path}: {finding.message}", severity=finding.severity)
     for item in seen.refused:
         yield ReviewLine(text=f"stays behind: {item}", severity=Severity.WARNING)
+
+
+def number(count: int, noun: str) -> str:
+    """Return "1 commit", "2 commits"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
