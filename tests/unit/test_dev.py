@@ -17,6 +17,7 @@ _PROGRAMS = (
     "python3",
     "sha256sum",
     "dirname",
+    "readlink",
     "cat",
     "cut",
     "id",
@@ -31,10 +32,10 @@ _PROGRAMS = (
 def dev(tmp_path):
     """Run ./dev with the virtual environment that runs these tests."""
 
-    def run(*args, cwd="/", **env):
+    def run(*args, program=CHECKOUT / "dev", cwd="/", **env):
         environment = {"CLSECURE_DEV_VENV": sys.prefix, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **env}
         return subprocess.run(
-            [str(CHECKOUT / "dev"), *args],
+            [str(program), *args],
             cwd=cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -62,6 +63,12 @@ def hostile(tmp_path):
 
 def test_clsecure_runs_from_any_directory(dev, tmp_path):
     done = dev("clsecure", "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"clsecure {__version__}\n"), done.stderr
+
+
+def test_a_link_to_it_is_as_good(dev, tmp_path):
+    (tmp_path / "dev").symlink_to(CHECKOUT / "dev")
+    done = dev("clsecure", "--version", program=tmp_path / "dev", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"clsecure {__version__}\n"), done.stderr
 
 
