@@ -161,7 +161,7 @@ def find_installation(
             "clsecure's root-owned pieces are not installed",
             details="Sessions need a small helper that makes worker accounts; it lives in a directory that "
             f"only root can change ({directories[-1]}).",
-            resolution="Install it with: sudo clsecure setup   (clsecure setup shows first what it would do)",
+            resolution="Install it with: clsecure setup   (it shows what it would do, and asks)",
         )
     return next((one for one in found if one.matches), found[0])
 
@@ -178,6 +178,6 @@ def require_installation(
         raise BackendUnavailableError(
             "clsecure's root-owned pieces differ from this version",
             details=f"In {installation.directory}: {', '.join(installation.stale)}",
-            resolution="Update them with: sudo clsecure setup",
+            resolution="Update them with: clsecure setup",
         )
     return installation

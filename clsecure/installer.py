@@ -285,7 +285,7 @@ def _sudoers_name(user: str) -> str:
     if entry.pw_uid == 0:
         raise UsageError(
             "clsecure is set up for a person's account, not for root",
-            resolution="Name the account: sudo clsecure setup --user NAME",
+            resolution="Name the account: clsecure setup --user NAME",
         )
     return user if _PLAIN_NAME.fullmatch(user) else f"#{entry.pw_uid}"
 
@@ -364,5 +364,5 @@ def describe_removal(plan: RemovalPlan) -> list[str]:
     lines = ["Take away:", *(f"  {path}" for path in plan.paths)]
     if plan.removes_group:
         lines.append(f"  group {plan.layout.group}")
-    lines.append("Worker accounts are not touched; clsecure cleanup --all removes them.")
+    lines.append("Worker accounts are not among it: clsecure cleanup --all removes them, before this.")
     return lines

@@ -66,14 +66,14 @@ def probe_helper() -> Probe:
     try:
         installation = find_installation()
     except BackendUnavailableError:
-        return absent("root helper", BOTH, "sudo clsecure setup")
+        return absent("root helper", BOTH, "clsecure setup")
     if not installation.matches:
         return Probe(
             name="root helper",
             status=ProbeStatus.MISSING,
             observed=f"another version in {installation.directory}: {', '.join(installation.stale)}",
             needed_by=BOTH,
-            fix="sudo clsecure setup",
+            fix="clsecure setup",
         )
     return Probe(name="root helper", status=ProbeStatus.OK, observed=str(installation.directory))
 
@@ -91,7 +91,7 @@ def probe_permission() -> Probe:
             status=ProbeStatus.MISSING,
             observed="no helper",
             needed_by=BOTH,
-            fix="sudo clsecure setup",
+            fix="clsecure setup",
         )
     # No session of the terminal: sudo can't ask, whatever it is set to.
     done = process.run(Command(argv=("sudo", "-n", str(helper)), timeout=15))
@@ -103,7 +103,7 @@ def probe_permission() -> Probe:
             status=ProbeStatus.MISSING,
             observed=answer.splitlines()[0][:120] if answer else f"sudo ended with status {done.returncode}",
             needed_by=BOTH,
-            fix="sudo clsecure setup",
+            fix="clsecure setup",
         )
     return Probe(name=name, status=ProbeStatus.OK, observed="allowed")
 

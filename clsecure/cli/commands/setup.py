@@ -57,7 +57,7 @@ def _carry_out(plan: SetupPlan | RemovalPlan, options: SetupOptions, ui: Ui) -> 
         case SetupPlan():
             installer.apply_setup(plan)
             _confirm_installed(plan, ui)
-            ui.note("Done. Undo it with: sudo clsecure setup --remove")
+            ui.note("Done. Undo it with: clsecure setup --remove")
         case RemovalPlan():
             installer.apply_removal(plan)
             ui.note("Done.")
@@ -68,7 +68,8 @@ def _carry_out(plan: SetupPlan | RemovalPlan, options: SetupOptions, ui: Ui) -> 
 
 def sudo_command(options: SetupOptions) -> tuple[str, ...]:
     """Return what a plain user runs: this very clsecure, isolated from the directory and environment."""
-    argv = ["sudo", "--", sys.executable, "-I", "-m", "clsecure", "setup", "--yes"]
+    # -B: root's byte code would be files in the user's directories that the user can't remove.
+    argv = ["sudo", "--", sys.executable, "-I", "-B", "-m", "clsecure", "setup", "--yes"]
     if options.remove:
         return (*argv, "--remove")
     return (*argv, f"--user={_user(options)}")
