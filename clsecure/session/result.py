@@ -14,7 +14,7 @@ class SessionResult:
     :param duration_s: seconds from the start to the end of everything.
     :param phases: name to seconds.
     :param import_: ``import`` in the document.
-    :param kept: the workspace is still there.
+    :param kept: the session waits: its work, or a part of it, was not imported.
     """
 
     session_id: str

@@ -1,0 +1,67 @@
+"""What the documentation says is what the program knows."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from clsecure.cli.options import COMMANDS, OPTIONS, VERB_FLAGS, Verb
+from clsecure.cli.parser import build_parser
+from clsecure.errors import EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION
+from clsecure.settings.sources import KEYS, LATER
+from tests.support.person import CHECKOUT
+
+_DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")])
+_FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
+_LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+
+
+def flags_of_help(verb: Verb) -> set[str]:
+    return set(_FLAG.findall(build_parser(verb).format_help()))
+
+
+def words(name: str) -> set[str]:
+    return set(_FLAG.findall((CHECKOUT / name).read_text()))
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_names_every_flag_of_the_help() -> None:
+    assert flags_of_help(Verb.RUN) - {"--cleanup-all", "-l"} <= words("README.md")
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_the_usage_names_every_flag_of_each_command(verb: Verb) -> None:
+    assert flags_of_help(verb) <= words("docs/usage.md")
+
+
+def test_the_usage_shows_no_flag_of_ours_that_does_not_exist() -> None:
+    known = {flag for option in OPTIONS for flag in option.flags} | {"--help", "-h", "--version", *VERB_FLAGS}
+    text = (CHECKOUT / "docs" / "usage.md").read_text()
+    shown = set(re.findall(r"`(--?[a-z][a-z-]*)(?= [A-Z[]|`)", text))
+    assert shown <= known
+
+
+def test_the_settings_name_every_key() -> None:
+    text = (CHECKOUT / "docs" / "settings.md").read_text()
+    assert [key for key in (*KEYS, *LATER) if f"`{key}`" not in text] == []
+
+
+def test_the_exit_statuses_are_those_of_the_program() -> None:
+    text = (CHECKOUT / "README.md").read_text()
+    for status in (EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION, 130):
+        assert f"\n| {status} |" in text
+
+
+@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document) -> None:
+    text = document.read_text()
+    for path, anchor in _LINK.findall(text):
+        target = document.parent / path if path else document
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors(target.read_text()), anchor
