@@ -28,11 +28,18 @@ sys.path[:] = _trusted_path(sys.path)
 def main() -> int:
     """Run the command line of this process and return its exit status."""
     try:
+        from clsecure import interrupts
+    except KeyboardInterrupt:
+        return 130
+    try:
+        interrupts.obey()
         from clsecure.cli.main import main as run
 
         return run(sys.argv[1:])
     except KeyboardInterrupt:  # while importing, or a second one while the first was reported
         return 130
+    except interrupts.EndedBySignal as end:
+        return end.exit_code
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from clsecure.cli.options import Invocation, TextOptions, Verb
 from clsecure.cli.parser import parse, wants_json
 from clsecure.cli.screen import Screen, wants_colour
 from clsecure.errors import EXIT_FAILURE, ClsecureError, UsageError
+from clsecure.interrupts import EndedBySignal
 from clsecure.settings import values
 from clsecure.settings.sources import Layers, gather
 from clsecure.settings.values import OutputFormat
@@ -37,11 +38,19 @@ class _InterruptedError(ClsecureError):
     exit_code = EXIT_INTERRUPTED
 
 
+class _EndedError(ClsecureError):
+    """A signal asked for the end."""
+
+    def __init__(self, end: EndedBySignal) -> None:
+        super().__init__(end.brief)
+        self.exit_code = end.exit_code  # type: ignore[misc]  # each signal has its own
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command line.
 
     :param argv: the words after the program's name.
-    :return: the exit status: the agent's own, or 123 to 125, or 130 when interrupted.
+    :return: the exit status: the agent's own, or 123 to 125, or 128 + N when ended by signal N.
     """
     if not _descriptors_are_open():
         return EXIT_FAILURE
@@ -56,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         status = _execute(invocation)
     except KeyboardInterrupt:
         status = _report(_InterruptedError("interrupted"), as_json=as_json, verbose=False)
+    except EndedBySignal as end:
+        status = _report(_EndedError(end), as_json=as_json, verbose=False)
     except ClsecureError as error:
         status = _report(error, as_json=as_json, verbose=verbose)
     except OSError as error:

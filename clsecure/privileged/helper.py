@@ -1237,6 +1237,8 @@ class Service:
             self.held.close()
             raise
         self.entry = entry
+        # With an empty home it is as good as new: whoever made it was ended before it was of use.
+        created = created or not os.listdir(entry["home"])
         send(self.conn, {"account": entry, "created": created, "reaped": reaped})
 
     def _leased(self) -> Entry:

@@ -20,6 +20,8 @@ from clsecure.verify.host import check_barrier, require
 log = logs.get("session")
 
 _INTERRUPTED = 130
+_DRAIN_SECONDS = 30.0
+_HURRY_SECONDS = 1.0
 _NETWORKS = {
     NetworkPolicy.NONE: "no network",
     NetworkPolicy.API: "the model's API and nothing else",
@@ -123,22 +125,25 @@ class Execution:
 
     def _piped(self, sandbox: LocalSandbox, command: SandboxCommand, deadline: float | None) -> bool:
         relay = PipeRelay(to_stderr=self._context.plan.stdout_is_ours)
+        patience = _HURRY_SECONDS
         try:
             sandbox.start(command, stdio=relay.stdio)
             relay.begin()
             try:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                return sandbox.wait(timeout=left) is not None
+                in_time = sandbox.wait(timeout=left) is not None
             except KeyboardInterrupt:
                 sandbox.kill()
                 sandbox.wait()
                 self._context.warnings.append("interrupted")
-                return True
+                in_time = True
+            patience = _DRAIN_SECONDS
+            return in_time
         finally:
             if sandbox.end is None:
                 sandbox.kill()
                 sandbox.wait()
-            relay.finish()
+            relay.finish(patience=patience)
 
     def _status(self, sandbox: LocalSandbox, *, in_time: bool) -> int:
         if not in_time:

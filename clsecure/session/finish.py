@@ -13,6 +13,7 @@ from typing import BinaryIO
 from clsecure import logs
 from clsecure.backends.api import Backend
 from clsecure.importer.api import Admitted, Review, admit, export_request, promote, review
+from clsecure.interrupts import deferred
 from clsecure.model import ImportResult, OnFinish, SandboxSpec, Severity, StartState
 from clsecure.session.clock import Clock
 from clsecure.session.store import SessionDirectory, SessionRecord, SessionStatus
@@ -176,11 +177,11 @@ class Finish:
         left: tuple[str, ...],
     ) -> Finished:
         """Make the branch. What could not come home keeps the session."""
-        with self.clock.phase("import"), self.ui.phase("making the branch"):
-            imported = promote(admitted, seen, branch, numbered=numbered)
         kept = bool(left)
         status = SessionStatus.KEPT if kept else SessionStatus.IMPORTED
-        self._write(record, status, unimported=kept, branch=imported.branch if imported else None)
+        with self.clock.phase("import"), self.ui.phase("making the branch"), deferred():
+            imported = promote(admitted, seen, branch, numbered=numbered)
+            self._write(record, status, unimported=kept, branch=imported.branch if imported else None)
         if imported is not None:
             log.info("branch_made", branch=imported.branch, tip=imported.tip, commits=imported.commits)
             self.ui.note(f"imported as {imported.branch} ({imported.tip[:12]})")

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from clsecure.backends.local import LocalSandbox
 
 _CHUNK = 65536
-_DRAIN_SECONDS = 30
 # What an agent may have left behind. Source: xterm's ctlseqs.
 _RESET_TERMINAL = (
     # An unfinished control string would swallow all of this.
@@ -100,7 +99,7 @@ def _pump(
             os.read(wake, 4096)
             resize(stdin, master)
         if stdin in readable:
-            data = os.read(stdin, _CHUNK)
+            data = _typed(stdin)
             if not data:
                 sandbox.kill()
                 reading.remove(stdin)
@@ -117,6 +116,14 @@ def _pump(
     return True
 
 
+def _typed(stdin: int) -> bytes:
+    """Return what was typed; nothing when the terminal is gone, however it says so."""
+    try:
+        return os.read(stdin, _CHUNK)
+    except OSError:
+        return b""
+
+
 def _forward(source: int, target: int) -> bool:
     try:
         data = os.read(source, _CHUNK)
@@ -125,7 +132,9 @@ def _forward(source: int, target: int) -> bool:
     except OSError:
         # EIO: the other side of a pty is closed.
         return False
-    write_all(target, data)
+    # The terminal may be gone: its input says so too, and ends the session.
+    with contextlib.suppress(OSError):
+        write_all(target, data)
     return bool(data)
 
 
@@ -179,12 +188,12 @@ class PipeRelay:
         for thread in (self._feeder, *self._readers):
             thread.start()
 
-    def finish(self) -> None:
-        """Wait until all output is out; every writer is dead by now."""
+    def finish(self, *, patience: float) -> None:
+        """Wait until all output is out, so many seconds at most; every writer is dead by now."""
         self._close_given()
         for reader in self._readers:
             if reader.ident is not None:
-                reader.join(timeout=_DRAIN_SECONDS)
+                reader.join(timeout=patience)
 
     def _close_given(self) -> None:
         if self._given:

@@ -20,7 +20,8 @@ from clsecure.egress.client import start_gateway
 from clsecure.egress.full import FullNetwork
 from clsecure.egress.provider import Credential, find_credential, find_provider
 from clsecure.egress.wire import GatewayConfig
-from clsecure.errors import AgentError, ClsecureError, EgressError, UsageError
+from clsecure.errors import AgentError, ClsecureError, EgressError, StateError, UsageError
+from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.context import Context, Surroundings
@@ -104,19 +105,52 @@ class SessionRunner:
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
-        """Hold the worker account; one that was made for a session that then did not happen is removed."""
+        """Hold the worker account; one that was made for a session that then did not happen is removed.
+
+        An end that is forced keeps the work.
+        """
         context, plan = self.context, self.context.plan
-        with context.ui.phase("preparing the worker account"):
+        with deferred(), context.ui.phase("preparing the worker account"):
             account = context.connection.lease(project=str(plan.project), session=plan.session, create=True)
         log.info("account_leased", name=account.name, uid=account.uid, created=account.created)
         try:
             yield account
-        except BaseException:
+        except BaseException as error:
             if account.created and self.workspace is None:
-                with contextlib.suppress(ClsecureError):
-                    context.connection.remove()
+                self._remove_worker()
                 shutil.rmtree(context.place.path, ignore_errors=True)
+            elif isinstance(error, KeyboardInterrupt | EndedBySignal):
+                self._keep_work()
             raise
+
+    def _remove_worker(self) -> None:
+        """Remove the account over a connection of its own: on the other one an answer may be under way."""
+        context, plan = self.context, self.context.plan
+        context.connection.close()
+        with contextlib.suppress(ClsecureError):
+            connection = HelperConnection(context.around.installation.helper)
+            try:
+                connection.lease(project=str(plan.project), session=plan.session, create=False)
+                connection.remove()
+            finally:
+                connection.close()
+
+    def _keep_work(self) -> None:
+        """Say where the work of a session is that was ended from outside."""
+        place = self.context.place
+        record = place.read()
+        if record is None or not record.holds_work:
+            return
+        if record.status is SessionStatus.RUNNING:
+            self._wait(record)
+        self.context.ui.warn(
+            f"the work is kept: go on with clsecure --resume, or clsecure import {place.path.name}"
+        )
+
+    def _wait(self, record: SessionRecord) -> None:
+        """Write down that work waits. On a full disk the last known state says so as well: interrupted."""
+        with contextlib.suppress(StateError):
+            self.context.place.write(record, status=SessionStatus.KEPT, unimported=None, updated=time.time())
 
     # ------------------------------------------------------------ what is needed, before anything is made
 
@@ -205,7 +239,7 @@ class SessionRunner:
         try:
             finished = finish.conclude(record, decision)
         except ClsecureError:
-            context.place.write(record, status=SessionStatus.KEPT, unimported=None, updated=time.time())
+            self._wait(record)
             context.ui.warn(f"the work is kept; try again with: clsecure import {context.place.path.name}")
             raise
         if finished.discarded:

@@ -247,5 +247,7 @@ class SessionDirectory:
                 os.fsync(fd)
             temporary.rename(self.path / "session.json")
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise StateError("the session's state can't be written", details=str(error)) from error
         return record
