@@ -222,28 +222,22 @@ def close_network(namespace: int, caller: int, addresses: list[str]) -> None:
 
 def receive(conn: socket.socket) -> tuple[Message | None, list[int]]:
     """Return (message, descriptors), or (None, []) at the end. Descriptors are close-on-exec."""
-    while True:
-        size = array.array("i").itemsize * (MOUNT_LIMIT + 8)
-        data, ancillary, flags, _ = conn.recvmsg(
-            MESSAGE_LIMIT, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC
-        )
-        fds = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-        if not data:
-            return None, []
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            close_all(fds)
-            raise Refused("the message is too large")
-        try:
-            message = json.loads(data)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
-            close_all(fds)
-            raise Refused("the message is not a JSON object")
-        return message, list(fds)
+    size = socket.CMSG_SPACE(array.array("i").itemsize * (MOUNT_LIMIT + 8))
+    data, ancillary, flags, _ = conn.recvmsg(MESSAGE_LIMIT, size, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if not data:
+        close_all(fds)
+        return None, []
+    message = None
+    with contextlib.suppress(ValueError, RecursionError):
+        message = json.loads(data)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not isinstance(message, dict):
+        close_all(fds)
+        raise Refused("the message is too large, or not a JSON object")
+    return message, list(fds)
 
 
 def send(conn: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
@@ -262,17 +256,12 @@ def close_all(fds: Iterable[int]) -> None:
 def text(message: Message, key: str, limit: int = PATH_LIMIT) -> str:
     """Return a string field, checked."""
     value = message.get(key)
-    if not isinstance(value, str) or not value or "\0" in value or not is_path_text(value, limit):
-        raise Refused(f"{key} must be a text of at most {limit} bytes")
-    return value
-
-
-def is_path_text(value: str, limit: int) -> bool:
-    """Tell whether a text stands for at most so many bytes; JSON also knows texts that stand for none."""
-    try:
-        return len(value.encode("utf-8", "surrogateescape")) <= limit
-    except UnicodeEncodeError:
-        return False
+    # JSON also knows texts that stand for no bytes: lone surrogates.
+    with contextlib.suppress(UnicodeEncodeError):
+        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
+        if 0 < len(data) <= limit and b"\0" not in data:
+            return str(value)
+    raise Refused(f"{key} must be a text of at most {limit} bytes")
 
 
 # ---------------------------------------------------------------- state of root's own
@@ -359,10 +348,8 @@ class Registry:
 
     def find(self, owner: int, project: str, session: str) -> Entry | None:
         """Return the account of exactly this user, path and session, or None."""
-        for entry in self.entries():
-            if (entry["owner"], entry["project"], entry["session"]) == (owner, project, session):
-                return entry
-        return None
+        wanted = (owner, project, session)
+        return next((e for e in self.entries() if (e["owner"], e["project"], e["session"]) == wanted), None)
 
     def add(self, owner: int, project: str, session: str) -> Entry:
         """Give out a name and a uid that were never used before, and write them down first of all."""
@@ -427,11 +414,9 @@ def subordinate_ranges() -> list[tuple[int, int]]:
     """Return all (first, end) of /etc/subuid and /etc/subgid."""
     ranges = []
     for path in ("/etc/subuid", "/etc/subgid"):
-        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                parts = line.strip().split(":")
-                if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
-                    ranges.append((int(parts[1]), int(parts[1]) + int(parts[2])))
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            found = re.findall(rb"^[^:\n]*:(\d+):(\d+)\s*$", file.read(), re.MULTILINE)
+            ranges += [(int(start), int(start) + int(count)) for start, count in found]
     return ranges
 
 
@@ -457,25 +442,16 @@ def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
             os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"})
 
         run_and_exit(execute)
-    ended = wait_for(pid, timeout)
+    pidfd = os.pidfd_open(pid)
+    if not select.select([pidfd], [], [], timeout)[0]:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    os.close(pidfd)
     with open(null), open(words, "rb", buffering=0) as output:
-        if worker is None and (not ended or os.waitstatus_to_exitcode(ended[1]) != 0):
+        if worker is None and status != 0:
             output.seek(0)
             said = output.read(500).decode("utf-8", "replace").strip()
-            raise Refused(f"{os.path.basename(argv[0])} failed: {said}")
-
-
-def wait_for(pid: int, timeout: float) -> tuple[int, int] | None:
-    """Return (pid, status) of a child, or None after killing it at the end of the time."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        if not select.select([pidfd], [], [], timeout)[0]:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
-        return os.waitpid(pid, 0)
-    finally:
-        os.close(pidfd)
+            raise Refused(f"{os.path.basename(argv[0])} failed: {said or 'not done in time'}")
 
 
 def run_and_exit(action: Callable[[], object]) -> NoReturn:
@@ -618,7 +594,7 @@ def ensure_account(entry: Entry) -> None:
         tool("/usr/sbin/useradd", *how.split(), "--comment", "clsecure worker", "--home-dir", home, name)
     if pwd.getpwnam(name).pw_uid != uid or grp.getgrnam(name).gr_gid != uid:
         raise Refused(f"the account {name} is not the one that was made here")
-    own_directory(os.path.dirname(home), 0o755)
+    own_directory(os.path.realpath(os.path.dirname(home)), 0o755)
     with contextlib.suppress(FileExistsError):
         os.mkdir(home, 0o700)
     close_home(entry)
@@ -854,8 +830,9 @@ def parse_mounts(message: Message, fds: list[int], entry: Entry) -> list[GivenMo
         for other in (*(t for t, _, _ in parsed), entry["home"], "/opt/clsecure"):
             if f"{target}/".startswith(f"{other}/") or f"{other}/".startswith(f"{target}/"):
                 raise Refused(f"the mount target {target!r} overlaps another one")
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        mode, place = os.fstat(fd).st_mode, os.readlink(f"/proc/self/fd/{fd}")
+        # A namespace is a regular file, too; it has no place.
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) or not place.startswith("/"):
             raise Refused(f"only directories and files can be mounted ({target!r})")
         parsed.append((target, item.get("read_only") is not False, fd))
     return parsed
@@ -890,11 +867,8 @@ class Sandbox:
             if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & stat.S_ISUID:
                 raise Refused(f"{FIREJAIL} is not root's own set-uid program")
         terminal = message.get("terminal")
-        if terminal is not None and (
-            not isinstance(terminal, list)
-            or len(terminal) != 2
-            or not all(type(n) is int and 0 < n < 10000 for n in terminal)
-        ):
+        size = [type(n) is int and 0 < n < 10000 for n in terminal] if isinstance(terminal, list) else []
+        if terminal is not None and size != [True, True]:
             raise Refused("the terminal must be rows and columns")
         self.orders = {
             "listener": message.get("listener") is True,
@@ -1119,13 +1093,8 @@ class Sandbox:
         if self.main_pidfd >= 0:
             os.close(self.main_pidfd)
         os.close(self.log)
-        return {
-            "event": "exit",
-            "status": exit_code(status),
-            "killed": killed,
-            "interrupted": running,
-            "log": words,
-        }
+        code = exit_code(status)
+        return {"event": "exit", "status": code, "killed": killed, "interrupted": running, "log": words}
 
 
 def exit_code(status: int) -> int:
