@@ -98,6 +98,8 @@ def table(results: Mapping[str, Result], compared: Sequence[Goal]) -> str:
         phases = [f"{phase} {seconds * 1000:.0f}" for phase, seconds in result.median_phases().items()]
         if phases:
             lines.append(f"{'':21}   {', '.join(phases)}")
+    # The goals are for a machine that does nothing else; the ratios hold on a busy one as well.
+    lines += ["", f"load of {os.cpu_count()} processors: {os.getloadavg()[0]:.1f}"]
     lines += ["", f"{'goal':>9} {'measured':>10}"]
     lines += [
         f"{goal.limit:7.2f} {goal.unit} {goal.measured:8.2f} {goal.unit}  {goal.name}"

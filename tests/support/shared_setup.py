@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import dataclasses
 import fcntl
@@ -69,6 +70,9 @@ def _holders() -> list[Path]:
 @contextlib.contextmanager
 def installed_for(user: str) -> Iterator[None]:
     """Have the root-owned pieces of this checkout installed, and the user allowed to use the helper."""
+    # As pip does when it installs: a plain person can't write the checkout's __pycache__, and would compile
+    # everything again in each run.
+    compileall.compile_dir(CHECKOUT / "clsecure", quiet=1)
     with _locked():
         if not _holders():
             _remember()
