@@ -214,7 +214,8 @@ def review_lines(seen: Review) -> Iterator[ReviewLine]:
         lines = "" if unit.insertions is None else f", +{unit.insertions} -{unit.deletions} lines"
         yield ReviewLine(
             text=f"{number(unit.commit_count, 'commit')}, "
-            f"{number(unit.files_changed, 'changed file')}{where} ({unit.added} new, {unit.deleted} deleted{lines})"
+            f"{number(unit.files_changed, 'changed file')}{where} "
+            f"({unit.added} new, {unit.deleted} deleted{lines})"
         )
         for commit in unit.commits[:_SHOWN_COMMITS]:
             yield ReviewLine(text=f"  {commit.id[:10]} {commit.subject}")
