@@ -524,7 +524,7 @@ print(json.dumps({"pids": pids, "attempts": attempts(int(sys.argv[2]))}))
 
 def test_a12_another_sessions_processes(target):
     """ptrace, process_vm_readv, signals and /proc of another session's process, inside and on the host."""
-    other = dataclasses.replace(target, session="other")
+    other = dataclasses.replace(target, session="victim")
     with other.live("echo ready; read _", finish="keep") as victim:
         victim.wait_for("ready")
         pids = victim.processes()
