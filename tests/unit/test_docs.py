@@ -53,8 +53,9 @@ def test_the_settings_name_every_key() -> None:
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
     text = (CHECKOUT / "README.md").read_text()
-    for status in (EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION, 130):
-        assert f"\n| {status} |" in text
+    rows = re.findall(r"^\| ([0-9, ]+) \|", text, re.MULTILINE)
+    named = {int(status) for row in rows for status in row.split(",")}
+    assert {EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION, 130} <= named
 
 
 @pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: path.name)
