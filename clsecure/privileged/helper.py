@@ -1035,7 +1035,8 @@ class Sandbox:
                 return
             if self.main_pidfd in ready:
                 watch.remove(self.main_pidfd)
-                self.clear()
+                if not self.clear():
+                    return
                 continue
             if conn in ready:
                 message, fds = receive(conn)
@@ -1048,17 +1049,18 @@ class Sandbox:
                 finally:
                     close_all(fds)
 
-    def clear(self) -> None:
+    def clear(self) -> bool:
         """The command has ended: end what it left running, so that the sandbox ends and gives the status.
 
-        firejail would do it (deterministic-shutdown), but sleeps for 100 ms even where nothing is left. What
-        this does not get in time, a fork bomb say, ends with the sandbox.
+        firejail would do it (deterministic-shutdown), but sleeps for 100 ms even where nothing is left. False
+        when there is more than this gets in time, a fork bomb say: then the sandbox is to be killed.
         """
         deadline = time.monotonic() + CLEAR_SECONDS
         while not select.select([self.pidfd], [], [], 0.03)[0] and time.monotonic() < deadline:
             for pid in processes_of(self.entry["uid"]):
                 if self._is_left(pid):
                     kill_if_of(pid, self.entry["uid"])
+        return bool(select.select([self.pidfd], [], [], 0)[0])
 
     def _is_left(self, pid: int) -> bool:
         """Tell whether a process is in the command's PID namespace, and not its first, which is firejail."""

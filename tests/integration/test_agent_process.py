@@ -31,3 +31,26 @@ def test_what_it_leaves_running_ends_with_it_and_its_status_counts(person, mode)
     workers = {int(entry["uid"]) for entry in person.worker_accounts()}
     assert workers
     assert not [pid for uid in workers for pid in sweep.processes_of(uid)]
+
+
+_RESPAWN = """
+import os, sys
+for _ in range(20):
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            if os.fork():
+                os._exit(0)
+sys.exit(9)
+"""
+
+
+@pytest.mark.parametrize("mode", ["user", "namespace"])
+def test_what_it_leaves_can_not_hold_the_session_up_by_outrunning_the_end(person, mode):
+    """Each process is gone before it can be killed by its number: the sandbox is killed then."""
+    repository = person.repository(f"respawn-{mode}")
+    options = ("--mode", mode, "--agent", "demo", "--on-finish", "discard", "--output", "json")
+    done = person.clsecure(*options, "--", "python3", "-c", _RESPAWN, cwd=repository)
+    assert done.json()["exit_code"] in (9, 137)
+    workers = {int(entry["uid"]) for entry in person.worker_accounts()}
+    assert not [pid for uid in workers for pid in sweep.processes_of(uid)]
