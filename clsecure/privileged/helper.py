@@ -738,7 +738,7 @@ class View:
             self._given(target, tree, read_only=read_only)
 
     def _system(self) -> None:
-        for name in ("usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        for name in ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"):
             if os.path.islink(f"/{name}"):
                 os.symlink(os.readlink(f"/{name}"), self.at(f"/{name}"))
             elif os.path.isdir(f"/{name}"):
@@ -747,10 +747,18 @@ class View:
         passwd = f"root:x:0:0:root:/root:/usr/sbin/nologin\n{name}:x:{uid}:{uid}::{home}:/bin/bash\n"
         passwd += "nobody:x:65534:65534::/:/usr/sbin/nologin\n"
         group = f"root:x:0:\ntty:x:5:\n{name}:x:{uid}:\nnogroup:x:65534:\n"
-        for path, content in (("passwd", passwd), ("group", group)):
-            made = f"{self.directory('/opt/clsecure/etc')}/{path}"
-            write_file(made, content.encode(), 0o644)
-            bind(made, self.at(f"/etc/{path}"), self.read_only | MOUNT_ATTR_NOSUID)
+        ours = self.directory("/opt/clsecure/etc")
+        write_file(f"{ours}/passwd", passwd.encode(), 0o644)
+        write_file(f"{ours}/group", group.encode(), 0o644)
+        # Files that are mounts of their own, as containers have them: the layer below does not show them.
+        for name in ("hosts", "hostname", "resolv.conf"):
+            if os.path.ismount(f"/etc/{name}") and os.path.isfile(f"/etc/{name}"):
+                with open(f"/etc/{name}", "rb") as file:
+                    write_file(f"{ours}/{name}", file.read(LOG_LIMIT), 0o644)
+        # Not files mounted over the host's: the kernel drops such a mount when somebody on the host renames
+        # another file into its place, and that is how useradd writes /etc/passwd.
+        flags = MS_RDONLY | MS_NODEV | (MS_NOSUID if self.read_only & MOUNT_ATTR_NOSUID else 0)
+        mount("overlay", self.directory("/etc"), "overlay", flags, f"lowerdir={ours}:/etc")
 
     def _private(self) -> None:
         for path in ("/run", "/var", "/opt"):

@@ -563,3 +563,22 @@ def test_a13_links_made_later(target):
         assert person.git(target.repository, "cat-file", "blob", f"{branch}:{name}") == str(leads)
     kinds = {finding["path"]: finding["kind"] for finding in attack.result["import"]["findings"]}
     assert set(links) <= set(kinds), "links that leave the tree are named"
+
+
+def test_a1_accounts_that_are_made_meanwhile(target):
+    """The machine's list of accounts is written anew while an agent runs: it goes on seeing the tool's own."""
+    name = target.person.name
+    with target.live("cat /etc/passwd; echo ready; read _; cat /etc/passwd; echo ended") as agent:
+        agent.wait_for("ready")
+        subprocess.run(
+            ["usermod", "--comment", f"At {secrets.token_hex(4)}", name], check=True, timeout=DEADLINE
+        )
+        subprocess.run(
+            ["gpasswd", "--add", name, "clsecure"], check=True, timeout=DEADLINE, capture_output=True
+        )
+        agent.say("go on")
+        agent.wait_for("ended")
+        first, _, second = agent.said.decode().partition("ready\n")
+        assert target.account()["name"] in second
+        assert name not in second
+        assert second.partition("ended")[0] in first
