@@ -8,6 +8,7 @@ noroot
 nogroups
 seccomp
 seccomp.block-secondary
+allow-debuggers
 restrict-namespaces
 protocol unix,inet,inet6,netlink
 ipc-namespace

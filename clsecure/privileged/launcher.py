@@ -69,8 +69,9 @@ DENIED = {
     },
 }  # fmt: skip
 # The same number everywhere: io_uring_setup/enter/register, clone3 (its flags are behind a pointer, so glibc
-# must fall back to clone), open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr.
-MISSING = (425, 426, 427, 435, 428, 429, 430, 431, 432, 433, 442)
+# must fall back to clone), open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr,
+# open_tree_attr.
+MISSING = (425, 426, 427, 435, 428, 429, 430, 431, 432, 433, 442, 467)
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CLONE = {"x86_64": 56, "aarch64": 220}
 IOCTL = {"x86_64": 16, "aarch64": 29}
