@@ -525,21 +525,23 @@ print(json.dumps({"pids": pids, "attempts": attempts(int(sys.argv[2]))}))
 def test_a12_another_sessions_processes(target):
     """ptrace, process_vm_readv, signals and /proc of another session's process, inside and on the host."""
     other = dataclasses.replace(target, session="victim")
-    with other.live("echo ready; read _", finish="keep") as victim:
+    with other.live("echo ready; read _") as victim:
         victim.wait_for("ready")
         pids = victim.processes()
         seen = target.python(LOOK, "4096", str(pids[-1])).evidence
         assert 0 < len(seen["pids"]) < 10, "more than the own processes are to be seen"
         assert set(seen["attempts"].values()) <= {errno.ENOENT, errno.ESRCH, errno.EPERM, errno.EACCES}
         # The same on the host, where the numbers are right and only the uid is in the way.
-        uid = target.account()["uid"]
+        uid, denied = target.account()["uid"], set[int]()
         for pid in pids:
             done = subprocess.run(
                 ["/usr/bin/python3", "-I", "-c", LOOK, "4096", str(pid)],
                 user=uid, group=uid, extra_groups=[], capture_output=True, text=True, check=True,
             )  # fmt: skip
-            denied = json.loads(done.stdout)["attempts"]
-            assert set(denied.values()) <= {errno.EPERM, errno.EACCES}
+            denied |= set(json.loads(done.stdout)["attempts"].values())
+        # A process of the way in may have ended meanwhile.
+        assert {errno.EPERM, errno.EACCES} <= denied
+        assert denied <= {errno.EPERM, errno.EACCES, errno.ESRCH, errno.ENOENT}
 
 
 def test_a13_links_made_later(target):
@@ -566,16 +568,12 @@ def test_a13_links_made_later(target):
 
 
 def test_a1_accounts_that_are_made_meanwhile(target):
-    """The machine's list of accounts is written anew while an agent runs: it goes on seeing the tool's own."""
+    """The machine's list of accounts is written anew while an agent runs: it still sees the tool's own."""
     name = target.person.name
     with target.live("cat /etc/passwd; echo ready; read _; cat /etc/passwd; echo ended") as agent:
         agent.wait_for("ready")
-        subprocess.run(
-            ["usermod", "--comment", f"At {secrets.token_hex(4)}", name], check=True, timeout=DEADLINE
-        )
-        subprocess.run(
-            ["gpasswd", "--add", name, "clsecure"], check=True, timeout=DEADLINE, capture_output=True
-        )
+        change = ["usermod", "--comment", secrets.token_hex(4), name]
+        subprocess.run(change, check=True, timeout=DEADLINE)
         agent.say("go on")
         agent.wait_for("ended")
         first, _, second = agent.said.decode().partition("ready\n")

@@ -156,7 +156,7 @@ class LiveAgent:
             while word.encode() not in self.said:
                 assert selector.select(max(0.0, end - time.monotonic())), f"no {word!r} in {self.said!r}"
                 data = os.read(self.process.stderr.fileno(), 65536)
-                assert data, f"ended without {word!r}: {self.said.decode(errors='backslashreplace')}"
+                assert data, f"ended without {word!r}: {self.said!r} {self.process.communicate()[0]!r}"
                 self.said += data
 
     def say(self, line: str) -> None:
