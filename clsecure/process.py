@@ -15,6 +15,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs of the machine are looked for: absolute directories, never the user's PATH."""
 
 
+# The second is git's own, from index-pack.
+_DISK_FULL = ("No space left on device", "Out of diskspace", "Disk quota exceeded")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """A program to run on the host, as the user.
@@ -50,9 +54,12 @@ class CommandResult:
         """Return itself, or raise :class:`ToolError` with the command's own words."""
         if self.returncode != 0:
             words = self.stderr[-4000:].decode("utf-8", "replace")
+            full = any(sign in words for sign in _DISK_FULL)
             raise ToolError(
-                f"{self.command.argv[0]!s} failed with status {self.returncode}",
+                f"{self.command.argv[0]!s} failed with status {self.returncode}"
+                f"{': the disk is full' if full else ''}",
                 details=f"{self.command.display()}\n{words}".rstrip(),
+                resolution="Free some space and run it again" if full else None,
             )
         return self
 

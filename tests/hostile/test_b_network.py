@@ -150,11 +150,8 @@ def vsock_listener() -> socket.socket | None:
 
 
 @pytest.fixture(scope="session")
-def world(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(target: Target) -> Iterator[World]:
     """Let an agent attack everything that there is, without a network and with the default one."""
-    open_place = tmp_path_factory.mktemp("sockets")
-    for directory in (open_place, *list(open_place.parents)[:2]):
-        directory.chmod(0o755)
     abstract = f"clsecure-test-{secrets.token_hex(6)}"
     with contextlib.ExitStack() as stack:
         lan = stack.enter_context(own_lan())
@@ -164,9 +161,7 @@ def world(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "abstract": Ear(f"\0{abstract}", socket.AF_UNIX),
         }
         ears["tcp6"] = Ear(("::1", ears["tcp"].port), socket.AF_INET6)
-        places = [
-            Path(top, f"{abstract}.sock") for top in ("/run", "/tmp", "/var/tmp", "/dev/shm", open_place)
-        ]
+        places = [Path(top, f"{abstract}.sock") for top in ("/run", "/tmp", "/var/tmp", "/dev/shm")]
         for place in [*places, target.person.home / f"{abstract}.sock"]:
             ears[f"path {place}"] = Ear(str(place), socket.AF_UNIX)
             place.chmod(0o777)
