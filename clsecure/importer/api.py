@@ -186,6 +186,7 @@ class _Arrival:
         self.quarantines: dict[bytes, Quarantine] = {}
         self.lfs: dict[bytes, list[str]] = {}
         self.packed: set[bytes] = set()
+        self.home_size: int | None = None
         (directory / "units").mkdir()
         (directory / "lfs").mkdir()
 
@@ -207,6 +208,7 @@ class _Arrival:
                     self._lfs(reader, current, record)
         if self.records.keys() != self.starts.keys():
             reject("a repository is missing")
+        self.home_size = reader.home_size
 
     def judge(self) -> Admitted:
         finals = {path: record.uncommitted or record.tip for path, record in self.records.items()}
@@ -216,7 +218,9 @@ class _Arrival:
             verdict = quarantine.judge(record, finals, bounds=self._bounds())
             unit = finish(quarantine, record, verdict, tuple(self.lfs.get(path, ())))
             units.append(self._wanted_lfs(unit))
-        return Admitted(units=tuple(units), directory=self.directory, limits=self.limits)
+        return Admitted(
+            units=tuple(units), directory=self.directory, limits=self.limits, home_size=self.home_size
+        )
 
     def _bounds(self) -> Bounds:
         return Bounds(deadline=time.monotonic() + self.limits.judge_s, memory=self.limits.memory)

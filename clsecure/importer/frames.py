@@ -107,6 +107,8 @@ class RecordReader:
 
     stream: BinaryIO
     limits: ExportLimits
+    home_size: int | None = None
+    """What the home takes on the disk, as the end of the stream claims; None when unknown."""
     _fd: int | None = None
     _rest: bytes = b""
     _due: int = 0
@@ -153,6 +155,8 @@ class RecordReader:
                 case "end":
                     if size or _count(fields, "units") != units:
                         reject("the end record does not agree with the stream")
+                    if fields.get("home_size") is not None:
+                        self.home_size = _count(fields, "home_size")
                     return
                 case _:
                     reject("a record of unknown type")

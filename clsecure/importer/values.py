@@ -52,11 +52,15 @@ class AdmittedUnit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """All that arrived. ``directory`` holds it and belongs to the caller, who removes it afterwards."""
+    """All that arrived. ``directory`` holds it and belongs to the caller, who removes it afterwards.
+
+    :param home_size: bytes that the worker's home takes on the disk, as claimed; None when unknown.
+    """
 
     units: tuple[AdmittedUnit, ...]
     directory: Path
     limits: ExportLimits
+    home_size: int | None = None
 
     @property
     def top(self) -> AdmittedUnit:

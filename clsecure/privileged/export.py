@@ -12,6 +12,7 @@ Protocol: docs/architecture.md, "Out". Failure is one ``error`` record, a line o
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -47,6 +49,8 @@ MAX_REFS = 20_000
 MAX_OTHER_REFS = 100
 MAX_PATH = 4000  # git refuses 4096; a little less, so that no file below is out of its reach
 MAX_RULES_FILE = 16 << 20
+MAX_SIZE = 1 << 40  # the reader refuses larger counts
+SIZE_SECONDS = 1.0
 LINE_BUDGET = 40_000  # of the 64 KiB that a line may have
 WORK_TREE_RULES = (b".gitignore", b".gitattributes", b".gitmodules")
 
@@ -844,9 +848,44 @@ def record(out: BinaryIO, fields: Json) -> None:
     out.write(line)
 
 
+class HomeSize(threading.Thread):
+    """Adds up what the worker's home takes on the disk, while git works."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__(daemon=True)
+        self.home = os.fsencode(home)
+        self.found: int | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Count every file once, however many names it has; what can't be looked at counts nothing."""
+        total, seen, stack, linked = 0, 0, [self.home], set()
+        while stack:
+            with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
+                for entry in entries:
+                    seen += 1
+                    info = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(info.st_mode):
+                        stack.append(entry.path)
+                    elif info.st_nlink > 1:
+                        if info.st_ino in linked:
+                            continue
+                        linked.add(info.st_ino)
+                    total += info.st_blocks * 512
+            if seen > MAX_ENTRIES:
+                return
+        self.found = min(total, MAX_SIZE)
+
+    def value(self) -> int | None:
+        """Return the bytes, None when it takes much longer than the export itself."""
+        self.join(SIZE_SECONDS)
+        return self.found
+
+
 def export(request: Json, temp: str, out: BinaryIO) -> None:
     """Compute all units, inner ones first (a gitlink names what comes home of them), then write them."""
     deadline = time.monotonic() + float(request.get("deadline_s", 600))
+    size = HomeSize(os.environ.get("HOME") or "/nonexistent")
     paths = [base64.b64decode(spec["path"]) for spec in request["units"]]
     units = [Unit(request, spec, paths, temp, deadline) for spec in request["units"]]
     ready: dict[bytes, Unit] = {}
@@ -859,7 +898,7 @@ def export(request: Json, temp: str, out: BinaryIO) -> None:
         ready[unit.path] = unit
     for unit in units:
         unit.write(out)
-    record(out, {"type": "end", "size": 0, "units": len(units)})
+    record(out, {"type": "end", "size": 0, "units": len(units), "home_size": size.value()})
 
 
 def main() -> int:

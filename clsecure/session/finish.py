@@ -147,12 +147,12 @@ class Finish:
                     record, admitted, seen, branch=branch, numbered=numbered, left=tuple(left)
                 )
             case OnFinish.DISCARD:
-                self._write(record, SessionStatus.DONE, unimported=False)
+                self._write(record, SessionStatus.DONE, unimported=False, size=0)
                 self.ui.note("the work is discarded")
                 return Finished(imported=None, kept=False, discarded=True, warnings=tuple(left))
             case _:
                 waits = has_work(admitted, seen)
-                self._write(record, SessionStatus.KEPT, unimported=waits)
+                self._write(record, SessionStatus.KEPT, unimported=waits, size=admitted.home_size)
                 if waits:
                     self.ui.note(f"kept. Bring it home with: clsecure import {self.place.path.name}")
                 return Finished(imported=None, kept=True, warnings=tuple(left))
@@ -181,7 +181,8 @@ class Finish:
         status = SessionStatus.KEPT if kept else SessionStatus.IMPORTED
         with self.clock.phase("import"), self.ui.phase("making the branch"), deferred():
             imported = promote(admitted, seen, branch, numbered=numbered)
-            self._write(record, status, unimported=kept, branch=imported.branch if imported else None)
+            branch_made = imported.branch if imported else None
+            self._write(record, status, unimported=kept, size=admitted.home_size, branch=branch_made)
         if imported is not None:
             log.info("branch_made", branch=imported.branch, tip=imported.tip, commits=imported.commits)
             self.ui.note(f"imported as {imported.branch} ({imported.tip[:12]})")
@@ -189,12 +190,19 @@ class Finish:
         return Finished(imported=imported, kept=kept, warnings=left)
 
     def _write(
-        self, record: SessionRecord, status: SessionStatus, *, unimported: bool, branch: str | None = None
+        self,
+        record: SessionRecord,
+        status: SessionStatus,
+        *,
+        unimported: bool,
+        size: int | None,
+        branch: str | None = None,
     ) -> None:
         self.place.write(
             record,
             status=status,
             unimported=unimported,
+            size=size,
             branch=branch or record.branch,
             updated=time.time(),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import struct
@@ -13,7 +14,7 @@ import zlib
 import pytest
 
 from clsecure.errors import ImportRejectedError
-from clsecure.importer.frames import ExportLimits
+from clsecure.importer.frames import ExportLimits, RecordReader
 from tests.support.imports import Session, git, make_repo, tree_files, write
 from tests.support.repostate import assert_only_new_branch, snapshot
 
@@ -270,6 +271,20 @@ def test_gibibytes_of_zeros_are_refused_in_bounded_memory(session):
 )  # fmt: skip
 def test_streams_that_are_not_as_documented_are_refused(session, stream):
     refused(session, stream)
+
+
+@pytest.mark.parametrize("claim", [-1, True, "1", 1 << 50, 1e3, []])
+def test_a_size_of_the_home_that_is_no_count_is_refused(claim):
+    reader = RecordReader(io.BytesIO(record("end", units=0, home_size=claim)), ExportLimits())
+    with pytest.raises(ImportRejectedError):
+        list(reader.records())
+
+
+@pytest.mark.parametrize("claim", [None, 0, 4096])
+def test_the_size_of_the_home_comes_with_the_end(claim):
+    reader = RecordReader(io.BytesIO(record("end", units=0, home_size=claim)), ExportLimits())
+    assert list(reader.records()) == []
+    assert reader.home_size == claim
 
 
 def test_a_stream_without_end_is_cut_off_by_the_clock(session):
