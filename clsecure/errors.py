@@ -33,6 +33,10 @@ class UsageError(ClsecureError):
     """The command line, a setting or a name is not acceptable."""
 
 
+class NotStartedError(UsageError):
+    """The command can't be executed inside: nothing of it ever ran."""
+
+
 class RepositoryError(ClsecureError):
     """The user's repository can't be used as it is."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
-from clsecure.errors import BackendUnavailableError, HelperError, UsageError
+from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
 from clsecure.model import IsolationMode, Mount, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
 
@@ -46,7 +46,7 @@ class LocalSandbox:
     def wait(self, *, timeout: float | None = None) -> int | None:
         """Return the exit status after every process is dead, or None when the time is over.
 
-        :raises UsageError: the command could not be started.
+        :raises NotStartedError: the command could not be started.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.end is None:
@@ -55,7 +55,11 @@ class LocalSandbox:
                 return None
             self.receive()
         if self._failure is not None:
-            raise UsageError("the command could not be started inside", details=self._failure)
+            raise NotStartedError(
+                "the command could not be started inside",
+                details=self._failure,
+                resolution="Programs outside of the system's directories come along with: --mount DIRECTORY",
+            )
         return self.end.status
 
     def receive(self) -> None:

@@ -46,13 +46,14 @@ class PrivateCopy:
     def __init__(self, context: Context, backend: Backend, spec: SandboxSpec) -> None:
         self._context, self._backend, self._spec = context, backend, spec
         self._plan, self._ui, self._place = context.plan, context.ui, context.place
+        self._before: SessionRecord | None = None
 
     def ready(self) -> Workspace:
         """Return the kept workspace where the user wants it, else a new one.
 
         :raises UsageError: work would be lost that nobody gave up.
         """
-        record = self._place.read()
+        record = self._before = self._place.read()
         if self._spec.account.created:
             record = None
         elif record is None:
@@ -205,6 +206,13 @@ class PrivateCopy:
             meanwhile=meanwhile,
         )
         return sent[0]
+
+    def give_back(self, workspace: Workspace) -> None:
+        """Leave things as they were: the agent never ran in it."""
+        if workspace.resumed and self._before is not None:
+            self._place.write(self._before)
+        else:
+            self._undo()
 
     def _undo(self) -> None:
         """A start that failed leaves no half-made copy behind; there is no work yet."""

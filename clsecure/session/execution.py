@@ -43,6 +43,7 @@ class Execution:
     ) -> None:
         self._context, self._spec, self._workspace = context, spec, workspace
         self._gateway, self._credential_variable = gateway, credential_variable
+        self.begun = False
 
     def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
         """Run to the end; return the exit status. Every process of the agent is dead then.
@@ -83,7 +84,9 @@ class Execution:
         plan, agent = self._context.plan, self._context.agent
         network = _NETWORKS[plan.network]
         if self._gateway is None and plan.network is NetworkPolicy.API:
-            network = "no network"
+            network = "no network (this agent needs none)"
+            if agent.base_url_env is not None:
+                network = "no network (there is no key for the model's API)"
         what = plan.command[0] if plan.command else "a shell" if plan.shell else agent.title
         return [
             f"{what} runs isolated",
@@ -111,6 +114,7 @@ class Execution:
         limit = plan.time_limit
         deadline = time.monotonic() + limit.total_seconds() if limit else None
         log.info("agent_started", program=command.argv[0], arguments=len(command.argv), pid=sandbox.facts.pid)
+        self.begun = True
         with context.clock.phase("run"):
             if spec.terminal is not None:
                 sandbox.start(command, stdio=None)

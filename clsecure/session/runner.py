@@ -20,7 +20,14 @@ from clsecure.egress.client import start_gateway
 from clsecure.egress.full import FullNetwork
 from clsecure.egress.provider import Credential, find_credential, find_provider
 from clsecure.egress.wire import GatewayConfig
-from clsecure.errors import AgentError, ClsecureError, EgressError, StateError, UsageError
+from clsecure.errors import (
+    AgentError,
+    ClsecureError,
+    EgressError,
+    NotStartedError,
+    StateError,
+    UsageError,
+)
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
@@ -84,7 +91,8 @@ class SessionRunner:
                     mode=plan.mode, account=account, mounts=plan.mounts, program=self._keep(binary)
                 )
             context.ui.use_tag(plan.tag)
-            self.workspace = workspace = PrivateCopy(context, backend, spec).ready()
+            copy = PrivateCopy(context, backend, spec)
+            self.workspace = workspace = copy.ready()
             agents_spec = replace(
                 spec,
                 listener=gateway is not None,
@@ -92,13 +100,20 @@ class SessionRunner:
                 network=plan.network,
                 network_namespace=full.namespace if full else None,
             )
-            status = Execution(
+            execution = Execution(
                 context,
                 agents_spec,
                 workspace,
                 gateway=gateway,
                 credential_variable=credential.variable if credential else None,
-            ).run(backend, meanwhile=_load_the_end)
+            )
+            try:
+                status = execution.run(backend, meanwhile=_load_the_end)
+            except BaseException as error:
+                if not execution.begun or isinstance(error, NotStartedError):
+                    copy.give_back(workspace)
+                    self.workspace = workspace if workspace.resumed else None
+                raise
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
         return self._result(record, status, finished)
@@ -110,14 +125,19 @@ class SessionRunner:
         An end that is forced keeps the work.
         """
         context, plan = self.context, self.context.plan
-        with deferred(), context.ui.phase("preparing the worker account"):
-            account = context.connection.lease(project=str(plan.project), session=plan.session, create=True)
-        log.info("account_leased", name=account.name, uid=account.uid, created=account.created)
+        known, account = context.place.read() is not None, None
         try:
+            with deferred(), context.ui.phase("preparing the worker account"):
+                account = context.connection.lease(
+                    project=str(plan.project), session=plan.session, create=True
+                )
+            log.info("account_leased", name=account.name, uid=account.uid, created=account.created)
             yield account
         except BaseException as error:
-            if account.created and self.workspace is None:
+            made = account is not None and account.created and self.workspace is None
+            if made:
                 self._remove_worker()
+            if made or not (known or self.workspace):
                 shutil.rmtree(context.place.path, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt | EndedBySignal):
                 self._keep_work()

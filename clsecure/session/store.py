@@ -203,6 +203,9 @@ class SessionDirectory:
                     "this session is running already",
                     resolution="Start another environment of the same project with: clsecure --session NAME",
                 ) from error
+            # Whoever removed the session's directory held the lock of it; this one is nobody's any more.
+            if os.fstat(fd).st_nlink == 0:
+                raise SessionBusyError("this session is just being removed", resolution="Try again")
             yield
         finally:
             os.close(fd)
