@@ -129,19 +129,20 @@ class Execution:
 
     def _piped(self, sandbox: LocalSandbox, command: SandboxCommand, deadline: float | None) -> bool:
         relay = PipeRelay(to_stderr=self._context.plan.stdout_is_ours)
-        patience = _HURRY_SECONDS
+        patience: float | None = _HURRY_SECONDS
         try:
             sandbox.start(command, stdio=relay.stdio)
             relay.begin()
             try:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 in_time = sandbox.wait(timeout=left) is not None
+                # As long as it takes: somebody may be reading the output in a pager.
+                patience = None if in_time else _DRAIN_SECONDS
             except KeyboardInterrupt:
                 sandbox.kill()
                 sandbox.wait()
                 self._context.warnings.append("interrupted")
-                in_time = True
-            patience = _DRAIN_SECONDS
+                in_time, patience = True, _DRAIN_SECONDS
             return in_time
         finally:
             if sandbox.end is None:

@@ -176,7 +176,8 @@ class PipeRelay:
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         self.stdio = (in_read, out_write, err_write)
         self._given = True
-        self._feeder = threading.Thread(target=_copy, args=(0, in_write), daemon=True)
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self._feeder = threading.Thread(target=_copy, args=(0, in_write, self._stop_read), daemon=True)
         self._readers = [
             threading.Thread(target=_copy, args=(out_read, 2 if to_stderr else 1), daemon=True),
             threading.Thread(target=_copy, args=(err_read, 2), daemon=True),
@@ -188,12 +189,16 @@ class PipeRelay:
         for thread in (self._feeder, *self._readers):
             thread.start()
 
-    def finish(self, *, patience: float) -> None:
+    def finish(self, *, patience: float | None) -> None:
         """Wait until all output is out, so many seconds at most; every writer is dead by now."""
         self._close_given()
-        for reader in self._readers:
-            if reader.ident is not None:
-                reader.join(timeout=patience)
+        # What is typed from now on answers the tool's questions.
+        os.close(self._stop_write)
+        for thread in (self._feeder, *self._readers):
+            if thread.ident is not None:
+                thread.join(timeout=patience)
+        if not self._feeder.is_alive():
+            os.close(self._stop_read)
 
     def _close_given(self) -> None:
         if self._given:
@@ -202,10 +207,14 @@ class PipeRelay:
                 os.close(fd)
 
 
-def _copy(source: int, target: int) -> None:
-    """Copy to the end. A closed target closes the source, so that the writer hears of it (SIGPIPE)."""
+def _copy(source: int, target: int, stop: int | None = None) -> None:
+    """Copy to the end, or until ``stop`` is readable.
+
+    A closed target closes the source, so that the writer hears of it (SIGPIPE).
+    """
+    watched = [source] if stop is None else [source, stop]
     try:
-        while data := os.read(source, _CHUNK):
+        while stop not in select.select(watched, [], [])[0] and (data := os.read(source, _CHUNK)):
             write_all(target, data)
     except OSError:
         pass
