@@ -39,10 +39,13 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             remove(item)
         ui.note(f"removed {item.name}")
         removed.append(item.name)
+    if skipped and not removed and options.sessions:
+        raise SessionBusyError(
+            f"nothing was removed ({', '.join(skipped)})",
+            resolution="End what is running; work that is in no branch goes with --yes only",
+        )
     if invocation.output is OutputFormat.JSON:
         render.write_json({"removed": removed, "skipped": skipped})
-    if skipped and not removed and options.sessions:
-        raise SessionBusyError(f"nothing was removed ({', '.join(skipped)})")
     return 0
 
 
