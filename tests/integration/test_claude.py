@@ -162,7 +162,7 @@ def test_talking_to_it_on_a_terminal_until_the_import(person, repo, path, mode):
         seen = converse(child, "make it", "It is made")
         assert [dialog for dialog in DIALOGS if squeezed(dialog.encode()) in seen] == []
         leave(child)
-        child.expect("1 commits, 1 files changed")
+        child.expect("1 commit, 1 changed file")
         answer(child, "Your choice", "i", then="Branch")
         answer(child, "claude/", "talked", then="imported as talked")
         assert ended(child) == 0

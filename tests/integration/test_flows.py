@@ -292,7 +292,7 @@ def test_the_questions_at_the_end_are_answered_on_a_terminal(person, repo):
     with at_terminal(person, argv, cwd=repo) as child:
         child.expect(r"A file")
         answer(child, "Your choice", "s", then=r"\+mine")
-        answer(child, "Your choice", "d", then="Discard 0 commits, 1 changed files")
+        answer(child, "Your choice", "d", then="Discard 0 commits, 1 changed file")
         answer(child, "for good", "", then="Your")
         answer(child, "choice", "i", then="Branch")
         answer(child, "claude/", "mine/it", then="Message")
