@@ -29,7 +29,10 @@ from tests.support.person import Outcome, Person
 DEADLINE = 60.0
 REFUSED = (123, 125)
 """Exit statuses of a session that did not start: the sandbox is not what was promised; anything else."""
-_FRAME = 'begin=$1 end=$2; shift 2; echo "$begin"; "$@"; status=$?; printf "\\n%s %s\\n" "$end" "$status"'
+# One stream for both outputs: two pipes would put the agent's errors before or after the marks by chance.
+_FRAME = (
+    'begin=$1 end=$2; shift 2; echo "$begin"; "$@" 2>&1; status=$?; printf "\\n%s %s\\n" "$end" "$status"'
+)
 
 
 def canary() -> str:
