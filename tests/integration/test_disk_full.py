@@ -142,4 +142,5 @@ def test_the_agent_fills_its_home_and_its_work_comes_home(person, mode, reposito
     assert "full" in done.errors.splitlines()
     branch = done.json()["import"]["branch"]
     assert person.git(repository, "show", f"{branch}:work.txt") == "work"
-    person.clsecure("cleanup", repository.name, "--yes")
+    (worker,) = workers(person, repository)
+    person.clsecure("cleanup", str(worker["name"]), "--yes").check()
