@@ -230,10 +230,13 @@ class SessionDirectory:
                 loaded = json.loads(file.read(_RECORD_LIMIT))
             known = {f.name for f in fields(SessionRecord)}
             values = {k: v for k, v in loaded.items() if k in known}
-            return SessionRecord(**{**values, "status": SessionStatus(loaded["status"])})
+            record = SessionRecord(**{**values, "status": SessionStatus(loaded["status"])})
+            # A workspace lies in the home of its worker, and nowhere else.
+            inside = record.workspace is None or Path(record.workspace).parent.name == record.worker_user
+            return record if inside else None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def write(self, record: SessionRecord, **changes: object) -> SessionRecord:
