@@ -292,6 +292,11 @@ def configuration() -> Message:
     for key, value in loaded.items():
         if key not in DEFAULTS or type(value) is not type(DEFAULTS[key]):
             raise Refused(f"{CONFIG}: {key} is not a setting, or of the wrong kind")
+    base = loaded.get("home_base", DEFAULTS["home_base"])
+    if os.path.realpath(base) != base or base.split("/")[1] in CLOSED_TARGETS:
+        raise Refused(
+            f"{CONFIG}: home_base {base!r} is not a plain absolute path, or private inside a sandbox"
+        )
     return {**DEFAULTS, **loaded}
 
 

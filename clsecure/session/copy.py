@@ -81,7 +81,8 @@ class PrivateCopy:
             return False
         if self._plan.resume is not None:
             resume = self._plan.resume
-        elif record.status is SessionStatus.IMPORTED:
+        elif record.status is SessionStatus.IMPORTED or not (record.holds_work or self._ui.interactive):
+            # Nothing waits in it. A conversation may be worth going on with: that is for a person to say.
             resume = False
         else:
             state = "interrupted" if record.status is SessionStatus.RUNNING else "ended"
