@@ -51,6 +51,8 @@ MAX_PATH = 4000  # git refuses 4096; a little less, so that no file below is out
 MAX_RULES_FILE = 16 << 20
 MAX_SIZE = 1 << 40  # the reader refuses larger counts
 SIZE_SECONDS = 1.0
+MAX_FILE = 2047 << 20  # as max_blob_bytes and max_lfs_bytes of the import
+MAX_LFS = 16384 << 20
 LINE_BUDGET = 40_000  # of the 64 KiB that a line may have
 WORK_TREE_RULES = (b".gitignore", b".gitattributes", b".gitmodules")
 
@@ -155,6 +157,26 @@ class Scratch:
             words = done.stderr[-2000:].decode("utf-8", "backslashreplace").strip()
             raise ExportError(f"git {args[0]!s} failed: {words}")
         return done.stdout or b""
+
+    def stream(self, *args: Argument) -> Iterator[bytes]:
+        """NUL-separated output item by item: what is too much need not be held to be refused."""
+        command = [*GIT, *args]
+        with subprocess.Popen(
+            command, env=self.env, cwd=self.work_tree, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None  # noqa: S101  # asked for above
+            try:
+                rest = b""
+                while block := process.stdout.read(1 << 16):
+                    *whole, rest = (rest + block).split(b"\0")
+                    yield from whole
+                    if time.monotonic() > self.deadline:
+                        raise ExportError(f"git {args[0]!s} did not end in time")
+            finally:
+                process.kill()
+        if process.returncode != 0:
+            raise ExportError(f"git {args[0]!s} failed")
 
     def items(
         self,
@@ -438,9 +460,11 @@ def file_blob_id(path: bytes, object_format: str) -> bytes:
 
 
 def tree_entries(scratch: Scratch, tree: bytes) -> Entries:
-    """path → (mode, id) of a tree."""
-    found = {}
-    for item in scratch.items("ls-tree", "-r", "-z", "--full-tree", tree):
+    """path → (mode, id) of a tree; a few objects can stand for more files than there are atoms."""
+    found: Entries = {}
+    for item in scratch.stream("ls-tree", "-r", "-z", "--full-tree", tree):
+        if len(found) >= MAX_ENTRIES:
+            raise ExportError(f"a commit holds more than {MAX_ENTRIES} files")
         meta, path = item.split(b"\t", 1)
         mode, _, object_id = meta.split(b" ")
         found[path] = (mode, object_id)
@@ -628,6 +652,7 @@ class Unit:
         if gone:
             git.run("update-index", "--force-remove", "-z", "--stdin", data=nul(gone))
         pointers = self._lfs(wanted, start, at_tip)
+        self._leave_out_large(wanted - set(pointers), MAX_FILE, wanted)
         plain = wanted - set(pointers)
         if plain:
             git.run("update-index", "--add", "--replace", "-z", "--stdin", data=nul(plain))
@@ -638,6 +663,13 @@ class Unit:
         self._keep_identical(wanted, start)
         self._refusals(wanted, kept, repositories)
         self.tree = git.run("write-tree").strip()
+
+    def _leave_out_large(self, paths: Iterable[bytes], most: int, wanted: set[bytes]) -> None:
+        """Name what the host refuses anyway: a sparse file costs the agent nothing, and hashing it hours."""
+        for path in sorted(paths):
+            if os.lstat(os.path.join(self.root, path)).st_size > most:
+                self.refuse(path, f"it is larger than {most >> 20} MiB")
+                wanted.discard(path)
 
     def _link_stays(self, path: bytes, at_tip: Entries, staged: dict[bytes, bytes]) -> bool:
         if path in self.work.files or any(f in self.work.files for f in parents(path)):
@@ -674,6 +706,8 @@ class Unit:
             return {}
         answer = self.git.run("check-attr", "-z", "--stdin", "filter", data=nul(wanted)).split(b"\0")
         managed = sorted(p for p, value in zip(answer[0::3], answer[2::3], strict=False) if value == b"lfs")
+        self._leave_out_large(managed, MAX_LFS, wanted)
+        managed = [path for path in managed if path in wanted]
         found: Entries = {}
         cloned = {i for _, i in start.values()}
         before = [e[p][1] for e in (start, at_tip) for p in managed if p in e]
