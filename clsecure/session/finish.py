@@ -71,6 +71,9 @@ class Finish:
 
         :raises ClsecureError: it can't come home as it is; the workspace stays.
         """
+        if decision.on_finish is OnFinish.DISCARD:
+            # Work that can't be brought out must not be what keeps it from being thrown away.
+            return self._discard(record)
         with self.quarantined(record, decision.message) as (admitted, seen):
             log.info("work_reviewed", commits=seen.commits, files_changed=seen.files_changed)
             choice = self._choose(decision, admitted, seen)
@@ -96,7 +99,13 @@ class Finish:
         assert record.workspace is not None  # noqa: S101  # there is nothing to finish without one
         name, email = self.author
         request = export_request(
-            self.start, Path(record.workspace), message=message, author_name=name, author_email=email
+            self.start,
+            Path(record.workspace),
+            message=message,
+            author_name=name,
+            author_email=email,
+            # The sandbox's own /tmp is memory; the work may be larger than that.
+            temp=self.spec.account.home,
         )
         admitted: list[Admitted] = []
 
@@ -147,15 +156,18 @@ class Finish:
                     record, admitted, seen, branch=branch, numbered=numbered, left=tuple(left)
                 )
             case OnFinish.DISCARD:
-                self._write(record, SessionStatus.DONE, unimported=False, size=0)
-                self.ui.note("the work is discarded")
-                return Finished(imported=None, kept=False, discarded=True, warnings=tuple(left))
+                return self._discard(record)
             case _:
                 waits = has_work(admitted, seen)
                 self._write(record, SessionStatus.KEPT, unimported=waits, size=admitted.home_size)
                 if waits:
                     self.ui.note(f"kept. Bring it home with: clsecure import {self.place.path.name}")
                 return Finished(imported=None, kept=True, warnings=tuple(left))
+
+    def _discard(self, record: SessionRecord) -> Finished:
+        self._write(record, SessionStatus.DONE, unimported=False, size=0)
+        self.ui.note("the work is discarded")
+        return Finished(imported=None, kept=False, discarded=True)
 
     def _question(self, decision: Decision, admitted: Admitted, seen: Review) -> FinishQuestion:
         uncommitted = any(unit.uncommitted for unit in admitted.units)

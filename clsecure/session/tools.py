@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clsecure.backends.api import Backend
-from clsecure.errors import ToolError
+from clsecure.errors import ClsecureError, ToolError
 from clsecure.model import NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.verify.host import check_barrier, require
 
@@ -57,11 +57,11 @@ def run_tool(
         if collect is not None:
             try:
                 collect(out_read)
-            except BaseException:
+            except BaseException as error:
                 sandbox.kill()
                 sandbox.wait(timeout=_END_SECONDS)
                 words = _words(err_read)
-                if words:
+                if words and not (isinstance(error, ClsecureError) and error.resolution):
                     raise ToolError(f"{program.stem} failed inside the sandbox", details=words) from None
                 raise
         status = sandbox.wait(timeout=None if collect is None else _END_SECONDS)
