@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from clsecure.errors import ImportRejectedError
+from clsecure.importer.attributes import filtered
 from clsecure.importer.bounded import MIB, Bounds, Objects
 from clsecure.importer.patterns import PACKAGE_JSON, PACKAGE_JSON_KEYS, PATH_RULES, TOKENS
 from clsecure.importer.quarantine import listing
@@ -83,6 +84,7 @@ def find(units: Iterable[AdmittedUnit], expected: Expected, *, bounds: Bounds) -
                 _path_findings(collector, change)
                 _content_findings(collector, objects, change)
         _whole_tree(collector, unit, prefix, bounds=bounds)
+        _unfiltered(collector, unit, prefix, bounds=bounds)
         _text_findings(collector, unit, prefix, bounds=bounds)
         _history(collector, unit, expected, bounds=bounds)
     return collector.result()
@@ -182,6 +184,16 @@ def _whole_tree(collector: _Collector, unit: AdmittedUnit, prefix: bytes, *, bou
             if {inside + b"objects", inside + b"refs"} <= directories and path not in before:
                 message = "looks like a bare repository: git would obey its configuration and hooks"
                 collector.add("embedded_repository", escape(prefix + place), Severity.HIGH, message)
+
+
+def _unfiltered(collector: _Collector, unit: AdmittedUnit, prefix: bytes, *, bounds: Bounds) -> None:
+    """Content that a filter (git-crypt, say) would have changed: but for LFS, none runs on the way.
+
+    Known are the attributes of the files in the tree, not those of the user's own configuration.
+    """
+    for path, name in filtered(unit.git, unit.start.base_tree, unit.tree, bounds=bounds):
+        message = f"the filter {escape(name)[:100]} did not run: the content came home as it is"
+        collector.add("unfiltered", escape(prefix + path), Severity.WARNING, message)
 
 
 def _known(path: bytes, files: dict[bytes, tuple[str, str]], directories: set[bytes]) -> bool:
