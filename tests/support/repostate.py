@@ -34,6 +34,7 @@ def snapshot(repo: Path) -> dict[str, object]:
     """Digests of everything of a user's repository (a work tree) that an import must not touch."""
     git_dir = repo / os.fsdecode(git_out(repo, "rev-parse", "--git-dir").strip())
     common = repo / os.fsdecode(git_out(repo, "rev-parse", "--git-common-dir").strip())
+    assert git_dir != repo, "git says nothing of this repository"
     refs = dict(
         line.split(" ", 1)[::-1]
         for line in git_out(repo, "for-each-ref", "--format=%(objectname) %(refname)").decode().splitlines()
