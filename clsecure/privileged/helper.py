@@ -293,10 +293,8 @@ def configuration() -> Message:
         if key not in DEFAULTS or type(value) is not type(DEFAULTS[key]):
             raise Refused(f"{CONFIG}: {key} is not a setting, or of the wrong kind")
     base = loaded.get("home_base", DEFAULTS["home_base"])
-    if os.path.realpath(base) != base or base.split("/")[1] in CLOSED_TARGETS:
-        raise Refused(
-            f"{CONFIG}: home_base {base!r} is not a plain absolute path, or private inside a sandbox"
-        )
+    if not re.match(r"/[^/]", base) or os.path.normpath(base) != base or base.split("/")[1] in CLOSED_TARGETS:
+        raise Refused(f"{CONFIG}: {base!r} is no plain absolute path, or hidden in sandboxes (home_base)")
     return {**DEFAULTS, **loaded}
 
 
