@@ -53,6 +53,7 @@ MAX_SIZE = 1 << 40  # the reader refuses larger counts
 SIZE_SECONDS = 1.0
 MAX_FILE = 2047 << 20  # as max_blob_bytes and max_lfs_bytes of the import
 MAX_LFS = 16384 << 20
+TEMPORARY = ".clsecure-export-"
 LINE_BUDGET = 40_000  # of the 64 KiB that a line may have
 WORK_TREE_RULES = (b".gitignore", b".gitattributes", b".gitmodules")
 
@@ -935,12 +936,27 @@ def export(request: Json, temp: str, out: BinaryIO) -> None:
     record(out, {"type": "end", "size": 0, "units": len(units), "home_size": size.value()})
 
 
+def place_for_work(request: Json) -> str:
+    """A directory of our own; what a killed export left beside it is taken away."""
+    wanted, workspace = request.get("temp"), request["workspace"]
+    if wanted is not None:
+        try:
+            for name in os.listdir(wanted):
+                path = os.path.join(wanted, name)
+                if name.startswith(TEMPORARY) and not (workspace + "/").startswith(path + "/"):
+                    shutil.rmtree(path, ignore_errors=True)
+            return tempfile.mkdtemp(prefix=TEMPORARY, dir=wanted)
+        except OSError:
+            pass  # the agent may have made its home read-only: there is memory
+    return tempfile.mkdtemp(prefix=TEMPORARY)
+
+
 def main() -> int:
     """Read the request, write the stream."""
     os.umask(0o077)
     out = sys.stdout.buffer
     request = json.loads(sys.stdin.buffer.readline(1 << 20))
-    temp = tempfile.mkdtemp(prefix="clsecure-export-", dir=request.get("temp"))
+    temp = place_for_work(request)
     try:
         export(request, temp, out)
         out.flush()
