@@ -354,7 +354,11 @@ def _made_before(steps: list[_Step], changed: list[AdmittedUnit]) -> dict[bytes,
 
 @contextmanager
 def _journal(targets: list[_Target], directory: Path) -> Iterator[None]:
-    """Say what is going to be made, on the disk before it is made; forgotten once it is made or undone."""
+    """Say what is going to be made, on the disk before it is made; forgotten where it is undone.
+
+    Once it is made the word stays for as long as the directory does: whoever is killed before the import is
+    written down finds the branch again instead of making a second one.
+    """
     steps = [
         {
             "git_dir": str(t.unit.start.source_git_dir),
@@ -371,7 +375,6 @@ def _journal(targets: list[_Target], directory: Path) -> Iterator[None]:
         os.fsync(file.fileno())
     Path(name).replace(directory / JOURNAL)
     yield
-    (directory / JOURNAL).unlink(missing_ok=True)
 
 
 def _remove_stale_lock(lock: Path) -> None:
