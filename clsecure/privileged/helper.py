@@ -190,11 +190,12 @@ def host_addresses() -> list[str]:
     """Return the machine's own addresses of both families, but for loopback's and link-local ones."""
     found = set()
     with open("/proc/net/fib_trie", encoding="ascii") as file:
-        previous = ""
+        address = ""
         for line in file:
-            if "/32 host LOCAL" in line:
-                found.add(previous.split()[-1])
-            previous = line
+            if "--" in line:
+                address = line.split()[-1]
+            elif "/32 host LOCAL" in line:
+                found.add(address)
     with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6", encoding="ascii") as file:
         found |= {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in file}
     return sorted(found)

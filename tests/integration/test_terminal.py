@@ -86,7 +86,7 @@ def test_a_shell_session_from_talking_to_the_branch(person, repository, mode):
         )
         seat.child.sendline(b"exit 7")
         # What changed, then the questions.
-        seat.expect("1 commits, 2 files changed")
+        seat.expect("1 commit, 2 changed files")
         seat.answer(r"Your choice \[k\] ", "s")
         seat.expect(r"│ \+more")
         seat.answer(r"Your choice \[k\] ", "d")
@@ -124,7 +124,7 @@ def test_keep_go_on_start_fresh_and_discard(person, repository, mode):
         seat.answer(r"Go on with it, or start fresh\? .* ", "f")
         seat.answer(r"Delete it and start fresh\? \[y/N\] ", "y")
         seat.answer(r"Your choice \[k\] ", "d")
-        seat.answer(r"Discard 1 commits, 3 changed files for good\? \[y/N\] ", "y")
+        seat.answer(r"Discard 1 commit, 3 changed files for good\? \[y/N\] ", "y")
         seat.expect("the work is discarded")
         assert seat.end() == 0
         assert b"2 commits" not in seat.seen
