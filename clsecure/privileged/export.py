@@ -884,11 +884,11 @@ def record(out: BinaryIO, fields: Json) -> None:
 
 
 class HomeSize(threading.Thread):
-    """Adds up what the worker's home takes on the disk, while git works."""
+    """Adds up what the home takes on the disk, while git works; our own directory in it is not its."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, ours: str) -> None:
         super().__init__(daemon=True)
-        self.home = os.fsencode(home)
+        self.home, self.ours = os.fsencode(home), os.fsencode(ours)
         self.found: int | None = None
         self.start()
 
@@ -899,6 +899,8 @@ class HomeSize(threading.Thread):
             with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
                 for entry in entries:
                     seen += 1
+                    if entry.path == self.ours:
+                        continue
                     info = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(info.st_mode):
                         stack.append(entry.path)
@@ -920,7 +922,7 @@ class HomeSize(threading.Thread):
 def export(request: Json, temp: str, out: BinaryIO) -> None:
     """Compute all units, inner ones first (a gitlink names what comes home of them), then write them."""
     deadline = time.monotonic() + float(request.get("deadline_s", 600))
-    size = HomeSize(os.environ.get("HOME") or "/nonexistent")
+    size = HomeSize(os.environ.get("HOME") or "/nonexistent", temp)
     paths = [base64.b64decode(spec["path"]) for spec in request["units"]]
     units = [Unit(request, spec, paths, temp, deadline) for spec in request["units"]]
     ready: dict[bytes, Unit] = {}
@@ -936,6 +938,12 @@ def export(request: Json, temp: str, out: BinaryIO) -> None:
     record(out, {"type": "end", "size": 0, "units": len(units), "home_size": size.value()})
 
 
+def free(directory: str) -> int:
+    """Return the bytes that can still be written there: the agent may have filled its home."""
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize
+
+
 def place_for_work(request: Json) -> str:
     """A directory of our own; what a killed export left beside it is taken away."""
     wanted, workspace = request.get("temp"), request["workspace"]
@@ -945,7 +953,8 @@ def place_for_work(request: Json) -> str:
                 path = os.path.join(wanted, name)
                 if name.startswith(TEMPORARY) and not (workspace + "/").startswith(path + "/"):
                     shutil.rmtree(path, ignore_errors=True)
-            return tempfile.mkdtemp(prefix=TEMPORARY, dir=wanted)
+            if free(wanted) >= free(tempfile.gettempdir()):
+                return tempfile.mkdtemp(prefix=TEMPORARY, dir=wanted)
         except OSError:
             pass  # the agent may have made its home read-only: there is memory
     return tempfile.mkdtemp(prefix=TEMPORARY)

@@ -292,7 +292,9 @@ def ask(method, path, headers=ours, **body):
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=20)
     connection.request(method, path, json.dumps({**message, **body}) if method == "POST" else None,
         {"content-type": "application/json", **headers})
-    return connection.getresponse().status
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
 
 image = {"type": "image", "source": {"type": "url", "url": elsewhere}}
 fetch = {"type": "web_fetch_20250910", "name": "web_fetch"}

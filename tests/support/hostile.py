@@ -132,6 +132,12 @@ class Target:
             try:
                 yield agent
                 agent.finish()
+            except BaseException:
+                process.kill()
+                process.wait(timeout=DEADLINE)
+                # The next test with this target is to find nothing kept.
+                self.person.clsecure("cleanup", "--yes", str(self.account()["name"]))
+                raise
             finally:
                 process.kill()
 

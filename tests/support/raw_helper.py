@@ -72,8 +72,13 @@ class RawHelper:
         """Send one message and return its answer."""
         self.send(message, fds)
         answer = self.receive()
-        assert answer is not None, "the helper went away"
+        assert answer is not None, f"the helper went away: {self._last_words()}"
         return answer
+
+    def _last_words(self) -> str:
+        """Return how sudo ended and what it and the helper said."""
+        _, said = self._process.communicate(timeout=DEADLINE)
+        return f"{self._process.returncode} {said.decode('utf-8', 'replace')}"
 
     def finish(self) -> Conversation:
         """Say that nothing more comes, collect what is left, and wait for the end."""
