@@ -910,7 +910,12 @@ class Sandbox:
         cgroup_enter(self.entry, self.pid)
         os.write(go_write, b"1")
         os.close(go_write)
-        send(self.control, self.orders)
+        self._tell(self.orders)
+
+    def _tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Say something to the launcher. That it is dead already is seen, and told, where its end is."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self.control, message, fds)
 
     def _stage(self, inside: socket.socket, go: int) -> None:
         """In the child, still root: namespaces, view, then the worker for good."""
@@ -1055,9 +1060,10 @@ class Sandbox:
                 try:
                     if message is None or message.get("verb") != "start":
                         return
-                    send(self.control, message, fds)
+                    self._tell(message, fds)
                     # Once: firejail's processes hold the inner end too, and never read it.
-                    self.control.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):
+                        self.control.shutdown(socket.SHUT_WR)
                 finally:
                     close_all(fds)
 

@@ -206,7 +206,7 @@ def test_g6_a_faked_end_carries_no_tag(person, repository, mode):
     script = f"""
     env; cat /proc/self/environ /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'
     find / -xdev -newer /proc/self -name '*' 2>/dev/null; ls -laR "$HOME" /run /tmp /dev 2>/dev/null
-    cat .git/HEAD .git/logs/HEAD .git/config 2>/dev/null; git log --format=raw; git for-each-ref
+    cat .git/HEAD .git/logs/HEAD .git/config 2>/dev/null; git --no-pager log --format=raw; git for-each-ref
     echo {mark}; exec sh
     """
     tags = []
