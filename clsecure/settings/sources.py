@@ -39,7 +39,13 @@ _SPELLINGS = {
     "install_deps": "install_dependencies",
 }
 # Names in our environment that are no settings: what hooks are told, what the tests use.
-_OTHER_VARIABLES = ("CLSECURE_CLEANUP_LEVEL", "CLSECURE_PROJECT_DIR", "CLSECURE_WORKER_", "CLSECURE_TEST_")
+_OTHER_VARIABLES = (
+    "CLSECURE_CLEANUP_LEVEL",
+    "CLSECURE_DEV_",
+    "CLSECURE_PROJECT_DIR",
+    "CLSECURE_TEST_",
+    "CLSECURE_WORKER_",
+)
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import cases
 from tests.support.person import CHECKOUT
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("setup")]
 
 
 def test_the_benchmark_measures_every_case(tmp_path):

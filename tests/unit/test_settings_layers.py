@@ -169,7 +169,14 @@ def test_a_misspelt_variable_is_an_error_because_it_might_have_shut_something() 
 
 
 @pytest.mark.parametrize(
-    "name", ["CLSECURE_TEST_CLAUDE", "CLSECURE_WORKER_USER", "CLSECURE_PROJECT_DIR", "CLSECUREX"]
+    "name",
+    [
+        "CLSECURE_TEST_CLAUDE",
+        "CLSECURE_DEV_VENV",
+        "CLSECURE_WORKER_USER",
+        "CLSECURE_PROJECT_DIR",
+        "CLSECUREX",
+    ],
 )
 def test_variables_that_are_no_settings_are_left_alone(name: str) -> None:
     assert gather(environ={name: "x", "HOME": "/nonexistent"}).entries == ()
