@@ -43,18 +43,7 @@ ODD_NAMES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "userhome"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    return place
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    return make(tmp_path / "p")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def put(top: Path, name: bytes, data: bytes = b"data\n") -> bytes:

@@ -10,23 +10,12 @@ import pytest
 
 from clsecure.workspace import clone
 from clsecure.workspace.repository import discover
-from tests.support.clone_in import all_objects, bring_in, commit, digest, git, inside, make
+from tests.support.clone_in import all_objects, bring_in, commit, digest, git, inside
 
 CANARY = "CANARY-7d1f"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "userhome"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    return place
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    return make(tmp_path / "p")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def plant(top: Path) -> None:

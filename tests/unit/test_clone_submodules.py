@@ -26,13 +26,7 @@ LOCAL = ("-c", "protocol.file.allow=always")
 needs_lfs = pytest.mark.skipif(shutil.which("git-lfs") is None, reason="left out: git-lfs is not installed")
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "userhome"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    return place
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -17,21 +17,9 @@ from clsecure.errors import StateError, ToolError
 from clsecure.model import HomeFile
 from clsecure.workspace import clone, state_file, stream
 from clsecure.workspace.repository import discover
-from tests.support.clone_in import UNPACK, bring_in, make, unpack
+from tests.support.clone_in import UNPACK, bring_in, unpack
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "userhome"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    return place
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    return make(tmp_path / "p")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def home_stream(*files: HomeFile) -> bytes:
