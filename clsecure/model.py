@@ -20,12 +20,26 @@ class NetworkPolicy(StrEnum):
     """What the agent reaches.
 
     ``NONE``: loopback only. ``API``: the model provider's API through the gateway, nothing else.
-    ``FULL``: the internet without the host's addresses and private ranges.
+    ``ALLOWLIST``: the API and the hosts that the user named, through the gateway. ``FULL``: the internet
+    without the host's addresses and private ranges.
     """
 
     NONE = "none"
     API = "api"
+    ALLOWLIST = "allowlist"
     FULL = "full"
+
+
+class Credentials(StrEnum):
+    """What becomes of the user's credential for the provider's API.
+
+    ``INJECT``: it stays with the gateway, the agent gets a token of the session's. ``COPY``: the agent gets
+    the credential itself. ``NONE``: the session has none.
+    """
+
+    INJECT = "inject"
+    COPY = "copy"
+    NONE = "none"
 
 
 class OnFinish(StrEnum):

@@ -75,12 +75,7 @@ class Gateway:
         try:
             self._control.send(wire.encode({"type": "close"}))
             message = self._receive("totals", timeout=_CLOSE_TIME)
-            totals = EgressTotals(
-                requests=message["requests"],
-                denied=message["denied"],
-                bytes_in=message["bytes_in"],
-                bytes_out=message["bytes_out"],
-            )
+            totals = wire.decode_totals(message)
         except (OSError, EgressError):
             # Dead or stuck: its counts are lost, its end is not.
             pass

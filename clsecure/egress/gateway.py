@@ -185,18 +185,7 @@ class _Control:
                 return True
             case "close":
                 await self._server.close()
-                totals = self._server.totals
-                self._socket.send(
-                    wire.encode(
-                        {
-                            "type": "totals",
-                            "requests": totals.requests,
-                            "denied": totals.denied,
-                            "bytes_in": totals.bytes_in,
-                            "bytes_out": totals.bytes_out,
-                        }
-                    )
-                )
+                self._socket.send(wire.encode_totals(self._server.totals))
                 return False
             case _:
                 for descriptor in descriptors:

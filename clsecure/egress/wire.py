@@ -15,8 +15,12 @@ from typing import Any
 
 from clsecure.egress.provider import Credential, CredentialKind, Provider
 from clsecure.errors import EgressError
+from clsecure.model import NetworkPolicy
+from clsecure.policy import Budget, EgressPolicy, HostPattern, NetworkRule
 
-MAX_MESSAGE = 128 << 10
+MAX_MESSAGE = 160 << 10
+MAX_HOSTS = 200
+"""Targets that totals are kept of; an agent can ask for any number of names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +52,52 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostProxies:
+    """The proxies that this machine's own programs use on their way out; URLs may hold passwords.
+
+    :param http: for plain HTTP, empty for none.
+    :param https: for everything that is tunnelled, empty for none.
+    :param no_proxy: hosts that are reached directly, in the form of the environment variable.
+    """
+
+    http: str = field(repr=False, default="")
+    https: str = field(repr=False, default="")
+    no_proxy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """Everything that a gateway is started with.
 
+    :param provider: the API that is forwarded to; None when the session reaches none.
+    :param credential: what opens it; None exactly when there is no provider.
+    :param policy: what else may be reached, through the gateway as a proxy.
+    :param proxies: the host's own way out.
     :param log: file that receives one JSON line per request, made with mode 0600; None for no log.
+    :param control: path of the Unix socket on which the running gateway takes the user's orders
+        (``clsecure network allow``), made with mode 0600; None for none.
     """
 
-    provider: Provider
-    credential: Credential
+    provider: Provider | None
+    credential: Credential | None
+    policy: EgressPolicy = field(default_factory=EgressPolicy)
+    budget: Budget = field(default_factory=Budget)
+    proxies: HostProxies = field(default_factory=HostProxies)
     log: Path | None = None
+    control: Path | None = None
     limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTotals:
+    """What went to one host and port; the text is the agent's own where ``denied`` equals ``requests``."""
+
+    host: str
+    port: int
+    requests: int = 0
+    denied: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +105,11 @@ class EgressTotals:
     """What went through a gateway.
 
     :param requests: all requests, the denied ones too.
-    :param bytes_in: from the provider to the agent, bodies only.
-    :param bytes_out: from the agent to the provider, bodies only.
+    :param bytes_in: to the agent, bodies and tunnels only.
+    :param bytes_out: from the agent, bodies and tunnels only.
+    :param tokens: that the API said were used; None when it was not asked.
+    :param hosts: the first :data:`MAX_HOSTS` targets, most requests first.
+    :param warnings: what the user should hear (a budget nearly or wholly used up).
     :param complete: False when the gateway died and took the counts with it.
     """
 
@@ -74,54 +117,112 @@ class EgressTotals:
     denied: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    tokens: int | None = None
+    hosts: tuple[HostTotals, ...] = ()
+    warnings: tuple[str, ...] = ()
     complete: bool = True
 
 
 def encode_config(config: GatewayConfig, *, token: str, die_with_parent: bool) -> bytes:
-    """Return the first message. It holds the secrets, so it goes through the socket and nowhere else."""
-    provider, credential = config.provider, config.credential
-    return encode(
+    """Return the first message. It holds the secrets, so it goes through the socket and nowhere else.
+
+    :raises EgressError: it would be too large.
+    """
+    provider, credential, proxies = config.provider, config.credential, config.proxies
+    message = encode(
         {
             "type": "config",
             "token": token,
             "die_with_parent": die_with_parent,
-            "provider": {
+            "provider": provider
+            and {
                 "base_url": provider.base_url,
                 "user_named": provider.user_named,
-                "ca_file": None if provider.ca_file is None else str(provider.ca_file),
+                "ca_file": _text(provider.ca_file),
                 "provider_tools": provider.provider_tools,
             },
-            "credential": {
+            "credential": credential
+            and {
                 "kind": credential.kind,
                 "value": credential.value,
                 "variable": credential.variable,
-                "file": None if credential.file is None else str(credential.file),
+                "file": _text(credential.file),
             },
-            "log": None if config.log is None else str(config.log),
+            "policy": asdict(config.policy),
+            "budget": asdict(config.budget),
+            "proxies": {"http": proxies.http, "https": proxies.https, "no_proxy": proxies.no_proxy},
+            "log": _text(config.log),
+            "control": _text(config.control),
             "limits": asdict(config.limits),
         }
     )
+    if len(message) > MAX_MESSAGE:
+        raise EgressError(
+            "there are more network rules than a session can have", resolution="use fewer, or *.SUB.DOMAIN"
+        )
+    return message
 
 
 def decode_config(message: Mapping[str, Any]) -> GatewayConfig:
     """Return what :func:`encode_config` was given."""
-    provider, credential, log = message["provider"], message["credential"], message["log"]
+    provider, credential = message["provider"], message["credential"]
     return GatewayConfig(
-        provider=Provider(
+        provider=provider
+        and Provider(
             base_url=provider["base_url"],
             user_named=provider["user_named"],
-            ca_file=None if provider["ca_file"] is None else Path(provider["ca_file"]),
+            ca_file=_path(provider["ca_file"]),
             provider_tools=provider["provider_tools"],
         ),
-        credential=Credential(
+        credential=credential
+        and Credential(
             kind=CredentialKind(credential["kind"]),
             value=credential["value"],
             variable=credential["variable"],
-            file=None if credential["file"] is None else Path(credential["file"]),
+            file=_path(credential["file"]),
         ),
-        log=None if log is None else Path(log),
+        policy=EgressPolicy(
+            kind=NetworkPolicy(message["policy"]["kind"]),
+            allow=_rules(message["policy"]["allow"]),
+            deny=_rules(message["policy"]["deny"]),
+        ),
+        budget=Budget(**message["budget"]),
+        proxies=HostProxies(**message["proxies"]),
+        log=_path(message["log"]),
+        control=_path(message["control"]),
         limits=Limits(**message["limits"]),
     )
+
+
+def encode_totals(totals: EgressTotals) -> bytes:
+    """Return the message that tells the session what went through."""
+    return encode({"type": "totals", **asdict(totals)})
+
+
+def decode_totals(message: Mapping[str, Any]) -> EgressTotals:
+    """Return what :func:`encode_totals` was given."""
+    return EgressTotals(
+        requests=message["requests"],
+        denied=message["denied"],
+        bytes_in=message["bytes_in"],
+        bytes_out=message["bytes_out"],
+        tokens=message["tokens"],
+        hosts=tuple(HostTotals(**host) for host in message["hosts"]),
+        warnings=tuple(message["warnings"]),
+        complete=message["complete"],
+    )
+
+
+def _rules(rules: list[dict[str, Any]]) -> tuple[NetworkRule, ...]:
+    return tuple(NetworkRule(**{**rule, "pattern": HostPattern(**rule["pattern"])}) for rule in rules)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def encode(message: Mapping[str, object]) -> bytes:

@@ -25,6 +25,7 @@ _HURRY_SECONDS = 1.0
 _NETWORKS = {
     NetworkPolicy.NONE: "no network",
     NetworkPolicy.API: "the model's API and nothing else",
+    NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
     NetworkPolicy.FULL: "the internet, without this machine's and private addresses",
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.policy import Budget, EgressPolicy
 from clsecure.session.store import DEFAULT_SESSION
 
 
@@ -22,6 +24,10 @@ class SessionPlan:
     :param branch: None for a name made from project, session and time.
     :param message: of the commit of uncommitted work.
     :param stdout_is_ours: standard output is for the JSON document; the agent's goes to standard error.
+    :param policy: what the session may reach besides the API; its kind is ``network``.
+    :param tool_env: variables that tell the tools inside where the user's registries are, without secrets.
+    :param provider_tools: the provider may fetch, search and run code for the agent.
+    :param allow_private: full network may reach private addresses, too.
     """
 
     session_id: str
@@ -43,6 +49,12 @@ class SessionPlan:
     time_limit: timedelta | None
     base_url: str | None
     stdout_is_ours: bool
+    policy: EgressPolicy = field(default_factory=EgressPolicy)
+    tool_env: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
+    credentials: Credentials = Credentials.INJECT
+    provider_tools: bool = False
+    allow_private: bool = False
 
     @property
     def tag(self) -> str:

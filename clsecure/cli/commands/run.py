@@ -101,6 +101,7 @@ def _show(plan: SessionPlan, repository: Repository, ui: Ui, *, as_json: bool) -
     network = {
         NetworkPolicy.NONE: "none",
         NetworkPolicy.API: "the model's API and nothing else",
+        NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
         NetworkPolicy.FULL: "the internet",
     }[plan.network]
     what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else plan.agent
