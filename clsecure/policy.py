@@ -113,8 +113,10 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
     """Return what the policy says about a target in canonical form; a denial wins over every permission."""
     if policy.kind is NetworkPolicy.NONE:
         return Decision(allowed=False, rule=None, reason="this session has no network")
+    # All names of the loopback are one: who denies it by one of them means it.
+    names = _LOOPBACK_NAMES | {HOST_ALIAS} if host in _LOOPBACK_NAMES | {HOST_ALIAS} else {host}
     for rule in policy.deny:
-        if rule.pattern.matches(host, port):
+        if any(rule.pattern.matches(name, port) for name in names):
             return Decision(allowed=False, rule=rule, reason=f"denied by {rule.pattern} ({rule.where})")
     # The most exact rule speaks: it alone may lead to a private address.
     for rule in sorted(policy.allow, key=lambda rule: rule.pattern.subdomains):
