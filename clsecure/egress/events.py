@@ -20,6 +20,10 @@ class Exchange:
     """One request while it is under way; what is known of it grows."""
 
     method: str = "-"
+    host: str = "-"
+    """The target's name or address, canonical where it could be read; ``-`` where none was said."""
+
+    port: int = 0
     path: str = "-"
     status: int | None = None
     """As sent to the agent; None when it hung up before an answer."""
@@ -62,6 +66,8 @@ class EventLog:
             {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "event": "request",
+                "host": self._clean(exchange.host),
+                "port": exchange.port,
                 "method": self._clean(exchange.method),
                 "path": self._clean(exchange.path),
                 "status": exchange.status,

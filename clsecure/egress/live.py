@@ -1,0 +1,57 @@
+"""The rules of a running session: what it started with, and what the user allowed since then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from clsecure.errors import EgressError
+from clsecure.policy import MAX_RULES, Decision, EgressPolicy, HostPattern, NetworkRule, decide
+
+
+class LivePolicy:
+    """Asked at each request, so that what is allowed in between holds from the next one on."""
+
+    def __init__(self, policy: EgressPolicy) -> None:
+        self._policy = policy
+
+    @property
+    def policy(self) -> EgressPolicy:
+        """The rules as they are now."""
+        return self._policy
+
+    def decide(self, host: str, port: int) -> Decision:
+        """Return what the rules say about a target in canonical form."""
+        return decide(self._policy, host, port)
+
+    def allow(self, rules: Iterable[NetworkRule]) -> tuple[NetworkRule, ...]:
+        """Add rules; return those that were not there yet.
+
+        :raises EgressError: a denial covers one of them (it would win), or there are too many.
+        """
+        policy = self._policy
+        known = {rule.pattern for rule in policy.allow}
+        new = tuple(rule for rule in rules if rule.pattern not in known)
+        for rule in new:
+            denial = self._denial_of(rule.pattern)
+            if denial is not None:
+                raise EgressError(
+                    f"{rule.pattern} can't be allowed: {denial.pattern} is denied by {denial.where}",
+                    resolution="A denial always wins; take it out and start a new session",
+                )
+        if len(policy.allow) + len(new) > MAX_RULES:
+            raise EgressError(f"a session can't have more than {MAX_RULES} allowed hosts")
+        self._policy = replace(policy, allow=policy.allow + new)
+        return new
+
+    def _denial_of(self, pattern: HostPattern) -> NetworkRule | None:
+        """Return the denial that leaves nothing of what a pattern allows."""
+        if pattern.port is not None and not pattern.subdomains:
+            decision = self.decide(pattern.host, pattern.port)
+            return None if decision.allowed else decision.rule
+        for rule in self._policy.deny:
+            denied = rule.pattern
+            below = pattern.host == denied.host or pattern.host.endswith(f".{denied.host}")
+            if denied.subdomains and below and denied.port in (None, pattern.port):
+                return rule
+        return None
