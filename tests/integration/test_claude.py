@@ -17,7 +17,7 @@ from tests.support import schema, sweep
 from tests.support.messages_api import MessagesApi, bash, text
 from tests.support.person import SYSTEM_PATH, Person
 from tests.support.repostate import assert_only_new_branch, snapshot
-from tests.support.terminal import answer, at_terminal, ended
+from tests.support.terminals import answer, at_terminal, ended
 from tests.unit.test_agent_real_claude import DIALOGS, READY, squeezed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240)]

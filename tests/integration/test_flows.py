@@ -19,7 +19,7 @@ from tests.support import schema, sweep
 from tests.support.hostile import Target
 from tests.support.person import Outcome, Person
 from tests.support.repostate import assert_only_new_branch, snapshot
-from tests.support.terminal import answer, at_terminal, ended
+from tests.support.terminals import answer, at_terminal, ended
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 

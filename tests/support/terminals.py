@@ -1,4 +1,4 @@
-"""A person at a real terminal: clsecure in a pty driven by pexpect, or in a pane of tmux."""
+"""A person at a real terminal: programs in a pty driven by pexpect, clsecure in one, or in a pane of tmux."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pexpect
@@ -16,6 +16,7 @@ import pexpect
 from tests.support.person import Person
 
 DEADLINE = 60
+PATIENCE = 3
 # The shell stays around: its words before and after show what the tool did to the terminal's modes.
 _FRAME = """
 trap : INT
@@ -26,6 +27,62 @@ stty -g | sed 's/^/after=/'
 echo "status=$status"
 read -r _
 """
+
+
+@contextlib.contextmanager
+def at_terminal(
+    person: Person,
+    argv: list[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    size: tuple[int, int] = (45, 160),
+) -> Iterator[pexpect.spawn[bytes]]:
+    """Start a program on a terminal as the person; whatever is left of it afterwards is killed."""
+
+    def become() -> None:
+        os.setgroups(person.groups)
+        os.setresgid(person.gid, person.gid, person.gid)
+        os.setresuid(person.uid, person.uid, person.uid)
+        os.umask(0o022)
+
+    child = pexpect.spawn(
+        argv[0],
+        argv[1:],
+        cwd=str(cwd),
+        env=person.environment(env),
+        dimensions=size,
+        timeout=DEADLINE,
+        preexec_fn=become,
+        maxread=65536,
+    )
+    child.delaybeforesend = None
+    try:
+        yield child
+    finally:
+        if not child.ptyproc.closed:
+            child.close(force=True)
+
+
+def answer(child: pexpect.spawn[bytes], question: str, words: str, *, then: object) -> None:
+    """Wait for a question, answer it, and wait for what comes then.
+
+    What is typed before the tool reads is thrown away, so whoever answers faster than a person says it again.
+    """
+    child.expect(question)
+    for _ in range(DEADLINE // PATIENCE):
+        child.sendline(words)
+        if child.expect([then, pexpect.TIMEOUT], timeout=PATIENCE) == 0:
+            return
+    raise AssertionError(f"{question!r} was never answered: {child.before!r}")
+
+
+def ended(child: pexpect.spawn[bytes]) -> int:
+    """Wait for the end and return the exit status, 128+N for signal N."""
+    if not child.flag_eof:
+        child.expect(pexpect.EOF)
+    child.close()
+    return child.exitstatus if child.exitstatus is not None else 128 + (child.signalstatus or 0)
 
 
 class Seat:
@@ -40,29 +97,19 @@ class Seat:
         env: Mapping[str, str] | None = None,
         size: tuple[int, int] = (30, 100),
     ) -> None:
-        def become() -> None:
-            os.setgroups(person.groups)
-            os.setgid(person.gid)
-            os.setuid(person.uid)
-            os.umask(0o022)
-
-        self.child: pexpect.spawn[bytes] = pexpect.spawn(
-            "/bin/sh",
-            ["-c", _FRAME, "sh", *argv],
-            cwd=str(cwd),
-            env=person.environment(env),
-            dimensions=size,
-            timeout=DEADLINE,
-            preexec_fn=become,
+        self._left = contextlib.ExitStack()
+        self.child = self._left.enter_context(
+            at_terminal(person, ["/bin/sh", "-c", _FRAME, "sh", *argv], cwd=cwd, env=env, size=size)
         )
+        # As slow as a person: what comes faster than the tool reads counts as typed ahead and is thrown away.
+        self.child.delaybeforesend = 0.05
         self.seen = b""
 
     def __enter__(self) -> Seat:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.child.ptyproc.closed:
-            self.child.close(force=True)
+        self._left.close()
 
     def expect(self, pattern: str) -> bytes:
         """Wait for a regular expression; return what it matched."""
