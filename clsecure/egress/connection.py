@@ -11,6 +11,7 @@ import h11
 
 from clsecure.egress import bodies, rules
 from clsecure.egress.events import EventLog, Exchange
+from clsecure.egress.live import LivePolicy
 from clsecure.egress.provider import Credential, CredentialKind, Provider
 from clsecure.egress.rules import Denial, Rule
 from clsecure.egress.upstream import CHUNK, Dialer, Redactor, Upstream, close_quietly
@@ -44,16 +45,33 @@ class Buffered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """What all connections of a gateway have in common."""
+class Api:
+    """The model provider's API, what opens it, and the way there."""
 
-    token: str
     provider: Provider
     credential: Credential
-    limits: Limits
     dialer: Dialer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all connections of a gateway have in common.
+
+    :param api: None when the session has no credential, so that every API request is refused.
+    :param live: what else may be reached, through the gateway as a proxy.
+    """
+
+    token: str
+    api: Api | None
+    live: LivePolicy
+    limits: Limits
     log: EventLog
     buffered: Buffered
+
+
+_NO_CREDENTIAL = rules.deny(
+    "credential", "this session was given no credential for the model's API, so nothing is asked there"
+)
 
 
 class _HungUpError(Exception):
@@ -74,7 +92,7 @@ class ClientConnection:
         self._reader, self._writer = reader, writer
         self._port = port
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=shared.limits.header_size)
-        self._upstream = Upstream(shared.dialer)
+        self._upstream = None if shared.api is None else Upstream(shared.api.dialer)
         self._exchange = Exchange()
         self._held = 0
 
@@ -105,7 +123,8 @@ class ClientConnection:
 
     def drop(self) -> None:
         """Close at once."""
-        self._upstream.close()
+        if self._upstream is not None:
+            self._upstream.close()
         self._writer.transport.abort()
 
     async def _one_request(self, *, first: bool) -> bool:
@@ -141,11 +160,15 @@ class ClientConnection:
         )
         if isinstance(verdict, Denial):
             return await self._deny_head(request, verdict)
+        if self._shared.api is None or self._upstream is None:
+            return await self._deny_head(request, _NO_CREDENTIAL)
+        self._exchange.host = self._shared.api.provider.host
+        self._exchange.port = self._shared.api.provider.port
         self.busy = True
         self._exchange.rule = verdict.name
         body = b""
         if verdict.inspected:
-            read = await self._read_inspected(headers)
+            read = await self._read_inspected(headers, self._shared.api.provider)
             if isinstance(read, Denial):
                 return await self._deny_body(read)
             body = read
@@ -153,7 +176,7 @@ class ClientConnection:
             return await self._deny_head(request, rules.malformed("body", "a body is not expected here"))
         else:
             await self._skip_end()
-        return await self._forward(request, body)
+        return await self._forward(request, body, self._shared.api, self._upstream)
 
     def _find_rule(self, request: h11.Request) -> Rule | Denial:
         found = rules.find_rule(request.method, request.target, rules.MESSAGES_API_RULES)
@@ -185,7 +208,7 @@ class ClientConnection:
                 self._http.receive_data(await self._reader.read(CHUNK))
         return event if isinstance(event, h11.Request) else None
 
-    async def _read_inspected(self, headers: rules.Headers) -> bytes | Denial:
+    async def _read_inspected(self, headers: rules.Headers, provider: Provider) -> bytes | Denial:
         media = rules.values(headers, b"content-type")
         if len(media) != 1 or media[0].split(b";")[0].strip().lower() != b"application/json":
             return rules.malformed("body", "the body must be application/json")
@@ -211,7 +234,7 @@ class ClientConnection:
                 self._held += len(data)
                 body += data
         content = bytes(body)
-        denial = bodies.inspect(content, provider_tools=self._shared.provider.provider_tools)
+        denial = bodies.inspect(content, provider_tools=provider.provider_tools)
         return denial or content
 
     def _too_large(self) -> Denial:
@@ -239,14 +262,14 @@ class ClientConnection:
 
     # Forwarding
 
-    async def _forward(self, request: h11.Request, body: bytes) -> bool:
+    async def _forward(self, request: h11.Request, body: bytes, api: Api, upstream: Upstream) -> bool:
         # From here on the answer is the provider's, whatever becomes of it.
         self._exchange.decision = "allow"
         try:
-            secret = self._shared.credential.current()
-            onward = self._onward(request, body, secret)
+            secret = api.credential.current()
+            onward = _onward(request, body, api, secret)
             self._exchange.bytes_out += len(body)
-            reply = await self._upstream.exchange(onward, body)
+            reply = await upstream.exchange(onward, body)
             self._release()
             headers = _reply_headers(reply, secret)
         except EgressError as error:
@@ -255,7 +278,7 @@ class ClientConnection:
         await self._send(h11.Response(status_code=reply.status_code, headers=headers))
         redactor = Redactor(secret)
         try:
-            while (data := await self._upstream.data()) is not None:
+            while (data := await upstream.data()) is not None:
                 self._exchange.bytes_in += len(data)
                 if passed := redactor.feed(data):
                     await self._send(h11.Data(data=passed))
@@ -267,23 +290,6 @@ class ClientConnection:
         if rest := redactor.end():
             await self._send(h11.Data(data=rest))
         return await self._finish()
-
-    def _onward(self, request: h11.Request, body: bytes, secret: str) -> h11.Request:
-        provider = self._shared.provider
-        headers = rules.forwarded_headers(list(request.headers))
-        headers.append((b"host", provider.authority.encode("ascii")))
-        # Compressed replies could not be searched for the secret, and compressors hold streams back.
-        headers.append((b"accept-encoding", b"identity"))
-        if request.method == b"POST":
-            headers.append((b"content-length", str(len(body)).encode()))
-        match self._shared.credential.kind:
-            case CredentialKind.API_KEY:
-                headers.append((b"x-api-key", secret.encode("ascii")))
-            case CredentialKind.BEARER:
-                headers.append((b"authorization", b"Bearer " + secret.encode("ascii")))
-        return h11.Request(
-            method=request.method, target=provider.prefix.encode("ascii") + request.target, headers=headers
-        )
 
     async def _fail(self, error: EgressError) -> bool:
         """Tell the agent that the provider can't be asked."""
@@ -352,6 +358,23 @@ class ClientConnection:
                 left = _LINGER_SIZE
                 while left > 0 and (data := await self._reader.read(CHUNK)):
                     left -= len(data)
+
+
+def _onward(request: h11.Request, body: bytes, api: Api, secret: str) -> h11.Request:
+    headers = rules.forwarded_headers(list(request.headers))
+    headers.append((b"host", api.provider.authority.encode("ascii")))
+    # Compressed replies could not be searched for the secret, and compressors hold streams back.
+    headers.append((b"accept-encoding", b"identity"))
+    if request.method == b"POST":
+        headers.append((b"content-length", str(len(body)).encode()))
+    match api.credential.kind:
+        case CredentialKind.API_KEY:
+            headers.append((b"x-api-key", secret.encode("ascii")))
+        case CredentialKind.BEARER:
+            headers.append((b"authorization", b"Bearer " + secret.encode("ascii")))
+    return h11.Request(
+        method=request.method, target=api.provider.prefix.encode("ascii") + request.target, headers=headers
+    )
 
 
 def _has_body(request: h11.Request) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 from clsecure.egress import wire
 from clsecure.egress.addresses import Resolver, system_resolver
-from clsecure.egress.connection import Buffered, ClientConnection, Shared
+from clsecure.egress.connection import Api, Buffered, ClientConnection, Shared
 from clsecure.egress.events import EventLog
+from clsecure.egress.live import LivePolicy
 from clsecure.egress.upstream import CHUNK, Dialer
 from clsecure.egress.wire import EgressTotals, GatewayConfig
 from clsecure.errors import EgressError
@@ -29,17 +30,20 @@ class GatewayServer:
     """
 
     def __init__(self, config: GatewayConfig, *, token: str, resolve: Resolver = system_resolver) -> None:
-        limits = config.limits
+        limits, api = config.limits, None
+        if config.provider is not None and config.credential is not None:
+            dialer = Dialer(config.provider, limits, resolve=resolve)
+            api = Api(provider=config.provider, credential=config.credential, dialer=dialer)
+        secrets = (token, "" if config.credential is None else config.credential.value)
         try:
-            log = EventLog(config.log, max_size=limits.log_size, secrets=(token, config.credential.value))
+            log = EventLog(config.log, max_size=limits.log_size, secrets=secrets)
         except OSError as error:
             raise EgressError("The network log can't be written", details=str(error)) from error
         self._shared = Shared(
             token=token,
-            provider=config.provider,
-            credential=config.credential,
+            api=api,
+            live=LivePolicy(config.policy),
             limits=limits,
-            dialer=Dialer(config.provider, limits, resolve=resolve),
             log=log,
             buffered=Buffered(left=limits.buffered),
         )
