@@ -85,6 +85,10 @@ FRAMING = "framing"
 """The rule of refusals after which nothing on the connection can be trusted to be a request."""
 
 
+NOT_ALLOWED = "not-allowed"
+"""The rule of refusals of a target that nothing allows: the user can allow it. Not of one that is denied."""
+
+
 def check_framing(version: bytes, headers: Headers) -> Denial | None:
     """Refuse what two HTTP parsers could cut into requests differently; h11 alone lets all of this pass."""
     if version not in {b"1.0", b"1.1"}:
