@@ -23,6 +23,7 @@ class Verb(StrEnum):
     DOCTOR = "doctor"
     SETUP = "setup"
     AGENT = "agent"
+    NETWORK = "network"
     HELP = "help"
     VERSION = "version"
 
@@ -98,6 +99,57 @@ class AgentOptions:
     name: str
 
 
+class NetworkAction(StrEnum):
+    """What ``clsecure network`` can do."""
+
+    CHECK = "check"
+    WATCH = "watch"
+    ALLOW = "allow"
+    LEARN = "learn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """``network ACTION ARGUMENT…``.
+
+    :param arguments: checked in number alone: a URL or host of ``check``; else the session, and for ``allow``
+        the hosts after it.
+    """
+
+    action: NetworkAction
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionWords:
+    """What one action of ``clsecure network`` takes.
+
+    :param usage: its arguments, for people.
+    :param most: None for any number.
+    :param session: the first argument names a session.
+    """
+
+    usage: str
+    help: str
+    least: int = 1
+    most: int | None = 1
+    session: bool = True
+
+
+NETWORK_ACTIONS = {
+    NetworkAction.CHECK: ActionWords(
+        usage="URL|HOST[:PORT]", help="would a session reach it here, and which rule says so", session=False
+    ),
+    NetworkAction.WATCH: ActionWords(usage="SESSION", help="show the requests of a running session"),
+    NetworkAction.ALLOW: ActionWords(
+        usage="SESSION HOST[:PORT]…", help="let a running session reach a host", least=2, most=None
+    ),
+    NetworkAction.LEARN: ActionWords(
+        usage="SESSION", help="turn what was denied to a session into a list to review"
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
     """A text to print: the help or the version."""
@@ -114,6 +166,7 @@ Options = (
     | DoctorOptions
     | SetupOptions
     | AgentOptions
+    | NetworkOptions
     | TextOptions
 )
 
@@ -167,7 +220,7 @@ class Option:
 VERB_FLAGS = {"--list": Verb.LIST, "-l": Verb.LIST, "--cleanup": Verb.CLEANUP, "--cleanup-all": Verb.CLEANUP}
 """The predecessor's spellings of commands."""
 
-LATER_VERBS = ("config", "info", "network")
+LATER_VERBS = ("config", "info")
 
 COMMANDS = {
     Verb.RUN: "run the agent here (what happens when no command is named)",
@@ -178,17 +231,29 @@ COMMANDS = {
     Verb.DOCTOR: "say what this machine has and lacks for each mode",
     Verb.SETUP: "install the root-owned pieces (reversible)",
     Verb.AGENT: "'agent install claude' fetches Claude Code from npm",
+    Verb.NETWORK: "check what a session may reach; watch, allow, learn",
 }
 
 _EVERY = tuple(COMMANDS)
 _RUN = (Verb.RUN,)
-_SESSION, _SANDBOX, _END, GENERAL = "session", "isolation", "at the end", "general"
+_NETWORK = (Verb.RUN, Verb.NETWORK)
+"""What decides over the network is said to ``network check`` as well."""
+_SESSION, _SANDBOX, _REACH, _END = "session", "isolation", "network", "at the end"
+GENERAL = "general"
 _ANYWHERE = Path("/")
 
 
 def _mount(text: str) -> object:
     # Relative sources and ~ are settled later, from the directory of the call; any will do to check the form.
     return values.mount(text, relative_to=_ANYWHERE, home=_ANYWHERE)
+
+
+def _allowed(text: str) -> object:
+    return values.allow_domains(text, where="")
+
+
+def _denied(text: str) -> object:
+    return values.deny_domains(text, where="")
 
 
 def _user(text: str) -> str:
@@ -210,15 +275,31 @@ OPTIONS = (
     Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
     Option(flags=("--mode",), verbs=_RUN, group=_SANDBOX, metavar="MODE", check=values.mode, key="mode",
            help="namespace (default) or user; container is not there yet"),
-    Option(flags=("--no-network",), verbs=_RUN, group=_SANDBOX, key="network", text="none",
-           help="no network at all, not even the model's API"),
-    Option(flags=("--allow-network",), verbs=_RUN, group=_SANDBOX, key="network", text="full",
-           help="the internet, no private addresses (default: the model's API alone)"),
     Option(flags=("--mount",), verbs=_RUN, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
            key="mounts", repeat=True,
            help="show a directory or file inside, read-only unless :rw; can be repeated"),
     Option(flags=("--time-limit",), verbs=_RUN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
            key="time_limit", help="end the agent after this time: 90, 90s, 30m, 2h"),
+    Option(flags=("--no-network",), verbs=_NETWORK, group=_REACH, key="network", text="none",
+           help="no network at all, not even the model's API"),
+    Option(flags=("--allow-network",), verbs=_NETWORK, group=_REACH, key="network", text="full",
+           help="the internet, no private addresses (default: the model's API alone)"),
+    Option(flags=("--allow-domain",), verbs=_NETWORK, group=_REACH, metavar="HOST[:PORT]",
+           check=_allowed, key="allow_domains", repeat=True,
+           help="a host besides the model's API, or *.SUB.DOMAIN; port 443 unless said; can be repeated"),
+    Option(flags=("--deny-domain",), verbs=_NETWORK, group=_REACH, metavar="HOST[:PORT]", check=_denied,
+           key="deny_domains", repeat=True, help="never this host, whatever allows it; can be repeated"),
+    Option(flags=("--allow-preset",), verbs=_NETWORK, group=_REACH, metavar="NAME", check=values.presets,
+           key="presets", repeat=True,
+           help=f"the hosts that your own tools name: {', '.join(values.PRESETS)}; can be repeated"),
+    Option(flags=("--allow-private",), verbs=_NETWORK, group=_REACH, key="allow_private",
+           help="with --allow-network: this machine's and private addresses, too"),
+    Option(flags=("--provider-tools",), verbs=_NETWORK, group=_REACH, key="provider_tools",
+           help="let the model's provider fetch, search and run code for the agent"),
+    Option(flags=("--credentials",), verbs=_NETWORK, group=_REACH, metavar="HOW", check=values.credentials,
+           key="credentials", help="inject (default: the agent never holds your key), copy or none"),
+    Option(flags=("--budget",), verbs=_RUN, group=_REACH, metavar="PART=MOST,…", check=values.budget,
+           key="budget", help="stop the network after requests=N, bytes=N, tokens=N"),
     Option(flags=("--on-finish",), verbs=_RUN, group=_END, metavar="WHAT", check=values.on_finish,
            key="on_finish", help="ask (default), import, keep or discard; without a terminal ask means keep"),
     Option(flags=("--branch",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="NAME",

@@ -14,6 +14,7 @@ from clsecure.cli.options import (
     COMMANDS,
     GENERAL,
     LATER_VERBS,
+    NETWORK_ACTIONS,
     OPTIONS,
     VERB_FLAGS,
     AgentOptions,
@@ -23,6 +24,8 @@ from clsecure.cli.options import (
     ImportOptions,
     Invocation,
     ListOptions,
+    NetworkAction,
+    NetworkOptions,
     Option,
     Options,
     RunOptions,
@@ -43,7 +46,22 @@ _POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
     Verb.IMPORT: (("SESSION", None, "as 'clsecure list' shows it"),),
     Verb.DIFF: (("SESSION", None, "as 'clsecure list' shows it"),),
     Verb.AGENT: (("ACTION", None, "install"), ("NAME", None, "claude")),
+    Verb.NETWORK: (
+        ("ACTION", None, ", ".join(NETWORK_ACTIONS)),
+        ("ARGUMENT", "*", "a URL or host to check, else a session, as 'clsecure list' shows it"),
+    ),
 }
+_EXCLUSIVE = (
+    ("--no-network", "--allow-network"),
+    *(
+        (policy, more)
+        for policy in ("--no-network", "--allow-network")
+        for more in ("--allow-domain", "--allow-preset")
+    ),
+    ("--no-network", "--allow-private"),
+    ("--resume", "--fresh"),
+    ("--all", "SESSION"),
+)
 _EPILOG = """\
 The agent works on a private copy of the repository as a user of its own; its
 work comes home as one new branch. 'clsecure COMMAND --help' tells more."""
@@ -101,7 +119,7 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
         prog=prog,
         usage=usage,
         description=None if verb is Verb.RUN else COMMANDS[verb].partition("  [")[0],
-        epilog=_help_of_commands() if verb is Verb.RUN else None,
+        epilog={Verb.RUN: _help_of_commands, Verb.NETWORK: _help_of_actions}.get(verb, str)(),
         formatter_class=_formatter,
         add_help=False,
         allow_abbrev=False,
@@ -114,7 +132,7 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     for option in OPTIONS:
         if verb not in option.verbs:
             continue
-        title = (option.group or GENERAL) if verb is Verb.RUN else GENERAL
+        title = (option.group or GENERAL) if verb in (Verb.RUN, Verb.NETWORK) else GENERAL
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], option)
@@ -130,6 +148,13 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 def _help_of_commands() -> str:
     lines = ["commands:", *(f"  {verb.value:<9} {text}" for verb, text in COMMANDS.items())]
     return "\n".join(lines) + f"\n\n{_EPILOG}"
+
+
+def _help_of_actions() -> str:
+    lines = ["actions:"]
+    for action, words in NETWORK_ACTIONS.items():
+        lines += [f"  network {action.value} {words.usage}", f"      {words.help}"]
+    return "\n".join([*lines, "", "The options of the group 'network' go with 'network check' alone."])
 
 
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
@@ -310,6 +335,8 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             )
         case Verb.AGENT:
             return _agent_options(found["ACTION"], found["NAME"])
+        case Verb.NETWORK:
+            return _network_options(found)
         case Verb.LIST:
             return ListOptions()
         case Verb.DOCTOR:
@@ -319,16 +346,20 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
 
 
 def _check_values(found: Mapping[str, Any]) -> None:
-    for one, other in (("--no-network", "--allow-network"), ("--resume", "--fresh"), ("--all", "SESSION")):
+    for one, other in _EXCLUSIVE:
         if found.get(one) and found.get(other):
             raise UsageError(f"{one} and {other} exclude each other", resolution="leave one of them out")
     for selector in _selectors(found):
-        if not _SELECTOR.fullmatch(selector):
-            raise UsageError(
-                "that is not a name of a session",
-                details=f"it was {selector[:200]!r}",
-                resolution="clsecure list",
-            )
+        _check_selector(selector)
+
+
+def _check_selector(selector: str) -> None:
+    if not _SELECTOR.fullmatch(selector):
+        raise UsageError(
+            "that is not a name of a session",
+            details=f"it was {selector[:200]!r}",
+            resolution="clsecure list",
+        )
 
 
 def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> RunOptions:
@@ -349,6 +380,32 @@ def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> R
 def _selectors(found: Mapping[str, Any]) -> tuple[str, ...]:
     value = found.get("SESSION", ())
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
+    written, arguments = found["ACTION"], tuple(found["ARGUMENT"])
+    try:
+        action = NetworkAction(written)
+    except ValueError:
+        raise UsageError(
+            f"{written!r} is not an action of 'clsecure network'",
+            resolution=f"one of: {', '.join(NETWORK_ACTIONS)}",
+        ) from None
+    words = NETWORK_ACTIONS[action]
+    if len(arguments) < words.least or (words.most is not None and len(arguments) > words.most):
+        raise UsageError(
+            f"'clsecure network {action}' takes {words.usage}", resolution="see: clsecure network --help"
+        )
+    if action is not NetworkAction.CHECK:
+        decides = [option.name for option in OPTIONS if option.name in found and option.group != GENERAL]
+        if decides:
+            raise UsageError(
+                f"{decides[0]} does not go with 'clsecure network {action}'",
+                resolution="it goes with 'clsecure network check', and with the start of a session",
+            )
+    if words.session:
+        _check_selector(arguments[0])
+    return NetworkOptions(action=action, arguments=arguments)
 
 
 def _agent_options(action: str, name: str) -> AgentOptions:

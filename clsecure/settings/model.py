@@ -5,16 +5,18 @@ Importing this costs what pydantic-settings costs; :mod:`.sources` has what can 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import PrivateAttr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from clsecure.errors import UsageError
-from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.policy import Budget, NetworkRule
 from clsecure.settings import values
 from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
 from clsecure.settings.values import OutputFormat
@@ -32,6 +34,20 @@ class Settings(BaseSettings):
     """What holds the agent."""
     network: NetworkPolicy = NetworkPolicy.API
     """What the agent reaches."""
+    allow_domains: tuple[NetworkRule, ...] = ()
+    """Hosts that are allowed, of all layers together; each rule knows where it was written."""
+    deny_domains: tuple[NetworkRule, ...] = ()
+    """Hosts that are denied, of all layers together; they win over every permission."""
+    presets: tuple[str, ...] = ()
+    """Names of presets, of all layers together."""
+    credentials: Credentials = Credentials.INJECT
+    """What becomes of the user's credential for the provider's API."""
+    provider_tools: bool = False
+    """The provider may fetch, search and run code for the agent."""
+    allow_private: bool = False
+    """Full network reaches private addresses and this machine's, too."""
+    budget: Budget = Budget()
+    """Most that a session may use; of each part the strongest layer that names it decides."""
     session: str | None = None
     """The name of the environment within the project; None is the unnamed one."""
     agent: str = "claude"
@@ -105,21 +121,20 @@ def load(layers: Layers) -> Settings:
     """
     loading: dict[Layer, dict[str, object]] = {layer: {} for layer in Layer}
     sources: dict[str, Source] = {}
-    mounts: dict[object, tuple[Mount, Source]] = {}
+    gathered: dict[str, list[_Read]] = {key: [] for key in _TOGETHER}
     for entry in layers.entries:
         value = _read(entry, layers)
-        if entry.key == "mounts":
-            assert isinstance(value, tuple)  # noqa: S101  # what the reader returns
-            for mount in value:
-                mounts.setdefault(mount.target, (mount, entry.source))
+        if entry.key in _TOGETHER:
+            gathered[entry.key].append(_Read(value, entry.source))
         else:
             loading[entry.source.layer][entry.key] = value
             sources.setdefault(entry.key, entry.source)
-    if mounts:
-        strongest = next(iter(mounts.values()))[1]
-        loading[strongest.layer]["mounts"] = tuple(mount for mount, _ in mounts.values())
-        places = dict.fromkeys(str(source) for _, source in mounts.values())
-        sources["mounts"] = Source(layer=strongest.layer, where=", ".join(places))
+    for key, found in gathered.items():
+        value, used = _TOGETHER[key](found)
+        if used:
+            loading[used[0].layer][key] = value
+            where = ", ".join(dict.fromkeys(str(source) for source in used))
+            sources[key] = Source(layer=used[0].layer, where=where)
     token = _LOADING.set(loading)
     try:
         settings = Settings()
@@ -130,14 +145,65 @@ def load(layers: Layers) -> Settings:
     return settings
 
 
+class _Read(NamedTuple):
+    """One value of a key whose layers count together."""
+
+    value: Any
+    source: Source
+
+
+_Sources = list[Source]
+
+
+def _mounts(found: Sequence[_Read]) -> tuple[tuple[Mount, ...], _Sources]:
+    """Return one mount for each target: the strongest layer's."""
+    targets: dict[object, tuple[Mount, Source]] = {}
+    for read in found:
+        for mount in read.value:
+            targets.setdefault(mount.target, (mount, read.source))
+    return tuple(mount for mount, _ in targets.values()), [source for _, source in targets.values()]
+
+
+def _joined(found: Sequence[_Read]) -> tuple[tuple[object, ...], _Sources]:
+    """Return everything, each thing once."""
+    items = dict.fromkeys(item for read in found for item in read.value)
+    return tuple(items), [read.source for read in found]
+
+
+def _budget(found: Sequence[_Read]) -> tuple[Budget, _Sources]:
+    """Return the strongest layer's word on each part."""
+    parts: dict[str, int | None] = {}
+    used = []
+    for read in found:
+        used += [read.source] if read.value.keys() - parts.keys() else []
+        parts = {**read.value, **parts}
+    return Budget(**parts), used
+
+
+_TOGETHER: Mapping[str, Callable[[Sequence[_Read]], tuple[object, _Sources]]] = {
+    "mounts": _mounts,
+    "allow_domains": _joined,
+    "deny_domains": _joined,
+    "presets": _joined,
+    "budget": _budget,
+}
+"""Keys whose layers count together, strongest first, and how."""
+
+
 def _read(entry: Entry, layers: Layers) -> object:
     try:
-        if entry.key == "mounts":
-            if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
-                return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
-            # What is relative in a file or in the environment would mean something else in each directory.
-            return values.mounts(entry.text, home=layers.home)
-        return values.READERS[entry.key](entry.text)
+        match entry.key:
+            case "mounts":
+                if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
+                    return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
+                # What is relative in a file or the environment would mean something else in each directory.
+                return values.mounts(entry.text, home=layers.home)
+            case "allow_domains":
+                return values.allow_domains(entry.text, where=str(entry.source))
+            case "deny_domains":
+                return values.deny_domains(entry.text, where=str(entry.source))
+            case _:
+                return values.READERS[entry.key](entry.text)
     except ValueError as error:
         raise UsageError(
             f"{entry.source}: {entry.key} {error}", resolution=f"correct {entry.key} there, or remove it"

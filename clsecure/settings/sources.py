@@ -20,8 +20,9 @@ ENVIRONMENT_PREFIX = "CLSECURE_"
 MAX_FILE_BYTES = 64 * 1024
 
 KEYS = (
-    "mode", "network", "session", "agent", "on_finish", "full_clone", "mounts", "time_limit", "base_url",
-    "output", "verbose",
+    "mode", "network", "allow_domains", "deny_domains", "presets", "credentials", "provider_tools",
+    "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "time_limit",
+    "base_url", "output", "verbose",
 )  # fmt: skip
 """The keys of the model, by name; a test keeps the two the same."""
 
@@ -34,6 +35,9 @@ LATER = (
 _SPELLINGS = {
     "isolation_mode": "mode",
     "allow_network": "network",
+    "allow_domain": "allow_domains",
+    "deny_domain": "deny_domains",
+    "preset": "presets",
     "mount": "mounts",
     "allow_docker": "docker",
     "install_deps": "install_dependencies",

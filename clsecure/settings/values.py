@@ -9,13 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.policy import Budget, NetworkRule, allow_rules, deny_rule
+
+PRESETS = ("npm", "pip", "apt", "cargo", "go", "git-remote", "docker")
+"""Named sets of hosts that are read from the user's own tools."""
+
+BUDGET_PARTS = tuple(part.name for part in fields(Budget))
 
 MAX_TIME_LIMIT = timedelta(days=30)
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -27,6 +34,8 @@ _BRANCH_REFUSED = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _MAX_BRANCH = 200
 _MAX_MESSAGE = 64 * 1024
 _MAX_PATH = 4096
+_AMOUNT = re.compile(r"([0-9]{1,15})([kmgt]?)")
+_MAX_AMOUNT = 1 << 60
 
 
 class OutputFormat(StrEnum):
@@ -82,7 +91,68 @@ def network(text: str) -> NetworkPolicy:
     try:
         return NetworkPolicy(word)
     except ValueError:
-        raise ValueError("must be none, api or full (true is full, false is api)") from None
+        raise ValueError("must be none, api, allowlist or full (true is full, false is api)") from None
+
+
+def credentials(text: str) -> Credentials:
+    """Read what becomes of the user's credential."""
+    return _choice(Credentials, text)
+
+
+def items(text: str) -> tuple[str, ...]:
+    """Part a list at its commas. An empty item is an error: something may be missing there."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise ValueError("must not be empty, nor have an empty item between commas")
+    return parts
+
+
+def allow_domains(text: str, *, where: str) -> tuple[NetworkRule, ...]:
+    """Read hosts that are allowed: ``HOST[:PORT]`` or ``*.SUB.DOMAIN[:PORT]``, commas between several."""
+    return tuple(rule for item in items(text) for rule in allow_rules(item, where=where))
+
+
+def deny_domains(text: str, *, where: str) -> tuple[NetworkRule, ...]:
+    """Read hosts that are denied, in the same form; without a port all ports of the host."""
+    return tuple(deny_rule(item, where=where) for item in items(text))
+
+
+def presets(text: str) -> tuple[str, ...]:
+    """Read names of presets, commas between several."""
+    names = tuple(dict.fromkeys(item.lower() for item in items(text)))
+    if not set(names) <= set(PRESETS):
+        raise ValueError(f"must be one or more of {', '.join(PRESETS)}")
+    return names
+
+
+def budget(text: str) -> Mapping[str, int | None]:
+    """Read ``requests=500,bytes=2G,tokens=1M``, each part at most once; ``none`` is no bound.
+
+    A part that is not named stays what a weaker layer says of it.
+    """
+    if text.strip().lower() == "none":
+        return dict.fromkeys(BUDGET_PARTS)
+    parts: dict[str, int | None] = {}
+    for item in items(text):
+        name, equals, amount = (word.strip().lower() for word in item.partition("="))
+        if not equals or name not in BUDGET_PARTS or name in parts:
+            raise ValueError("must be such as requests=500,bytes=2G,tokens=1M, each at most once")
+        parts[name] = budget_part(name, amount)
+    return parts
+
+
+def budget_part(name: str, text: str) -> int | None:
+    """Read one bound: K, M, G and T count by 1024 for bytes, by 1000 for all else; ``none`` is no bound."""
+    word = text.strip().lower()
+    if word == "none":
+        return None
+    match = _AMOUNT.fullmatch(word)
+    if match is None:
+        raise ValueError(f"must have a whole number for {name}, with K, M, G or T after it, or none")
+    amount = int(match[1]) * int((1024 if name == "bytes" else 1000) ** " kmgt".index(match[2] or " "))
+    if not 0 < amount <= _MAX_AMOUNT:
+        raise ValueError(f"must leave more than nothing for {name}: --no-network is no request at all")
+    return amount
 
 
 def session(text: str) -> str:
@@ -218,7 +288,12 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "full_clone": boolean,
     "time_limit": time_limit,
     "base_url": base_url,
+    "presets": presets,
+    "credentials": credentials,
+    "provider_tools": boolean,
+    "allow_private": boolean,
+    "budget": budget,
     "output": output,
     "verbose": boolean,
 }
-"""The reader of each key of the model but ``mounts``, which needs to know where it was written."""
+"""The reader of each key of the model but ``mounts`` and the hosts, whose values know where they stand."""

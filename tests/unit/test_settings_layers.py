@@ -211,7 +211,7 @@ def test_pydantics_own_sources_are_off(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_the_keys_of_the_sources_are_those_of_the_model() -> None:
     assert set(KEYS) == set(Settings.model_fields)
-    assert set(values.READERS) | {"mounts"} == set(KEYS)
+    assert set(values.READERS) | {"mounts", "allow_domains", "deny_domains"} == set(KEYS)
 
 
 @pytest.mark.parametrize("name", ["a", "feature/x", "claude/app-1", "ä", "a.b", "x@y"])
