@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import h11
 
 from clsecure.egress import bodies, rules
+from clsecure.egress.budget import Meter
 from clsecure.egress.events import EventLog, Exchange
 from clsecure.egress.live import LivePolicy
 from clsecure.egress.provider import Credential, CredentialKind, Provider
@@ -59,11 +60,13 @@ class Shared:
 
     :param api: None when the session has no credential, so that every API request is refused.
     :param live: what else may be reached, through the gateway as a proxy.
+    :param meter: asked before anything is passed on.
     """
 
     token: str
     api: Api | None
     live: LivePolicy
+    meter: Meter
     limits: Limits
     log: EventLog
     buffered: Buffered

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from clsecure.egress.tally import Tally, printable
 from clsecure.egress.wire import EgressTotals
 
 _MAX_TEXT = 512
+_RESERVE = 256 << 10
 HIDDEN = "[hidden]"
 
 
@@ -33,6 +35,12 @@ class Exchange:
     reason: str | None = None
     bytes_in: int = 0
     bytes_out: int = 0
+    tokens: int | None = None
+    """As the API's own usage fields say; None where they were not read."""
+
+    tunnel: int | None = None
+    """Number of a tunnel whose opening has a line of its own; given by :meth:`EventLog.opened`."""
+
     started: float = field(default_factory=time.monotonic)
 
 
@@ -40,35 +48,46 @@ class EventLog:
     """Writes the lines and adds up.
 
     :param path: made with mode 0600 where it is missing; a symbolic link there is refused.
-    :param max_size: bytes of this run; the lines after that are dropped, the totals stay right.
+    :param max_size: bytes of this run; the requests after that are dropped, the totals stay right.
     :param secrets: strings that are hidden wherever an agent might have put them.
     """
 
     def __init__(self, path: Path | None, *, max_size: int, secrets: tuple[str, ...]) -> None:
         self._descriptor: int | None = None
         self._left = max_size
+        self._reserve = _RESERVE
         self._secrets = tuple(secret for secret in secrets if secret)
-        self.totals = EgressTotals()
+        self._tally = Tally()
+        self._tunnels = 0
         if path is not None:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(path, flags, 0o600)
 
+    @property
+    def totals(self) -> EgressTotals:
+        """What went through until now; requests under way come when they are over."""
+        return self._tally.totals()
+
+    def opened(self, exchange: Exchange) -> None:
+        """Write that a tunnel was allowed: it may last as long as the session, and its line comes last."""
+        self._tunnels += 1
+        exchange.tunnel = self._tunnels
+        self._write({**_now("opened"), **self._target(exchange), "tunnel": exchange.tunnel})
+
     def record(self, exchange: Exchange) -> None:
-        """Write the line of a request that is over."""
-        totals = self.totals
-        self.totals = EgressTotals(
-            requests=totals.requests + 1,
-            denied=totals.denied + (exchange.decision == "deny"),
-            bytes_in=totals.bytes_in + exchange.bytes_in,
-            bytes_out=totals.bytes_out + exchange.bytes_out,
+        """Count a request that is over, and write its line."""
+        self._tally.add(
+            self._clean(exchange.host),
+            exchange.port,
+            denied=exchange.decision == "deny",
+            bytes_in=exchange.bytes_in,
+            bytes_out=exchange.bytes_out,
+            tokens=exchange.tokens,
         )
         self._write(
             {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "event": "request",
-                "host": self._clean(exchange.host),
-                "port": exchange.port,
-                "method": self._clean(exchange.method),
+                **_now("request"),
+                **self._target(exchange),
                 "path": self._clean(exchange.path),
                 "status": exchange.status,
                 "decision": exchange.decision,
@@ -77,8 +96,22 @@ class EventLog:
                 "bytes_in": exchange.bytes_in,
                 "bytes_out": exchange.bytes_out,
                 "duration_ms": round((time.monotonic() - exchange.started) * 1000, 1),
+                "tokens": exchange.tokens,
+                **({} if exchange.tunnel is None else {"tunnel": exchange.tunnel}),
             }
         )
+
+    def note(self, event: str, **fields: object) -> None:
+        """Write a line about something else than a request; a log that is full still takes some."""
+        line = _encode({**_now(event), **fields})
+        if self._left <= 0:
+            self._reserve -= len(line)
+        if self._left > 0 or self._reserve > 0:
+            self._append(line)
+
+    def warn(self, text: str) -> None:
+        """Keep a sentence that the user should hear with the totals."""
+        self._tally.warn(text)
 
     def close(self) -> None:
         """Close the file."""
@@ -86,21 +119,39 @@ class EventLog:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def _target(self, exchange: Exchange) -> dict[str, object]:
+        return {
+            "host": printable(self._clean(exchange.host)),
+            "port": exchange.port,
+            "method": self._clean(exchange.method),
+        }
+
     def _write(self, event: dict[str, object]) -> None:
-        if self._descriptor is None or self._left <= 0:
-            return
-        # ASCII only: whatever an agent put into a path is an escape here, not a control character.
-        line = json.dumps(event).encode("ascii") + b"\n"
-        self._left -= len(line)
         if self._left <= 0:
-            line = json.dumps({"event": "log_full"}).encode("ascii") + b"\n"
+            return
+        line = _encode(event)
+        self._left -= len(line)
+        self._append(line if self._left > 0 else _encode({"event": "log_full"}))
+
+    def _append(self, line: bytes) -> None:
+        if self._descriptor is None:
+            return
         try:
             os.write(self._descriptor, line)
         except OSError:
             # A full disk must not end the session; the totals are kept in memory.
-            self._left = 0
+            self._left = self._reserve = 0
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+
+
+def _now(event: str) -> dict[str, object]:
+    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+
+
+def _encode(event: dict[str, object]) -> bytes:
+    # ASCII only: whatever an agent put into a path is an escape here, not a control character.
+    return json.dumps(event).encode("ascii") + b"\n"

@@ -10,6 +10,7 @@ from typing import Any
 
 from clsecure.egress import wire
 from clsecure.egress.addresses import Resolver, system_resolver
+from clsecure.egress.budget import Meter
 from clsecure.egress.connection import Api, Buffered, ClientConnection, Shared
 from clsecure.egress.events import EventLog
 from clsecure.egress.live import LivePolicy
@@ -43,6 +44,7 @@ class GatewayServer:
             token=token,
             api=api,
             live=LivePolicy(config.policy),
+            meter=Meter(config.budget, log),
             limits=limits,
             log=log,
             buffered=Buffered(left=limits.buffered),
