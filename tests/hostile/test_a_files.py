@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hostile import DEADLINE, Attack, Ear, Target, canary, files_containing, quoted
+from tests.support.hostile import DEADLINE, Attack, Ear, Target, canary, files_containing, quoted, sampling
 from tests.support.repostate import assert_only_new_branch, snapshot
 
 pytestmark = pytest.mark.root
@@ -90,24 +90,6 @@ print(json.dumps({
 }))
 """
 
-SAMPLER = r"""
-import os, select, sys
-needles, hits, sessions = [word.encode()[::-1] for word in sys.argv[1:]], set(), 0
-print("sampling", flush=True)
-while not select.select([0], [], [], 0)[0]:
-    for pid in os.listdir("/proc"):
-        if pid.isdigit():
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    line = file.read()
-            except OSError:
-                continue
-            sessions += b"clsecure" in line
-            if any(needle in line for needle in needles):
-                hits.add(line)
-print(sessions, *hits, sep="\n")
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
@@ -163,7 +145,7 @@ def world(person, mode) -> Iterator[World]:
             "/run/dbus/system_bus_socket",
         ]
         halves = (needle[:3], needle[3:], present[:3], present[3:])
-        with _sampling(needle, key, key[:20]) as sampled:
+        with sampling(needle, key, key[:20]) as sampled:
             attack = target.python(SEARCH, *halves, json.dumps(sockets), env=environ, finish="keep")
         yield World(
             target=target, canary=needle, present=present, key=key, listeners=listeners, sampled=sampled,
@@ -258,34 +240,6 @@ def _as_nobody(*argv: object) -> str:
         [str(word) for word in argv], user=65534, group=65534, extra_groups=[], capture_output=True, text=True
     )
     return done.stdout
-
-
-@contextlib.contextmanager
-def _sampling(*needles: str) -> Iterator[list[str]]:
-    """Read everybody's argument vectors all the time, as somebody else; the lines come at the end."""
-    argv = ["/usr/bin/python3", "-I", "-c", SAMPLER, *(needle[::-1] for needle in needles)]
-    sampled: list[str] = []
-    with subprocess.Popen(
-        argv,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        user=65534,
-        group=65534,
-        extra_groups=[],
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "sampling\n"
-        control = f"control-{needles[0]}"
-        with subprocess.Popen(["/bin/sh", "-c", "read _", control], stdin=subprocess.PIPE) as seen:
-            yield sampled
-            seen.communicate()
-        said, _ = process.communicate()
-        sampled += said.splitlines()
-        assert int(sampled.pop(0)) > 0, "the sampler saw no clsecure"
-        hits = [line for line in sampled if control not in line]
-        assert len(hits) < len(sampled), "the sampler does not see argument vectors"
-        sampled[:] = hits
 
 
 def test_a1_other_peoples_files(world):

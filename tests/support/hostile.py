@@ -35,6 +35,25 @@ _FRAME = (
 )
 
 
+_SAMPLER = r"""
+import os, select, sys
+needles, hits, sessions = [word.encode()[::-1] for word in sys.argv[1:]], set(), 0
+print("sampling", flush=True)
+while not select.select([0], [], [], 0.005)[0]:
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    line = file.read()
+            except OSError:
+                continue
+            sessions += b"clsecure" in line
+            if any(needle in line for needle in needles):
+                hits.add(line)
+print(sessions, *hits, sep="\n")
+"""
+
+
 def canary() -> str:
     """Return a string that is nowhere on this machine."""
     return f"CANARY-{secrets.token_hex(12)}"
@@ -113,14 +132,21 @@ class Target:
 
     @contextlib.contextmanager
     def live(
-        self, script: str, *options: str, finish: str = "discard", env: Mapping[str, str] | None = None
+        self,
+        program: str | list[str],
+        *options: str,
+        finish: str = "discard",
+        env: Mapping[str, str] | None = None,
     ) -> Iterator[LiveAgent]:
-        """Run a script as the agent; it goes on while the test looks. Leaving ends its standard input.
+        """Run a script, or a program, as the agent; it goes on while the test looks.
+
+        Leaving ends its standard input.
 
         A script waits for the test with ``read _``.
         """
+        inner = ["/bin/sh", "-c", program] if isinstance(program, str) else program
         process = self.person.spawn(
-            self.argv(["/bin/sh", "-c", script], *options, finish=finish),
+            self.argv(inner, *options, finish=finish),
             cwd=self.repository,
             env=env,
             stdin=subprocess.PIPE,
@@ -244,6 +270,34 @@ class Ear:
                 with self._changed:
                     self.heard.append(note)
                     self._changed.notify_all()
+
+
+@contextlib.contextmanager
+def sampling(*needles: str) -> Iterator[list[str]]:
+    """Read everybody's argument vectors all the time, as somebody else; the lines come at the end."""
+    argv = ["/usr/bin/python3", "-I", "-c", _SAMPLER, *(needle[::-1] for needle in needles)]
+    sampled: list[str] = []
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sampling\n"
+        control = f"control-{needles[0]}"
+        with subprocess.Popen(["/bin/sh", "-c", "read _", control], stdin=subprocess.PIPE) as seen:
+            yield sampled
+            seen.communicate()
+        said, _ = process.communicate()
+        sampled += said.splitlines()
+        assert int(sampled.pop(0)) > 0, "the sampler saw no clsecure"
+        hits = [line for line in sampled if control not in line]
+        assert len(hits) < len(sampled), "the sampler does not see argument vectors"
+        sampled[:] = hits
 
 
 def files_containing(top: Path, needle: str) -> list[Path]:

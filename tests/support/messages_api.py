@@ -22,6 +22,7 @@ import json
 import os
 import ssl
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +33,7 @@ Turn = list[Block]
 
 CLOSING_WORDS = "That was all."
 SIDE_WORDS = "Scripted session"
+_PATIENCE = 60.0
 
 
 def text(words: str) -> Block:
@@ -61,10 +63,27 @@ class RecordedRequest:
     """It belongs to the main conversation, not to a side request."""
 
 
+class Pause:
+    """Holds one turn back until the test has looked at the agent that waits for it."""
+
+    def __init__(self) -> None:
+        self.asked, self._over = threading.Event(), threading.Event()
+
+    def hold(self) -> None:
+        """Wait, as the server, for the test."""
+        self.asked.set()
+        self._over.wait(_PATIENCE)
+
+    def end(self) -> None:
+        """Let the turn be played."""
+        self._over.set()
+
+
 class MessagesApi:
     """The server; a context manager that serves in a thread.
 
     :param turns: the script.
+    :param pauses: by the turn's index, what holds it back.
     :param host: address to listen on.
     :param record: append every request to this file as one JSON line.
     :param certificate: PEM file with key and certificate: serve TLS.
@@ -78,8 +97,10 @@ class MessagesApi:
         port: int = 0,
         record: Path | None = None,
         certificate: Path | None = None,
+        pauses: Mapping[int, Pause] | None = None,
     ) -> None:
         self.turns = turns
+        self._pauses = pauses or {}
         self.requests: list[RecordedRequest] = []
         self._record = record
         self._lock = threading.Lock()
@@ -141,8 +162,10 @@ class MessagesApi:
         # Retries repeat the conversation word for word and must not eat a turn; cache marks move about.
         conversation = json.dumps(_without_cache_marks(body.get("messages")), sort_keys=True)
         key = hashlib.sha256(conversation.encode()).hexdigest()
+        pause = None
         with self._lock:
             if key not in self._played:
+                pause = self._pauses.get(self._next)
                 turn = self.turns[self._next] if self._next < len(self.turns) else [text(CLOSING_WORDS)]
                 self._played[key] = [
                     {**block, "id": f"toolu_{self._next:012d}{index:010d}"}
@@ -151,7 +174,9 @@ class MessagesApi:
                     for index, block in enumerate(turn)
                 ]
                 self._next += 1
-            return self._played[key]
+        if pause is not None:
+            pause.hold()
+        return self._played[key]
 
 
 def _without_cache_marks(value: object) -> object:
