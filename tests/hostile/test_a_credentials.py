@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -199,10 +198,14 @@ def look_inside(agent: LiveAgent, kind: Kind, key: str) -> str:
     assert memory.holders(workers, key[13:]) == set()
 
     root = Path(f"/proc/{min(with_token)}/root")
-    tops = [f"{root}/{name}" for name in os.listdir(root) if name not in ("proc", "sys", "usr")]  # noqa: PTH208
+    tops = [
+        str(top) for top in root.iterdir() if top.name not in ("proc", "sys", "usr") and not top.is_symlink()
+    ]
     found = subprocess.run(
         ["/usr/bin/grep", "-rlsaF", "-D", "skip", "-f", "-", "--", *tops],
         input=f"{key[13:]}\n{token}\n",
+        # As bytes: by far the quickest way through the agent's program.
+        env={"LC_ALL": "C"},
         capture_output=True,
         text=True,
         timeout=60,
