@@ -1,4 +1,4 @@
-"""Which addresses the provider's name may lead to. What was checked is what is connected to.
+"""Which addresses a target's name may lead to. What was checked is what is connected to.
 
 A name that the user did not name must lead to public addresses. One that the user did name may lead to
 private ones (a model gateway on the LAN), but stays what it was at first: a public name that turns private
@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
-from clsecure.egress.provider import Provider
 from clsecure.errors import EgressError
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
@@ -22,6 +23,7 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_MAX_BOOKS = 256
 _LIFETIME = 60.0
 _TIMEOUT = 15.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -67,14 +69,48 @@ async def system_resolver(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is connected to.
+
+    :param host: as the client and the user call it, in canonical form.
+    :param connect: the host whose addresses are used in the place of those of ``host``.
+    :param may_be_private: the user named this very host and port.
+    :param must_be_private: a secret would go there in the clear.
+    """
+
+    host: str
+    port: int
+    connect: str | None = None
+    may_be_private: bool = False
+    must_be_private: bool = False
+
+    @property
+    def address(self) -> Address | None:
+        """The address that the host is, None when it is a name."""
+        try:
+            return ipaddress.ip_address(self.connect or self.host)
+        except ValueError:
+            return None
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class AddressDeniedError(EgressError):
+    """The target's addresses are not among those that it may lead to."""
+
+
 class AddressBook:
-    """The provider's addresses, resolved now and then and checked each time.
+    """One target's addresses, resolved now and then and checked each time.
 
     :param resolve: how a name becomes addresses.
     """
 
-    def __init__(self, provider: Provider, *, resolve: Resolver = system_resolver) -> None:
-        self._provider = provider
+    def __init__(self, target: Target, *, resolve: Resolver = system_resolver) -> None:
+        self._target = target
         self._resolve = resolve
         self._scope: Scope | None = None
         self._addresses: tuple[str, ...] = ()
@@ -83,7 +119,8 @@ class AddressBook:
     async def addresses(self) -> tuple[str, ...]:
         """Return the addresses that may be connected to, best first.
 
-        :raises EgressError: the name can't be resolved, or leads to where it must not.
+        :raises AddressDeniedError: the name leads to where it must not.
+        :raises EgressError: it can't be resolved.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._expires:
@@ -96,31 +133,62 @@ class AddressBook:
         self._expires = 0.0
 
     async def _look_up(self) -> list[Address]:
-        host = self._provider.host
-        try:
-            return [ipaddress.ip_address(host)]
-        except ValueError:
-            pass
+        if (literal := self._target.address) is not None:
+            return [literal]
         try:
             async with asyncio.timeout(_TIMEOUT):
-                found = await self._resolve(host, self._provider.port)
+                found = await self._resolve(self._target.connect or self._target.host, self._target.port)
             return [ipaddress.ip_address(address) for address in found]
         except (OSError, ValueError, UnicodeError) as error:
-            raise EgressError(f"{host} can't be resolved") from error
+            raise EgressError(f"{self._target.host} can't be resolved") from error
 
     def _check(self, found: list[Address]) -> tuple[str, ...]:
-        host = self._provider.host
+        host = self._target.host
         if not found:
             raise EgressError(f"{host} has no address")
         scopes = {scope_of(address) for address in found}
         if Scope.FORBIDDEN in scopes or len(scopes) != 1:
-            raise EgressError(f"{host} leads to an address that is never allowed, or to mixed ones")
+            raise AddressDeniedError(f"{host} leads to an address that is never allowed, or to mixed ones")
         scope = scopes.pop()
-        if scope is Scope.PRIVATE and not self._provider.user_named:
-            raise EgressError(f"{host} leads to a private address")
+        check_scope(self._target, scope)
         if self._scope not in {None, scope}:
-            raise EgressError(f"{host} led to {self._scope} addresses and now leads to {scope} ones")
-        if scope is Scope.PUBLIC and not self._provider.tls:
-            raise EgressError(f"{host} is public: plain http would send the key in the clear")
+            raise AddressDeniedError(f"{host} led to {self._scope} addresses and now leads to {scope} ones")
         self._scope = scope
         return tuple(str(address) for address in found)
+
+
+def check_scope(target: Target, scope: Scope) -> None:
+    """Compare where a target leads with where it may.
+
+    :raises AddressDeniedError: it must not lead there.
+    """
+    if scope is Scope.FORBIDDEN:
+        raise AddressDeniedError(f"{target.host} is an address that is never allowed")
+    if scope is Scope.PRIVATE and not target.may_be_private:
+        raise AddressDeniedError(
+            f"{target.host} leads to a private address",
+            resolution="Only hosts and ports that the user named exactly may do that",
+        )
+    if scope is Scope.PUBLIC and target.must_be_private:
+        raise AddressDeniedError(f"{target.host} is public: plain http would send the key in the clear")
+
+
+class AddressBooks:
+    """The address books of a gateway. Those of names below a ``*.domain`` are an agent's to multiply."""
+
+    def __init__(self, *, resolve: Resolver) -> None:
+        self._resolve = resolve
+        # Never forgotten: a name that was public must not turn private, and only these may be private. There
+        # are no more of them than rules.
+        self._named: dict[Target, AddressBook] = {}
+        self._others: OrderedDict[Target, AddressBook] = OrderedDict()
+
+    def of(self, target: Target) -> AddressBook:
+        """Return the one book of a target."""
+        books = self._named if target.may_be_private else self._others
+        book = books.get(target)
+        if book is None:
+            book = books[target] = AddressBook(target, resolve=self._resolve)
+            if len(self._others) > _MAX_BOOKS:
+                self._others.popitem(last=False)
+        return book

@@ -10,11 +10,10 @@ from typing import Any
 
 from clsecure.egress import wire
 from clsecure.egress.addresses import Resolver, system_resolver
-from clsecure.egress.budget import Meter
-from clsecure.egress.connection import Api, Buffered, ClientConnection, Shared
+from clsecure.egress.connection import ClientConnection
+from clsecure.egress.dialer import Inbound
 from clsecure.egress.events import EventLog
-from clsecure.egress.live import LivePolicy
-from clsecure.egress.upstream import CHUNK, Dialer
+from clsecure.egress.shared import make_shared
 from clsecure.egress.wire import EgressTotals, GatewayConfig
 from clsecure.errors import EgressError
 
@@ -26,29 +25,17 @@ class GatewayServer:
     """All connections of one session.
 
     :param token: what every client must present.
-    :param resolve: how the provider's name becomes addresses.
-    :raises EgressError: the configuration can't be used (certificate authorities, log file).
+    :param resolve: how names become addresses.
+    :raises EgressError: the configuration can't be used (certificate authorities, proxy, log file).
     """
 
     def __init__(self, config: GatewayConfig, *, token: str, resolve: Resolver = system_resolver) -> None:
-        limits, api = config.limits, None
-        if config.provider is not None and config.credential is not None:
-            dialer = Dialer(config.provider, limits, resolve=resolve)
-            api = Api(provider=config.provider, credential=config.credential, dialer=dialer)
         secrets = (token, "" if config.credential is None else config.credential.value)
         try:
-            log = EventLog(config.log, max_size=limits.log_size, secrets=secrets)
+            log = EventLog(config.log, max_size=config.limits.log_size, secrets=secrets)
         except OSError as error:
             raise EgressError("The network log can't be written", details=str(error)) from error
-        self._shared = Shared(
-            token=token,
-            api=api,
-            live=LivePolicy(config.policy),
-            meter=Meter(config.budget, log),
-            limits=limits,
-            log=log,
-            buffered=Buffered(left=limits.buffered),
-        )
+        self._shared = make_shared(config, token=token, log=log, resolve=resolve)
         self._servers: list[asyncio.Server] = []
         # Insertion order is age: the first idle one is the one that makes room.
         self._open: dict[ClientConnection, asyncio.Task[None]] = {}
@@ -84,7 +71,7 @@ class GatewayServer:
         self._shared.log.close()
 
     def accepted(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, port: int
+        self, reader: Inbound, writer: asyncio.StreamWriter, *, port: int
     ) -> tuple[ClientConnection, asyncio.Task[None]]:
         """Take a new client, at the expense of an idle one when full."""
         connection = ClientConnection(self._shared, reader, writer, port=port)
@@ -115,13 +102,14 @@ class _Protocol(asyncio.StreamReaderProtocol):
     """Tells a connection that its client hung up during a reply: nobody pays for the rest then."""
 
     def __init__(self, server: GatewayServer, *, port: int) -> None:
-        super().__init__(asyncio.StreamReader(limit=CHUNK), self._connected)
+        self._inbound = Inbound()
+        super().__init__(self._inbound, self._connected)
         self._server = server
         self._port = port
         self._taken: tuple[ClientConnection, asyncio.Task[None]] | None = None
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._taken = self._server.accepted(reader, writer, port=self._port)
+    def _connected(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._taken = self._server.accepted(self._inbound, writer, port=self._port)
 
     def eof_received(self) -> bool | None:
         keep_open = super().eof_received()

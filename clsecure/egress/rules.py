@@ -58,12 +58,14 @@ class Denial:
     :param rule: short name for the event log.
     :param kind: ``error.type`` of the reply, in the provider's vocabulary.
     :param reason: one sentence for the agent and the log, without anything secret.
+    :param proxied: said to a client that takes the gateway for a proxy.
     """
 
     rule: str
     status: int
     kind: str
     reason: str
+    proxied: bool = False
 
 
 def deny(rule: str, reason: str, *, status: int = 403, kind: str = "permission_error") -> Denial:
@@ -83,6 +85,9 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
 
 FRAMING = "framing"
 """The rule of refusals after which nothing on the connection can be trusted to be a request."""
+
+
+PROXY_TOKEN_STATUS = 407
 
 
 NOT_ALLOWED = "not-allowed"

@@ -1,106 +1,71 @@
-"""The way to the provider: one HTTP/1.1 connection per client connection, kept while both sides keep it.
-
-Known limit: the host's own HTTPS_PROXY is not used; where the provider is reached through a proxy only, the
-gateway can't reach it.
-"""
+"""HTTP with what is asked: one HTTP/1.1 connection per client connection, kept while both sides keep it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import h11
 
-from clsecure.egress.addresses import AddressBook, Resolver, system_resolver
-from clsecure.egress.provider import Provider
+from clsecure.egress.dialer import CHUNK, Line
 from clsecure.egress.wire import Limits
 from clsecure.errors import EgressError
 
-CHUNK = 64 << 10
-_MAX_ADDRESSES = 4
+_GRACE = 5.0
 
-
-class Dialer:
-    """Opens connections to the provider, to checked addresses only.
-
-    :raises EgressError: the provider's certificate authorities can't be loaded.
-    """
-
-    def __init__(self, provider: Provider, limits: Limits, *, resolve: Resolver = system_resolver) -> None:
-        self.provider = provider
-        self.limits = limits
-        self._book = AddressBook(provider, resolve=resolve)
-        self._tls = _tls_context(provider.ca_file) if provider.tls else None
-
-    async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a connection.
-
-        :raises EgressError: no address is allowed, none answers, or the certificate is wrong.
-        """
-        problem: Exception | None = None
-        for address in (await self._book.addresses())[:_MAX_ADDRESSES]:
-            try:
-                async with asyncio.timeout(self.limits.connect_time):
-                    # The address, not the name: a second look-up could lead elsewhere.
-                    return await asyncio.open_connection(
-                        address,
-                        self.provider.port,
-                        limit=CHUNK,
-                        ssl=self._tls,
-                        server_hostname=self.provider.host if self._tls else None,
-                    )
-            except (OSError, TimeoutError) as error:
-                problem = error
-        self._book.forget()
-        why = "its certificate is not trusted" if isinstance(problem, ssl.SSLError) else "it does not answer"
-        raise EgressError(f"{self.provider.host} can't be reached: {why}") from problem
-
-
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except OSError as error:
-            raise EgressError(
-                f"The certificate authorities in {ca_file} can't be loaded",
-                details=str(error),
-                resolution="Correct or unset NODE_EXTRA_CA_CERTS and SSL_CERT_FILE",
-            ) from error
-    return context
+Connect = Callable[[], Awaitable[Line]]
+"""Opens a connection to the one target."""
 
 
 class Upstream:
-    """One client's requests to the provider, one after the other."""
+    """One client's requests to one target, one after the other.
 
-    def __init__(self, dialer: Dialer) -> None:
-        self._dialer = dialer
-        self._limits = dialer.limits
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+    :param host: the target's, for messages.
+    """
+
+    def __init__(self, connect: Connect, limits: Limits, *, host: str) -> None:
+        self._connect = connect
+        self._limits = limits
+        self._host = host
+        self._line: Line | None = None
         self._http = h11.Connection(h11.CLIENT)
         self._answered = False
+        self._sending: asyncio.Task[None] | None = None
+        self._patience: asyncio.Timeout | None = None
 
     async def exchange(self, request: h11.Request, body: bytes) -> h11.Response:
-        """Send a request and return the head of the reply.
+        """Send a request that may be sent twice, and return the head of the reply.
 
-        :raises EgressError: the provider can't be reached or does not answer properly.
+        :raises EgressError: the target can't be reached or does not answer properly.
         """
-        if self._reader is None or self._reader.at_eof():
-            await self._open()
+        if self._line is None or self._line.reader.at_eof():
+            await self.open()
         elif (reply := await self._try(request, body)) is not None:
             return reply
         else:
             # A connection that was kept may have been closed by the other side meanwhile. Nothing of an
             # answer had come, so the request was not taken.
-            await self._open()
+            await self.open()
         reply = await self._try(request, body)
         if reply is None:
-            raise EgressError(f"{self._dialer.provider.host} closed the connection without an answer")
+            raise EgressError(f"{self._host} closed the connection without an answer")
         return reply
+
+    async def stream(self, request: h11.Request, body: AsyncIterator[bytes]) -> h11.Response:
+        """Send a request on the connection that :meth:`open` made; the reply may begin before its end.
+
+        :param body: what breaks off here breaks the connection, so that nobody takes a part for the whole.
+        :raises EgressError: the target does not answer properly.
+        """
+        self._answered = False
+        try:
+            self._write(request)
+            self._sending = asyncio.create_task(self._send_pieces(body))
+            return await self._head()
+        except (h11.ProtocolError, OSError) as error:
+            self.close()
+            raise EgressError(f"{self._host} does not answer properly") from error
 
     async def data(self) -> bytes | None:
         """Return the next piece of the reply's body, None at its end.
@@ -109,61 +74,105 @@ class Upstream:
         """
         try:
             event = await self._next_event()
-        except (h11.RemoteProtocolError, OSError, TimeoutError) as error:
+        except (h11.RemoteProtocolError, OSError) as error:
             self.close()
-            raise EgressError("The provider's reply broke off") from error
+            raise EgressError(f"the reply of {self._host} broke off") from error
         if isinstance(event, h11.Data):
             return bytes(event.data)
+        if self._sending is not None:
+            # What it answered before it had the whole of, it may not want the rest of.
+            await asyncio.wait({self._sending}, timeout=_GRACE)
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
+            self._sending = None
         else:
             self.close()
         return None
 
     def close(self) -> None:
         """Drop the connection at once."""
-        if self._writer is not None:
-            self._writer.transport.abort()
-        self._reader = self._writer = None
+        if self._line is not None:
+            self._line.close()
+        if self._sending is not None:
+            self._sending.cancel()
+        self._line = self._sending = None
 
-    async def _open(self) -> None:
+    async def open(self) -> None:
+        """Make a new connection.
+
+        :raises EgressError: the target can't be reached.
+        """
         self.close()
-        self._reader, self._writer = await self._dialer.dial()
+        self._line = await self._connect()
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self._limits.header_size)
+
+    def _write(self, event: h11.Event) -> None:
+        if self._line is None:
+            raise ConnectionResetError
+        for piece in self._http.send_with_data_passthrough(event) or ():
+            self._line.writer.write(piece)
+
+    async def _drain(self) -> None:
+        if self._line is None:
+            raise ConnectionResetError
+        async with asyncio.timeout(self._limits.reply_time):
+            await self._line.writer.drain()
 
     async def _try(self, request: h11.Request, body: bytes) -> h11.Response | None:
         """Return the head of the reply, None when the connection ended before a byte of one."""
-        assert self._writer is not None  # noqa: S101  # for the type checker
         self._answered = False
         try:
-            pieces = self._http.send_with_data_passthrough(request) or []
+            self._write(request)
             if body:
-                pieces += self._http.send_with_data_passthrough(h11.Data(data=body)) or []
-            pieces += self._http.send_with_data_passthrough(h11.EndOfMessage()) or []
-            async with asyncio.timeout(self._limits.reply_time):
-                for piece in pieces:
-                    self._writer.write(piece)
-                await self._writer.drain()
-            while True:
-                event = await self._next_event()
-                if isinstance(event, h11.Response):
-                    return event
-                if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-                    raise h11.RemoteProtocolError("no response")
-        except (h11.RemoteProtocolError, OSError, TimeoutError) as error:
+                self._write(h11.Data(data=body))
+            self._write(h11.EndOfMessage())
+            await self._drain()
+            return await self._head()
+        except (h11.RemoteProtocolError, OSError) as error:
             self.close()
             if self._answered or isinstance(error, TimeoutError):
-                raise EgressError(f"{self._dialer.provider.host} does not answer properly") from error
+                raise EgressError(f"{self._host} does not answer properly") from error
             return None
 
+    async def _send_pieces(self, body: AsyncIterator[bytes]) -> None:
+        line = self._line
+        try:
+            async for piece in body:
+                self._write(h11.Data(data=piece))
+                await self._drain()
+                if self._patience is not None:
+                    # Whoever still receives the request has not kept anybody waiting for the reply.
+                    self._patience.reschedule(asyncio.get_running_loop().time() + self._limits.reply_time)
+            self._write(h11.EndOfMessage())
+            await self._drain()
+        except OSError:
+            # The target takes no more. Whether it has answered is for the reply's reader to find.
+            pass
+        except BaseException:
+            if line is not None:
+                line.close()
+            raise
+
+    async def _head(self) -> h11.Response:
+        while True:
+            event = await self._next_event()
+            if isinstance(event, h11.Response):
+                return event
+            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+                raise h11.RemoteProtocolError("no response")
+
     async def _next_event(self) -> object:
-        assert self._reader is not None  # noqa: S101  # for the type checker
         while True:
             event = self._http.next_event()
             if event is not h11.NEED_DATA:
                 return event
-            async with asyncio.timeout(self._limits.reply_time):
-                data = await self._reader.read(CHUNK)
+            if self._line is None:
+                raise ConnectionResetError
+            try:
+                async with asyncio.timeout(self._limits.reply_time) as self._patience:
+                    data = await self._line.reader.read(CHUNK)
+            finally:
+                self._patience = None
             self._answered = self._answered or bool(data)
             self._http.receive_data(data)
 

@@ -31,24 +31,28 @@ class Limits:
     :param header_size: head of one request.
     :param body_size: one request body; the provider itself takes no more than 32 MiB.
     :param buffered: request bodies held at the same time, all clients together.
+    :param tunnels: of the connections, so that the API stays within reach.
     :param log_size: after that only the totals are counted.
     :param header_time: to send a whole head.
     :param body_time: to send a whole body.
     :param idle_time: between two requests of one client.
     :param reply_time: between two pieces of a reply, and for a client to take one.
-    :param connect_time: to reach one of the provider's addresses.
+    :param connect_time: to reach one of a target's addresses.
+    :param tunnel_time: without a byte in either direction of a tunnel.
     """
 
     connections: int = 128
     header_size: int = 64 << 10
     body_size: int = 32 << 20
     buffered: int = 96 << 20
+    tunnels: int = 96
     log_size: int = 64 << 20
     header_time: float = 10.0
     body_time: float = 120.0
     idle_time: float = 300.0
     reply_time: float = 600.0
     connect_time: float = 10.0
+    tunnel_time: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from dataclasses import replace
 
 import pytest
 
-from clsecure.egress.addresses import AddressBook, Scope, scope_of
+from clsecure.egress.addresses import AddressBook, Scope, Target, scope_of
 from clsecure.egress.gateway import GatewayServer
 from clsecure.egress.provider import Credential, CredentialKind, Provider
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError
 
 PUBLIC = "1.1.1.1"
+UNNAMED = Target(host="model.example", port=443)
+NAMED = Target(host="model.example", port=443, may_be_private=True)
 
 
 class Names:
@@ -27,9 +30,9 @@ class Names:
         return self.answers.pop(0)
 
 
-def look_up(provider: Provider, *answers: list[str]) -> list[tuple[str, ...]]:
+def look_up(target: Target, *answers: list[str]) -> list[tuple[str, ...]]:
     async def all_of_them() -> list[tuple[str, ...]]:
-        book = AddressBook(provider, resolve=Names(*answers))
+        book = AddressBook(target, resolve=Names(*answers))
         found = []
         for _ in answers:
             found.append(await book.addresses())
@@ -76,34 +79,32 @@ def test_where_an_address_leads(address, scope):
     "address", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "::ffff:10.0.0.1"]
 )
 def test_b11_a_name_that_the_user_did_not_name_must_be_public(address):
-    assert look_up(Provider(), [PUBLIC]) == [(PUBLIC,)]
+    assert look_up(UNNAMED, [PUBLIC]) == [(PUBLIC,)]
     for answer in ([address], [PUBLIC, address]):
         with pytest.raises(EgressError):
-            look_up(Provider(), answer)
+            look_up(UNNAMED, answer)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254"])
 def test_b11_a_public_name_that_turns_private_is_refused_even_when_named(address):
-    named = Provider(base_url="https://model.example", user_named=True)
     with pytest.raises(EgressError):
-        look_up(named, [PUBLIC], [address])
+        look_up(NAMED, [PUBLIC], [address])
 
 
 def test_a_name_of_the_users_may_be_private_but_not_link_local():
-    named = Provider(base_url="http://model.corp:8080", user_named=True)
-    assert look_up(named, ["10.0.0.1"], ["10.0.0.2"]) == [("10.0.0.1",), ("10.0.0.2",)]
+    assert look_up(NAMED, ["10.0.0.1"], ["10.0.0.2"]) == [("10.0.0.1",), ("10.0.0.2",)]
     with pytest.raises(EgressError):
-        look_up(named, ["169.254.169.254"])
+        look_up(NAMED, ["169.254.169.254"])
 
 
-def test_plain_http_never_goes_to_a_public_address():
+def test_a_secret_in_the_clear_never_goes_to_a_public_address():
     with pytest.raises(EgressError):
-        look_up(Provider(base_url="http://model.example", user_named=True), [PUBLIC])
+        look_up(replace(NAMED, must_be_private=True), [PUBLIC])
 
 
 def test_an_answer_without_addresses_is_refused():
     with pytest.raises(EgressError):
-        look_up(Provider(), [])
+        look_up(UNNAMED, [])
 
 
 @pytest.mark.parametrize("user_named", [True, False])

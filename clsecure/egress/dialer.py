@@ -1,0 +1,191 @@
+"""Opens connections: to checked addresses only, directly or through this machine's own proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import h11
+
+from clsecure.egress.addresses import AddressBooks, Resolver, Target, system_resolver
+from clsecure.egress.hostproxy import Proxy, WayOut
+from clsecure.egress.wire import HostProxies, Limits
+from clsecure.errors import EgressError
+
+CHUNK = 64 << 10
+_MAX_ADDRESSES = 4
+
+
+class Inbound(asyncio.StreamReader):
+    """A stream that can be handed over to another protocol in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=CHUNK)
+        self._ended = False
+
+    def feed_eof(self) -> None:
+        """Note the end of the stream."""
+        self._ended = True
+        super().feed_eof()
+
+    async def take(self) -> tuple[bytes, bool]:
+        """Return at once what has arrived but was not read, and whether the stream has ended after it."""
+        ended = self._ended
+        super().feed_eof()
+        return await self.read(-1), ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """An open connection.
+
+    :param proxy: what it leads to; None when that is the target itself.
+    """
+
+    reader: Inbound
+    writer: asyncio.StreamWriter
+    proxy: Proxy | None = None
+
+    def close(self) -> None:
+        """Drop it at once."""
+        self.writer.transport.abort()
+
+
+class Dialer:
+    """The gateway's way out.
+
+    :raises EgressError: this machine's own proxy can't be used.
+    """
+
+    def __init__(
+        self, limits: Limits, *, proxies: HostProxies | None = None, resolve: Resolver = system_resolver
+    ) -> None:
+        self._limits = limits
+        self._books = AddressBooks(resolve=resolve)
+        self._way_out = WayOut(proxies or HostProxies())
+
+    async def connect(self, target: Target, *, tls: ssl.SSLContext | None = None) -> Line:
+        """Return a stream of bytes to the target.
+
+        :param tls: speak TLS with it.
+        :raises EgressError: it must not be reached (:class:`AddressDeniedError`), can't be, or has the wrong
+            certificate.
+        """
+        proxy = self._way_out.for_tunnel(target)
+        if proxy is None:
+            return await self._direct(target, tls=tls)
+        line = await self._direct(proxy.target, tls=_plain_trust() if proxy.tls else None)
+        try:
+            async with asyncio.timeout(self._limits.connect_time + self._limits.header_time):
+                await _open_tunnel(line, proxy, target)
+                return line if tls is None else await _start_tls(line, tls, target.host)
+        except (OSError, EOFError, asyncio.LimitOverrunError, h11.RemoteProtocolError) as error:
+            line.close()
+            why = _why(error, silent="it does not answer through this machine's own proxy")
+            raise EgressError(f"{target.host} can't be reached: {why}") from error
+        except BaseException:
+            line.close()
+            raise
+
+    async def connect_http(self, target: Target) -> Line:
+        """Return a connection for plain HTTP: to the target, or to a proxy that wants absolute URLs.
+
+        :raises EgressError: as above.
+        """
+        proxy = self._way_out.for_http(target)
+        if proxy is None:
+            return await self._direct(target, tls=None)
+        line = await self._direct(proxy.target, tls=_plain_trust() if proxy.tls else None)
+        return Line(reader=line.reader, writer=line.writer, proxy=proxy)
+
+    async def _direct(self, target: Target, *, tls: ssl.SSLContext | None) -> Line:
+        book = self._books.of(target)
+        problem: Exception | None = None
+        for address in (await book.addresses())[:_MAX_ADDRESSES]:
+            try:
+                async with asyncio.timeout(self._limits.connect_time):
+                    # The address, not the name: a second look-up could lead elsewhere.
+                    return await _open(address, target.port, tls=tls, name=target.host)
+            except (OSError, TimeoutError) as error:
+                problem = error
+        book.forget()
+        raise EgressError(
+            f"{target.host} can't be reached: {_why(problem, silent='it does not answer')}"
+        ) from problem
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return what checks a provider's certificate.
+
+    :param ca_file: further certificate authorities to trust.
+    :raises EgressError: they can't be loaded.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as error:
+            raise EgressError(
+                f"The certificate authorities in {ca_file} can't be loaded",
+                details=str(error),
+                resolution="Correct or unset NODE_EXTRA_CA_CERTS and SSL_CERT_FILE",
+            ) from error
+    return context
+
+
+def _plain_trust() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _why(problem: BaseException | None, *, silent: str) -> str:
+    return "its certificate is not trusted" if isinstance(problem, ssl.SSLError) else silent
+
+
+async def _open(address: str, port: int, *, tls: ssl.SSLContext | None, name: str) -> Line:
+    loop = asyncio.get_running_loop()
+    reader = Inbound()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.create_connection(
+        lambda: protocol, address, port, ssl=tls, server_hostname=name if tls else None
+    )
+    return Line(reader=reader, writer=asyncio.StreamWriter(transport, protocol, reader, loop))
+
+
+async def _start_tls(line: Line, tls: ssl.SSLContext, name: str) -> Line:
+    """Speak TLS from now on."""
+    loop = asyncio.get_running_loop()
+    reader = Inbound()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport = await loop.start_tls(line.writer.transport, protocol, tls, server_hostname=name)
+    if transport is None:
+        raise ConnectionResetError
+    # start_tls leaves that to its caller.
+    protocol.connection_made(transport)
+    return Line(reader=reader, writer=asyncio.StreamWriter(transport, protocol, reader, loop))
+
+
+async def _open_tunnel(line: Line, proxy: Proxy, target: Target) -> None:
+    """Ask a proxy for the target.
+
+    :raises EgressError: it refuses.
+    """
+    http = h11.Connection(h11.CLIENT)
+    authority = target.authority.encode("ascii")
+    headers = [(b"host", authority)]
+    if proxy.authorization is not None:
+        headers.append((b"proxy-authorization", proxy.authorization))
+    line.writer.write(http.send(h11.Request(method=b"CONNECT", target=authority, headers=headers)) or b"")
+    line.writer.write(http.send(h11.EndOfMessage()) or b"")
+    while True:
+        # Exactly the head: what follows it is the target's own.
+        http.receive_data(await line.reader.readuntil(b"\r\n\r\n"))
+        event = http.next_event()
+        if isinstance(event, h11.Response):
+            break
+        if not isinstance(event, h11.InformationalResponse):
+            raise h11.RemoteProtocolError("no response")
+    if not 200 <= event.status_code < 300:
+        raise EgressError(f"This machine's own proxy refuses {target.host} with status {event.status_code}")

@@ -1,0 +1,129 @@
+"""The proxies that this machine itself uses on its way out, and when.
+
+A target's name is then resolved at the proxy: the gateway can't check or pin the addresses behind it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from clsecure.egress.addresses import Target, check_scope, scope_of
+from clsecure.egress.wire import HostProxies
+from clsecure.errors import EgressError
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """One proxy.
+
+    :param tls: it is spoken to over TLS.
+    :param authorization: the value of Proxy-Authorization, None where it asks for none.
+    """
+
+    host: str
+    port: int
+    tls: bool = False
+    authorization: bytes | None = field(default=None, repr=False)
+
+    @property
+    def target(self) -> Target:
+        """What is connected to: the user named it, so it may be anywhere."""
+        return Target(host=self.host, port=self.port, may_be_private=True)
+
+
+def host_proxies(environ: Mapping[str, str]) -> HostProxies:
+    """Return the proxies that an environment names, as the standard library reads it.
+
+    :param environ: the user's environment. ``HTTP_PROXY`` counts only where no CGI server could have made it
+        out of a request's header, and lower-case names win.
+    """
+    found: dict[str, str] = {}
+    for kind in ("http", "https", "no"):
+        names = [f"{kind}_proxy"]
+        if not (kind == "http" and "REQUEST_METHOD" in environ):
+            names.append(f"{kind.upper()}_PROXY")
+        # An empty lower-case one switches the other off.
+        value = next((environ[name] for name in names if name in environ), "")
+        found[kind] = value.strip()
+    return HostProxies(http=found["http"], https=found["https"], no_proxy=found["no"])
+
+
+def parse_proxy(url: str) -> Proxy:
+    """Read a proxy's URL.
+
+    :raises EgressError: it is malformed or of a kind that is not spoken here. It is not quoted, since it may
+        hold a password.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise _bad_proxy("it can't be parsed") from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise _bad_proxy("only http:// and https:// proxies are spoken to")
+    if not host or not host.isascii() or not host.isprintable():
+        raise _bad_proxy("it names no host")
+    authorization = None
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        authorization = b"Basic " + base64.b64encode(pair.encode())
+    return Proxy(
+        host=host,
+        port=port or _DEFAULT_PORTS[parts.scheme],
+        tls=parts.scheme == "https",
+        authorization=authorization,
+    )
+
+
+def _bad_proxy(why: str) -> EgressError:
+    return EgressError(
+        f"This machine's own proxy can't be used: {why}",
+        resolution="Correct or unset HTTP_PROXY and HTTPS_PROXY",
+    )
+
+
+class WayOut:
+    """Decides which proxy a target is reached through.
+
+    :raises EgressError: a proxy's URL can't be used.
+    """
+
+    def __init__(self, proxies: HostProxies) -> None:
+        self._http = parse_proxy(proxies.http) if proxies.http else None
+        self._https = parse_proxy(proxies.https) if proxies.https else None
+        self._no_proxy = proxies.no_proxy
+
+    def for_tunnel(self, target: Target) -> Proxy | None:
+        """Return the proxy for a stream of bytes, None for the direct way.
+
+        :raises AddressDeniedError: the target is an address that it must not be.
+        """
+        return self._https if self._https is not None and self._applies(target) else None
+
+    def for_http(self, target: Target) -> Proxy | None:
+        """Return the proxy for plain HTTP, None for the direct way.
+
+        :raises AddressDeniedError: the target is an address that it must not be.
+        """
+        return self._http if self._http is not None and self._applies(target) else None
+
+    def _applies(self, target: Target) -> bool:
+        address = target.address
+        # This machine's own loopback is never behind a proxy, and what a key goes to in the clear is checked.
+        loopback = target.host == "localhost" or (address is not None and address.is_loopback)
+        if target.connect is not None or target.must_be_private or loopback:
+            return False
+        if self._no_proxy:
+            # Costly to import, and few machines have a proxy.
+            from urllib.request import proxy_bypass
+
+            if proxy_bypass(target.authority, {"no": self._no_proxy}):
+                return False
+        if address is not None:
+            check_scope(target, scope_of(address))
+        return True
