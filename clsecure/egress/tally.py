@@ -109,8 +109,14 @@ class Tally:
 
 
 def printable(text: str, *, most: int = MAX_HOST) -> str:
-    """Return printable ASCII of bounded length: whatever else is in a text becomes an escape."""
-    return text[:most].encode("unicode_escape").decode("ascii")[:most]
+    """Return printable ASCII of bounded length: whatever else is in a text becomes an escape, once."""
+    text = text[:most]
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        each if each.isascii() and each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in text
+    )[:most]
 
 
 def totals_of_log(path: Path, *, start: int = 0) -> EgressTotals:
