@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import PrivateAttr
 from pydantic.fields import FieldInfo
@@ -17,7 +17,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
 from clsecure.policy import Budget, NetworkRule
-from clsecure.settings import values
+from clsecure.settings import network, values
+from clsecure.settings.keys import TOGETHER
+from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
 from clsecure.settings.values import OutputFormat
 
@@ -66,11 +68,17 @@ class Settings(BaseSettings):
 
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
+    _notes: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should hear about the layers: keys that do nothing yet, files that were not read."""
+        """What the user should hear about the layers: what does nothing or does not count, and why."""
         return self._warnings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the repository narrowed."""
+        return self._notes
 
     def provenance(self, key: str) -> Source:
         """Tell where the value of a key came from.
@@ -119,21 +127,29 @@ def load(layers: Layers) -> Settings:
     :raises UsageError: a value that can't be accepted, naming its place; also one that a stronger layer
         overrides, since it would decide as soon as that is gone.
     """
+    said = [Said(key=entry.key, value=_read(entry, layers), source=entry.source) for entry in layers.entries]
+    by_key = {key: [one for one in said if one.key == key] for key in Settings.model_fields}
+    combined = network.combine(
+        by_key["network"],
+        [one for one in said if one.key in {"allow_domains", "presets"}],
+        by_key["deny_domains"],
+    )
+    mode, notes = _mode(by_key["mode"])
+    by_key["mode"] = [mode] if mode else []
+    decided = Said(key="network", value=combined.kind, source=combined.source)
+    by_key["network"] = [] if combined.source == DEFAULT else [decided]
+    for key in ("allow_domains", "presets"):
+        by_key[key] = [one for one in combined.hosts if one.key == key]
     loading: dict[Layer, dict[str, object]] = {layer: {} for layer in Layer}
     sources: dict[str, Source] = {}
-    gathered: dict[str, list[_Read]] = {key: [] for key in _TOGETHER}
-    for entry in layers.entries:
-        value = _read(entry, layers)
-        if entry.key in _TOGETHER:
-            gathered[entry.key].append(_Read(value, entry.source))
+    for key, found in by_key.items():
+        if key in TOGETHER:
+            value, used = _TOGETHER[key](found)
         else:
-            loading[entry.source.layer][entry.key] = value
-            sources.setdefault(entry.key, entry.source)
-    for key, found in gathered.items():
-        value, used = _TOGETHER[key](found)
+            value, used = next(((one.value, [one.source]) for one in found), (None, []))
         if used:
             loading[used[0].layer][key] = value
-            where = ", ".join(dict.fromkeys(str(source) for source in used))
+            where = ", ".join(dict.fromkeys(str(source) for source in used if source.where))
             sources[key] = Source(layer=used[0].layer, where=where)
     token = _LOADING.set(loading)
     try:
@@ -141,21 +157,35 @@ def load(layers: Layers) -> Settings:
     finally:
         _LOADING.reset(token)
     settings._sources = sources
-    settings._warnings = layers.warnings
+    unused = network.check(
+        combined,
+        allow_private=next((one for one in by_key["allow_private"][:1] if one.value), None),
+        credentials=settings.credentials,
+        budget=settings.budget,
+        bounds=settings.provenance("budget"),
+    )
+    settings._warnings = (*layers.warnings, *combined.warnings, *unused)
+    settings._notes = (*notes, *combined.notes)
     return settings
 
 
-class _Read(NamedTuple):
-    """One value of a key whose layers count together."""
-
-    value: Any
-    source: Source
+def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...]]:
+    """Return the mode that counts: a flag's; otherwise the stricter of the user's and the repository's."""
+    project = next((one for one in found if one.source.layer is Layer.PROJECT), None)
+    own = next((one for one in found if one.source.layer is not Layer.PROJECT), None)
+    before = own.value if own else Settings.model_fields["mode"].default
+    strength = tuple(IsolationMode).index
+    if project is None or strength(project.value) <= strength(before):
+        return own, ()
+    if own and own.source.layer is Layer.FLAG:
+        return own, (f"{own} stands against {project}, which would be {project.value}",)
+    return project, (f"{project} of the repository makes the mode {project.value}",)
 
 
 _Sources = list[Source]
 
 
-def _mounts(found: Sequence[_Read]) -> tuple[tuple[Mount, ...], _Sources]:
+def _mounts(found: Sequence[Said]) -> tuple[tuple[Mount, ...], _Sources]:
     """Return one mount for each target: the strongest layer's."""
     targets: dict[object, tuple[Mount, Source]] = {}
     for read in found:
@@ -164,13 +194,13 @@ def _mounts(found: Sequence[_Read]) -> tuple[tuple[Mount, ...], _Sources]:
     return tuple(mount for mount, _ in targets.values()), [source for _, source in targets.values()]
 
 
-def _joined(found: Sequence[_Read]) -> tuple[tuple[object, ...], _Sources]:
+def _joined(found: Sequence[Said]) -> tuple[tuple[object, ...], _Sources]:
     """Return everything, each thing once."""
     items = dict.fromkeys(item for read in found for item in read.value)
     return tuple(items), [read.source for read in found]
 
 
-def _budget(found: Sequence[_Read]) -> tuple[Budget, _Sources]:
+def _budget(found: Sequence[Said]) -> tuple[Budget, _Sources]:
     """Return the strongest layer's word on each part."""
     parts: dict[str, int | None] = {}
     used = []
@@ -180,7 +210,7 @@ def _budget(found: Sequence[_Read]) -> tuple[Budget, _Sources]:
     return Budget(**parts), used
 
 
-_TOGETHER: Mapping[str, Callable[[Sequence[_Read]], tuple[object, _Sources]]] = {
+_TOGETHER: Mapping[str, Callable[[Sequence[Said]], tuple[object, _Sources]]] = {
     "mounts": _mounts,
     "allow_domains": _joined,
     "deny_domains": _joined,
@@ -197,7 +227,11 @@ def _read(entry: Entry, layers: Layers) -> object:
                 if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
                     return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
                 # What is relative in a file or the environment would mean something else in each directory.
+                if entry.item:
+                    return (values.mount(entry.text, home=layers.home),)
                 return values.mounts(entry.text, home=layers.home)
+            case "allow_domains" | "deny_domains" | "presets" if entry.item and "," in entry.text:
+                raise ValueError("must have one in each string of an array")
             case "allow_domains":
                 return values.allow_domains(entry.text, where=str(entry.source))
             case "deny_domains":

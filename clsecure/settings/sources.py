@@ -1,47 +1,38 @@
-"""Where settings come from: flags, environment, the user's file. Read here, judged in :mod:`.model`.
+"""Where settings come from: flags, environment, the user's files. Read here, judged in :mod:`.model`.
 
 Standard library only, so that commands which need no settings never pay for pydantic. Nothing is read from
-the repository. Errors name file and line, never what stands there: a file may be a link to a secret.
+the repository; :mod:`.project` does that once it is known.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from clsecure.errors import UsageError
+from clsecure.settings import files
+from clsecure.settings.files import MAX_FILE_BYTES, Assignment
+from clsecure.settings.keys import KEYS, LATER, canonical, nearest
+
+__all__ = [
+    "DEFAULT",
+    "KEYS",
+    "LATER",
+    "MAX_FILE_BYTES",
+    "Entry",
+    "Layer",
+    "Layers",
+    "Source",
+    "gather",
+    "read_file",
+]
 
 ENVIRONMENT_PREFIX = "CLSECURE_"
-MAX_FILE_BYTES = 64 * 1024
+TOML_NAME = "config.toml"
 
-KEYS = (
-    "mode", "network", "allow_domains", "deny_domains", "presets", "credentials", "provider_tools",
-    "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "time_limit",
-    "base_url", "output", "verbose",
-)  # fmt: skip
-"""The keys of the model, by name; a test keeps the two the same."""
-
-LATER = (
-    "docker", "install_dependencies", "setup_script", "cleanup_hook_timeout", "skip_docker_autodetect",
-    "provider", "kimi_api_key",
-)  # fmt: skip
-"""Keys of the predecessor that do nothing yet: an old file stays usable, and a warning says so."""
-
-_SPELLINGS = {
-    "isolation_mode": "mode",
-    "allow_network": "network",
-    "allow_domain": "allow_domains",
-    "deny_domain": "deny_domains",
-    "preset": "presets",
-    "mount": "mounts",
-    "allow_docker": "docker",
-    "install_deps": "install_dependencies",
-}
 # Names in our environment that are no settings: what hooks are told, what the tests use.
 _OTHER_VARIABLES = (
     "CLSECURE_CLEANUP_LEVEL",
@@ -50,16 +41,21 @@ _OTHER_VARIABLES = (
     "CLSECURE_TEST_",
     "CLSECURE_WORKER_",
 )
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 
 class Layer(StrEnum):
-    """Where a value came from, strongest first."""
+    """Where a value came from, strongest first. The project's is not like the others: it only narrows."""
 
     FLAG = "flag"
     ENVIRONMENT = "environment"
     USER_FILE = "user file"
+    PROJECT = "project"
     DEFAULT = "default"
+
+    @property
+    def rank(self) -> int:
+        """0 for the strongest."""
+        return tuple(Layer).index(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +78,20 @@ DEFAULT = Source(layer=Layer.DEFAULT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One value as it was written."""
+    """One value as it was written.
+
+    :param item: the text is one item of a list: commas in it do not part it further.
+    """
 
     key: str
     text: str
     source: Source
+    item: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """All that was found, strongest layer first; at most one entry per key and layer, but for mounts.
+    """All that was found, strongest layer first; at most one entry per key and layer, but for lists.
 
     :param directory: what relative mounts of the command line start at.
     :param home: what ``~/`` stands for.
@@ -118,7 +118,7 @@ def gather(
 
     :param flags: what the command line said, as the parser made it.
     :param environ: the environment, the process's own by default.
-    :param file: read the user's file; off for commands that must work when it is broken.
+    :param file: read the user's files; off for commands that must work when they are broken.
     :raises UsageError: a file that can't be accepted, or an unknown key.
     """
     env = os.environ if environ is None else environ
@@ -127,8 +127,11 @@ def gather(
     warnings: list[str] = []
     if file:
         found = [path for path in _candidates(env, home) if os.path.lexists(path)]
-        for path in found[:1]:
-            entries += read_file(path)
+        read = found[:1]
+        toml = _directory_of_settings(env, home)
+        if toml is not None and os.path.lexists(toml / TOML_NAME):
+            read.append(toml / TOML_NAME)
+        entries += _of_files(read)
         warnings += [f"{path} is not read, because {found[0]} is there" for path in found[1:]]
     warnings += [
         f"{entry.key} is not supported yet and does nothing ({entry.source})"
@@ -144,105 +147,88 @@ def gather(
 
 
 def read_file(path: Path) -> list[Entry]:
-    """Read a file of flat ``key = value`` lines.
+    """Read a file of the user's: TOML where its name says so, flat ``key = value`` lines otherwise.
 
-    :raises UsageError: not a regular file that the user owns, too large, NUL, not UTF-8, a line that is no
-        assignment, an unknown key, or a key given twice under any of its spellings.
+    :raises UsageError: not a regular file that the user owns, too large, NUL, not UTF-8, not well-formed, an
+        unknown key, or a key given twice under any of its spellings.
     """
-    data = _read_bounded(path)
-    if b"\0" in data:
-        raise _file_error(path, data[: data.index(b"\0")].count(b"\n") + 1, "a NUL byte")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _file_error(path, data[: error.start].count(b"\n") + 1, "not UTF-8") from None
-    seen: dict[str, int] = {}
-    entries = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        written, equals, value = stripped.partition("=")
-        if not equals or not _KEY.fullmatch(written.strip()):
-            raise _file_error(path, number, "not a line of the form 'key = value'")
-        key = canonical(written.strip())
-        if key is None:
-            raise _file_error(
-                path, number, f"unknown key {written.strip()!r}", resolution=_nearest_key(written.strip())
-            )
-        if key in seen:
-            raise _file_error(path, number, f"{key} is set a second time (first in line {seen[key]})")
-        seen[key] = number
-        source = Source(layer=Layer.USER_FILE, where=f"{path}:{number}")
-        entries.append(Entry(key=key, text=_unquote(value.strip(), path, number), source=source))
+    return _of_files([path])
+
+
+def assignments(path: Path, data: bytes) -> list[Assignment]:
+    """Return what a file says, whichever its format.
+
+    :raises UsageError: it is not well-formed.
+    """
+    if path.suffix != ".toml":
+        return files.flat(data, path)
+    from clsecure.settings import tables
+
+    return tables.parse(data, path)
+
+
+def to_entries(path: Path, assignment: Assignment, layer: Layer) -> list[Entry]:
+    """Return the entries of one assignment.
+
+    :raises UsageError: its value is of a type that the key can't have.
+    """
+    if assignment.wrong is not None:
+        raise files.line_error(path, assignment.line, f"{assignment.written} {assignment.wrong}")
+    key = assignment.key or ""
+    return [
+        Entry(
+            key=key,
+            text=text.text,
+            source=Source(layer=layer, where=f"{path}:{text.line}"),
+            item=assignment.items,
+        )
+        for text in assignment.texts
+    ]
+
+
+class Once:
+    """Holds each key against being set a second time, in whatever spelling or file."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Path, int]] = {}
+
+    def add(self, path: Path, assignment: Assignment) -> None:
+        """Note one assignment.
+
+        :raises UsageError: its key was set before.
+        """
+        key = assignment.key or ""
+        if key in self._seen:
+            first, line = self._seen[key]
+            place = f"in line {line}" if first == path else f"in {first}:{line}"
+            raise files.line_error(path, assignment.line, f"{key} is set a second time (first {place})")
+        self._seen[key] = path, assignment.line
+
+
+def _of_files(paths: Sequence[Path]) -> list[Entry]:
+    """Read the user's files as the one layer that they are."""
+    once, entries = Once(), []
+    for path in paths:
+        for assignment in assignments(path, files.read_own(path)):
+            if assignment.key is None:
+                raise files.line_error(
+                    path,
+                    assignment.line,
+                    f"unknown key {assignment.written[:64]!r}",
+                    resolution=_meant(assignment.written),
+                )
+            once.add(path, assignment)
+            entries += to_entries(path, assignment, Layer.USER_FILE)
     return entries
 
 
-def canonical(written: str) -> str | None:
-    """Return the key that a spelling stands for, None when there is none."""
-    key = written.lower().replace("-", "_")
-    key = _SPELLINGS.get(key, key)
-    return key if key in KEYS or key in LATER else None
+def _meant(written: str) -> str:
+    table, dot, name = written.partition(".")
+    if not dot:
+        return nearest(written)
+    from clsecure.settings.tables import EGRESS
 
-
-def _unquote(value: str, path: Path, number: int) -> str:
-    if value[:1] in {'"', "'"}:
-        end = value.find(value[0], 1)
-        rest = value[end + 1 :].strip()
-        if end < 0 or (rest and not rest.startswith("#")):
-            raise _file_error(path, number, "the quotes do not close")
-        return value[1:end]
-    comment = re.search(r"(?:^|\s)#", value)
-    return value[: comment.start()].rstrip() if comment else value
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        # Non-blocking, or a FIFO would hold us here for ever.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or "can't be opened") from error
-    try:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
-            raise _unreadable(path, "not a regular file")
-        # Dotfile managers make it a link, so links are followed, but never to what somebody else keeps from
-        # others (a tool that may run with more rights must not become a way to read it).
-        if facts.st_uid != os.geteuid() and not (facts.st_uid == 0 and facts.st_mode & stat.S_IROTH):
-            raise _unreadable(path, "it belongs to somebody else")
-        if facts.st_mode & stat.S_IWOTH:
-            raise _unreadable(path, "everybody may write to it", resolution=f"chmod o-w {path}")
-        if facts.st_size > MAX_FILE_BYTES:
-            raise _unreadable(path, f"larger than {MAX_FILE_BYTES // 1024} KiB")
-        data = b""
-        while len(data) <= MAX_FILE_BYTES and (chunk := os.read(fd, MAX_FILE_BYTES + 1 - len(data))):
-            data += chunk
-    except OSError as error:
-        raise _unreadable(path, error.strerror or "can't be read") from error
-    finally:
-        os.close(fd)
-    if len(data) > MAX_FILE_BYTES:
-        raise _unreadable(path, f"larger than {MAX_FILE_BYTES // 1024} KiB")
-    return data
-
-
-def _unreadable(path: Path, why: str, *, resolution: str | None = None) -> UsageError:
-    return UsageError(
-        f"the settings file {path} can't be used: {why}",
-        resolution=resolution or "put a plain file of 'key = value' lines there, or remove it",
-    )
-
-
-def _file_error(path: Path, line: int, why: str, *, resolution: str | None = None) -> UsageError:
-    return UsageError(f"{path}:{line}: {why}", resolution=resolution or f"correct line {line} of {path}")
-
-
-def _nearest_key(written: str) -> str:
-    import difflib
-
-    valid = [*KEYS, *LATER, *_SPELLINGS]
-    near = difflib.get_close_matches(written.lower().replace("-", "_"), valid, n=1)
-    return f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(KEYS)}"
+    return nearest(name, EGRESS) if table.lower() == "egress" else nearest(table)
 
 
 def _from_environment(env: Mapping[str, str]) -> list[Entry]:
@@ -257,7 +243,7 @@ def _from_environment(env: Mapping[str, str]) -> list[Entry]:
             # Not a warning: CLSECURE_NETWROK=none that is ignored would open what was meant to be shut.
             raise UsageError(
                 f"unknown environment variable {name}",
-                resolution=_nearest_key(name.removeprefix(ENVIRONMENT_PREFIX)),
+                resolution=nearest(name.removeprefix(ENVIRONMENT_PREFIX)),
             )
         if key in seen:
             raise UsageError(f"{seen[key]} and {name} set the same thing", resolution=f"unset {name}")
@@ -278,13 +264,16 @@ def _home(env: Mapping[str, str]) -> Path | None:
         return None
 
 
-def _candidates(env: Mapping[str, str], home: Path | None) -> list[Path]:
-    paths = []
+def _directory_of_settings(env: Mapping[str, str], home: Path | None) -> Path | None:
     xdg = env.get("XDG_CONFIG_HOME", "")
     if xdg.startswith("/"):  # its specification: a relative one is to be ignored
-        paths.append(Path(xdg, "clsecure", "config"))
-    elif home is not None:
-        paths.append(home / ".config/clsecure/config")
+        return Path(xdg, "clsecure")
+    return None if home is None else home / ".config/clsecure"
+
+
+def _candidates(env: Mapping[str, str], home: Path | None) -> list[Path]:
+    directory = _directory_of_settings(env, home)
+    paths = [] if directory is None else [directory / "config"]
     if home is not None:
         paths.append(home / ".clsecurerc")
     return paths

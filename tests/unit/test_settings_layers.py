@@ -115,7 +115,7 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
     assert (settings.mode, settings.agent, settings.session) == (IsolationMode.USER, "from-env", "from-flag")
     assert settings.network is NetworkPolicy.API
     layers = [settings.provenance(key).layer for key in ("session", "agent", "mode", "network")]
-    assert layers == list(Layer)
+    assert layers == [layer for layer in Layer if layer is not Layer.PROJECT]
 
 
 def test_mounts_of_all_layers_come_together_and_the_strongest_wins_a_target(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The keys of the model by name, and the spellings that are understood. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+KEYS = (
+    "mode", "network", "allow_domains", "deny_domains", "presets", "credentials", "provider_tools",
+    "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "time_limit",
+    "base_url", "output", "verbose",
+)  # fmt: skip
+"""The keys of the model, by name; a test keeps the two the same."""
+
+LATER = (
+    "docker", "install_dependencies", "setup_script", "cleanup_hook_timeout", "skip_docker_autodetect",
+    "provider", "kimi_api_key",
+)  # fmt: skip
+"""Keys of the predecessor that do nothing yet: an old file stays usable, and a warning says so."""
+
+TOGETHER = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "budget"})
+"""Keys whose layers count together: one may be said several times by flags and in lists."""
+
+SPELLINGS = {
+    "isolation_mode": "mode",
+    "allow_network": "network",
+    "allow_domain": "allow_domains",
+    "deny_domain": "deny_domains",
+    "preset": "presets",
+    "allow_preset": "presets",
+    "mount": "mounts",
+    "allow_docker": "docker",
+    "install_deps": "install_dependencies",
+}
+FORM = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+
+
+def canonical(written: str) -> str | None:
+    """Return the key that a spelling stands for, None when there is none."""
+    key = normal(written)
+    key = SPELLINGS.get(key, key)
+    return key if key in KEYS or key in LATER else None
+
+
+def normal(written: str) -> str:
+    """Return a spelling in the case and with the dashes of the model."""
+    return written.lower().replace("-", "_")
+
+
+def nearest(written: str, among: Iterable[str] = (*KEYS, *LATER, *SPELLINGS)) -> str:
+    """Return what may have been meant, as a question, or what there is."""
+    import difflib
+
+    names = list(among)
+    near = difflib.get_close_matches(normal(written[:64]), names, n=1)
+    valid = [name for name in names if name not in LATER and name not in SPELLINGS]
+    return f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}"

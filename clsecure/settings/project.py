@@ -1,0 +1,67 @@
+"""The repository's own settings: ``.clsecure/config`` and ``.clsecure/config.toml`` of its work tree.
+
+They come with a clone, from whoever wrote it, so they may only take something away from a session: a stricter
+network or mode, more denied hosts. Whatever else they say is named in a warning and does nothing. Nothing on
+the way is followed, and no value of theirs is ever shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from clsecure.settings import files
+from clsecure.settings.files import Assignment
+from clsecure.settings.sources import TOML_NAME, Entry, Layer, Layers, Once, assignments, to_entries
+
+DIRECTORY = ".clsecure"
+NARROWING = frozenset({"network", "mode", "deny_domains"})
+"""The keys that may take something away."""
+
+FLAGS = {
+    "allow_domains": "--allow-domain", "presets": "--allow-preset", "credentials": "--credentials",
+    "provider_tools": "--provider-tools", "allow_private": "--allow-private", "budget": "--budget",
+    "session": "--session", "agent": "--agent", "on_finish": "--on-finish", "full_clone": "--full-clone",
+    "mounts": "--mount", "time_limit": "--time-limit", "output": "--output", "verbose": "--verbose",
+}  # fmt: skip
+"""What the user can say in the place of the repository; a test holds it against the command line's."""
+
+
+def with_project(layers: Layers, top: Path) -> Layers:
+    """Return the layers with what the repository at ``top`` says.
+
+    :param top: its work tree.
+    :raises UsageError: a file of it that can't be accepted: it may have been meant to shut something.
+    """
+    entries: list[Entry] = []
+    warnings: list[str] = []
+    once = Once()
+    for name in ("config", TOML_NAME):
+        data = files.read_below(top, DIRECTORY, name)
+        if data is None:
+            continue
+        path = top / DIRECTORY / name
+        for assignment in assignments(path, data):
+            if assignment.key in NARROWING:
+                once.add(path, assignment)
+                entries += to_entries(path, assignment, Layer.PROJECT)
+            else:
+                warnings.append(_does_nothing(path, assignment))
+    if len(warnings) > _MAX_WARNINGS:
+        warnings[_MAX_WARNINGS:] = [f"{top / DIRECTORY}: {len(warnings) - _MAX_WARNINGS} more such keys"]
+    return dataclasses.replace(
+        layers, entries=(*layers.entries, *entries), warnings=(*layers.warnings, *warnings)
+    )
+
+
+_MAX_WARNINGS = 10
+
+
+def _does_nothing(path: Path, assignment: Assignment) -> str:
+    where = f"{path}:{assignment.line}: {assignment.written[:64]}"
+    flag = FLAGS.get(assignment.key or "")
+    if flag is not None:
+        return f"{where} is not taken from a repository, which may only narrow; you can say {flag}"
+    if assignment.key == "base_url":
+        return f"{where} is not taken from a repository; you can say it in your own settings file"
+    return f"{where} is no key that a repository can set; it does nothing"

@@ -1,0 +1,165 @@
+"""``config.toml``: the flat keys, and the network as tables. Imported only where there is such a file.
+
+tomllib says nothing about lines; the line of a key is looked for afterwards, and is the right one wherever
+the file is written in the usual way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clsecure.settings import keys, values
+from clsecure.settings.files import Assignment, Text, decode, line_error
+
+TABLE = "egress"
+EGRESS = {
+    "allow": "allow_domains",
+    "deny": "deny_domains",
+    "presets": "presets",
+    "provider_tools": "provider_tools",
+    "allow_private": "allow_private",
+    "budget": "budget",
+}
+"""The keys of the table ``[egress]``, and which of the model each is."""
+
+_BOOLEANS = frozenset({"full_clone", "verbose", "provider_tools", "allow_private"})
+_LISTS = frozenset({"mounts", "allow_domains", "deny_domains", "presets"})
+_MAX_INTEGER = 1 << 63
+_MAX_AHEAD = 50
+# tomllib's time grows with the square of a dotted key's parts; a host name in quotes has 127 at most.
+_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){128}""", re.ASCII)
+_POSITION = re.compile(r"at line ([0-9]+)")
+
+_Name = tuple[str, ...]
+
+
+def parse(data: bytes, path: Path) -> list[Assignment]:
+    """Return what a TOML file says, in its order.
+
+    :raises UsageError: it is none.
+    """
+    text = decode(data, path)
+    deep = _DOTTED.search(text)
+    if deep is not None:
+        raise line_error(path, text.count("\n", 0, deep.start()) + 1, "a key of too many parts")
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Without the message: it quotes what stands there.
+        found = _POSITION.search(str(error)) if isinstance(error, tomllib.TOMLDecodeError) else None
+        line = int(found[1]) if found else text.count("\n") + 1
+        raise line_error(path, line, "not valid TOML from here on, or a key for the second time") from None
+    lines = _Lines(text)
+    return [assignment for name, value in document.items() for assignment in _top(name, value, lines)]
+
+
+def _top(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
+    if keys.normal(name) != TABLE:
+        yield _assignment((name,), keys.canonical(name), value, lines)
+    elif isinstance(value, dict):
+        for inner, item in value.items():
+            yield _assignment((name, inner), EGRESS.get(keys.normal(inner)), item, lines)
+    else:
+        yield Assignment(written=name, key=TABLE, line=lines.of((name,)), wrong=f"must be a table: [{TABLE}]")
+
+
+def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> Assignment:
+    written, line = ".".join(path), lines.of(path)
+    try:
+        if key is None or key in keys.LATER:
+            texts: Sequence[Text] = (Text(text="", line=line),)
+        elif key == "budget" and isinstance(value, dict):
+            texts = _budget(path, value, lines)
+        elif key in _LISTS and isinstance(value, list):
+            texts = _items(value, line, lines)
+        else:
+            texts = (Text(text=_scalar(key, value), line=line),)
+    except ValueError as error:
+        return Assignment(written=written, key=key, line=line, wrong=str(error))
+    return Assignment(written=written, key=key, line=line, texts=tuple(texts), items=isinstance(value, list))
+
+
+def _scalar(key: str, value: object) -> str:
+    """Return a value as the flat file would have it."""
+    if key in _BOOLEANS:
+        if isinstance(value, bool):
+            return str(value).lower()
+        raise ValueError("must be true or false, without quotes")
+    if isinstance(value, bool) and key == "network":
+        return str(value).lower()
+    if isinstance(value, int) and not isinstance(value, bool) and key == "time_limit":
+        return _integer(value)
+    if isinstance(value, str):
+        return value
+    raise ValueError("must be an array of strings" if key in _LISTS else "must be a string in quotes")
+
+
+def _items(value: list[object], line: int, lines: _Lines) -> list[Text]:
+    texts = []
+    for item in value:
+        if not isinstance(item, str):
+            raise ValueError("must be an array of strings")
+        line = lines.at_or_after(line, item)
+        texts.append(Text(text=item, line=line))
+    return texts
+
+
+def _budget(path: _Name, value: Mapping[str, object], lines: _Lines) -> list[Text]:
+    texts = []
+    for name, amount in value.items():
+        if name not in values.BUDGET_PARTS:
+            raise ValueError(f"must have no other key than {', '.join(values.BUDGET_PARTS)}")
+        if isinstance(amount, int) and not isinstance(amount, bool):
+            word = _integer(amount)
+        elif isinstance(amount, str):
+            word = amount
+        else:
+            raise ValueError(f'must have a number for {name}, or a string such as "2G"')
+        texts.append(Text(text=f"{name}={word}", line=lines.of((*path, name))))
+    return texts
+
+
+def _integer(value: int) -> str:
+    if abs(value) >= _MAX_INTEGER:
+        raise ValueError("must be a smaller number")
+    return str(value)
+
+
+class _Lines:
+    """Where the keys of a file stand, found by looking for them."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = text.split("\n")
+        self._found: dict[_Name, int] = {}
+        table: _Name = ()
+        for number, line in enumerate(self._lines, start=1):
+            stripped = line.strip()
+            if stripped.startswith("["):
+                table = _parts(stripped.lstrip("[").partition("]")[0])
+                self._found.setdefault(table, number)
+            elif "=" in stripped and not stripped.startswith("#"):
+                parts = (*table, *_parts(stripped.partition("=")[0]))
+                for length in range(len(table) + 1, len(parts) + 1):
+                    self._found.setdefault(parts[:length], number)
+
+    def of(self, path: _Name) -> int:
+        """Return the line of a key, or of the table or value that it is in."""
+        found = (self._found.get(path[:length]) for length in range(len(path), 0, -1))
+        return next((line for line in found if line is not None), 1)
+
+    def at_or_after(self, line: int, text: str) -> int:
+        """Return the line of an array's item, or the one to begin at when it is not soon after it."""
+        quoted = (f'"{text}"', f"'{text}'")
+        ahead = itertools.islice(self._lines, line - 1, line - 1 + _MAX_AHEAD)
+        for number, content in enumerate(ahead, start=line):
+            if any(word in content for word in quoted):
+                return number
+        return line
+
+
+def _parts(written: str) -> _Name:
+    return tuple(part.strip().strip("\"'") for part in written[:1000].split("."))
