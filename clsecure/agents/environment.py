@@ -1,8 +1,11 @@
-"""Names that may pass from the user's environment, and the complete environment inside."""
+"""Names that may pass from the user's environment."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 TERMINAL_NAMES = frozenset(
     {
@@ -119,6 +122,63 @@ CLAUDE_NAMES = frozenset(
         "USE_BUILTIN_RIPGREP",
     }
 )
+
+CLAUDE_CLOUDS = MappingProxyType(
+    {
+        "CLAUDE_CODE_USE_BEDROCK": frozenset(
+            {
+                "CLAUDE_CODE_SKIP_BEDROCK_AUTH",
+                "ANTHROPIC_BEDROCK_BASE_URL",
+                "AWS_ACCESS_KEY_ID",
+                "AWS_SECRET_ACCESS_KEY",
+                "AWS_SESSION_TOKEN",
+                "AWS_BEARER_TOKEN_BEDROCK",
+                "AWS_REGION",
+                "AWS_DEFAULT_REGION",
+            }
+        ),
+        "CLAUDE_CODE_USE_VERTEX": frozenset(
+            {
+                "CLAUDE_CODE_SKIP_VERTEX_AUTH",
+                "ANTHROPIC_VERTEX_BASE_URL",
+                "ANTHROPIC_VERTEX_PROJECT_ID",
+                "CLOUD_ML_REGION",
+                "GOOGLE_CLOUD_PROJECT",
+                # A path; the file itself has to be mounted there.
+                "GOOGLE_APPLICATION_CREDENTIALS",
+            }
+        ),
+    }
+)
+"""What Claude Code needs for providers whose requests are signed, by the variable that chooses the provider.
+Passes with ``credentials = copy`` only, and of a provider that is not chosen nothing."""
+
+_SECRET = re.compile(r"_KEY(?:_ID)?$|_TOKEN(?:_[A-Z]+)?$")
+_CREDENTIAL = re.compile(r"[\x21-\x7e]{1,16384}")
+_NOT_CHOSEN = frozenset({"", "0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudCredentials:
+    """What of the user's environment opens a cloud's API.
+
+    :param env: variables for the agent.
+    :param secrets: those values of it that nothing may log.
+    """
+
+    env: Mapping[str, str] = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+def cloud_credentials(
+    environ: Mapping[str, str], clouds: Mapping[str, frozenset[str]]
+) -> CloudCredentials | None:
+    """Return what the chosen cloud needs; None when the user has chosen none."""
+    chosen = [name for name in clouds if environ.get(name, "").strip().lower() not in _NOT_CHOSEN]
+    names = {*chosen, *(name for each in chosen for name in clouds[each])}
+    env = {name: environ[name] for name in names if _CREDENTIAL.fullmatch(environ.get(name, ""))}
+    secrets = tuple(env[name] for name in env if _SECRET.search(name))
+    return CloudCredentials(env=env, secrets=secrets) if env else None
 
 
 def may_pass(name: str, value: str, *, allowed: frozenset[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from clsecure.agents import claude_home, demo
-from clsecure.agents.environment import CLAUDE_NAMES, may_pass
+from clsecure.agents.environment import CLAUDE_CLOUDS, CLAUDE_NAMES, may_pass
 from clsecure.agents.request import AgentHome, HomeRequest, empty_home
 from clsecure.errors import AgentError, UsageError
 
@@ -36,7 +36,9 @@ class AgentSpec:
     :param env_allowlist: names that may pass from the user's environment, besides the terminal's.
     :param token_env: the variable that the session's token goes into inside, by the variable that the real
         credential has outside.
-    :param base_url_env: the variable that names the gateway.
+    :param base_url_env: the variable that names the provider's API: the gateway's address inside.
+    :param clouds: providers whose requests are signed, which no gateway can do for the agent: the variable
+        that chooses one, and what passes then, with ``credentials = copy`` alone.
     :param home: makes the files of the worker's home.
     """
 
@@ -50,7 +52,25 @@ class AgentSpec:
     env_allowlist: frozenset[str] = frozenset()
     token_env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     base_url_env: str | None = None
+    clouds: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     home: Callable[[HomeRequest], AgentHome] = empty_home
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayAccess:
+    """How programs inside reach the session's gateway.
+
+    :param port: of the gateway on the loopback inside.
+    :param token: the session's own, never the user's credential.
+    :param credential_variable: under which variable the credential is known outside that the gateway puts
+        into API requests; None when it has none, and no API is to be had there.
+    :param proxy: programs are told to reach everything through it; not where there is another way out.
+    """
+
+    port: int
+    token: str = field(repr=False)
+    credential_variable: str | None = None
+    proxy: bool = True
 
 
 _CLAUDE = str(BIN_DIRECTORY / "claude")
@@ -96,6 +116,7 @@ AGENTS: Mapping[str, AgentSpec] = MappingProxyType(
                 }
             ),
             base_url_env="ANTHROPIC_BASE_URL",
+            clouds=CLAUDE_CLOUDS,
             home=claude_home.collect,
         ),
         "demo": AgentSpec(
@@ -129,9 +150,9 @@ def environment(
     home: PurePosixPath,
     session: str,
     terminal: bool,
-    port: int | None = None,
-    token: str | None = None,
-    credential_variable: str | None = None,
+    gateway: GatewayAccess | None = None,
+    credentials: Mapping[str, str] | None = None,
+    tool_env: Mapping[str, str] | None = None,
     extra_path: Sequence[PurePosixPath] = (),
 ) -> dict[str, str]:
     """Return the complete environment of the agent; nothing else is inherited.
@@ -139,9 +160,9 @@ def environment(
     :param environ: the user's environment.
     :param user: name of the worker account.
     :param terminal: the agent has a terminal.
-    :param port: of the gateway on the loopback inside, None without one.
-    :param token: the session's token, never the user's credential.
-    :param credential_variable: under which variable the user's credential is known outside.
+    :param gateway: None without one.
+    :param credentials: what the user gives the agent itself (``credentials = copy``).
+    :param tool_env: where the tools inside find the user's registries.
     :param extra_path: directories with programs in what the user mounted.
     :raises AgentError: the agent can't be given a token for that credential.
     """
@@ -154,6 +175,7 @@ def environment(
         env["TERM"] = "xterm-256color"
     if not any(name in env for name in ("LANG", "LC_ALL", "LC_CTYPE")):
         env["LANG"] = "C.UTF-8"
+    env |= tool_env or {}
     path = [str(BIN_DIRECTORY), *(str(entry) for entry in extra_path), *_SYSTEM_DIRECTORIES]
     env |= {
         "HOME": str(home),
@@ -170,13 +192,27 @@ def environment(
         "CLSECURE_SESSION": session,
         **agent.env,
     }
-    if port is not None and agent.base_url_env is not None:
-        env[agent.base_url_env] = f"http://127.0.0.1:{port}"
-    if token is not None and agent.token_env:
+    if gateway is not None:
+        env |= _gateway_env(agent, gateway)
+    return env | dict(credentials or {})
+
+
+def _gateway_env(agent: AgentSpec, gateway: GatewayAccess) -> dict[str, str]:
+    """Return what makes the agent and the tools inside use the gateway."""
+    url = f"http://clsecure:{gateway.token}@127.0.0.1:{gateway.port}"
+    env: dict[str, str] = {}
+    if gateway.proxy:
+        # Both spellings: curl reads only the lower-case one of http_proxy, others only the upper-case one.
+        # Not ALL_PROXY, by which some would send what is not HTTP.
+        env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url)
+        env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1,::1")
+        env |= {"CLSECURE_POLICY_URL": f"{url}/.clsecure/policy", "NODE_USE_ENV_PROXY": "1"}
+    if gateway.credential_variable is not None and agent.base_url_env is not None:
+        env[agent.base_url_env] = f"http://127.0.0.1:{gateway.port}"
         try:
-            env[agent.token_env[credential_variable or ""]] = token
+            env[agent.token_env[gateway.credential_variable]] = gateway.token
         except KeyError:
             raise AgentError(
-                f"{agent.title} has no use for a credential from {credential_variable or 'nowhere'}"
+                f"{agent.title} has no use for a credential from {gateway.credential_variable}"
             ) from None
     return env

@@ -15,6 +15,7 @@ from pathlib import PurePath
 
 from clsecure.cli.screen import Screen, Style, is_terminal, wants_colour
 from clsecure.errors import ClsecureError
+from clsecure.session.words import human_size
 from clsecure.terminal import escape
 
 _MAX_DETAIL_LINES = 200
@@ -152,16 +153,6 @@ def write_sessions(rows: Sequence[SessionRow], *, json: bool) -> None:
             for row in rows
         ],
     )
-
-
-def human_size(size: int) -> str:
-    """Return a number of bytes for people."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def human_age(seconds: float) -> str:

@@ -54,9 +54,10 @@ class Entry:
         return self.decision == "deny"
 
 
-def begin_run(path: Path, session_id: str) -> None:
+def begin_run(path: Path, session_id: str) -> int:
     """Mark where a run begins: a session that is gone on with appends to the same file.
 
+    :return: the position of what this run writes.
     :raises EgressError: the file can't be written.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -68,6 +69,7 @@ def begin_run(path: Path, session_id: str) -> None:
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             line = _RUN + json.dumps({"session_id": session_id}).encode("ascii")[1:] + b"\n"
             os.write(descriptor, b"\n" + line if torn else line)
+            return size
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from clsecure import logs
-from clsecure.agents.spec import environment
+from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
 from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
+from clsecure.session.network import Arrangement
 from clsecure.session.relay import PipeRelay, relay_terminal
+from clsecure.session.traffic import opening_lines
 from clsecure.verify.host import check_barrier, require
 
 log = logs.get("session")
@@ -22,12 +24,6 @@ log = logs.get("session")
 _INTERRUPTED = 130
 _DRAIN_SECONDS = 30.0
 _HURRY_SECONDS = 1.0
-_NETWORKS = {
-    NetworkPolicy.NONE: "no network",
-    NetworkPolicy.API: "the model's API and nothing else",
-    NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
-    NetworkPolicy.FULL: "the internet, without this machine's and private addresses",
-}
 
 
 class Execution:
@@ -39,11 +35,11 @@ class Execution:
         spec: SandboxSpec,
         workspace: Workspace,
         *,
+        network: Arrangement,
         gateway: Gateway | None,
-        credential_variable: str | None,
     ) -> None:
         self._context, self._spec, self._workspace = context, spec, workspace
-        self._gateway, self._credential_variable = gateway, credential_variable
+        self._network, self._gateway = network, gateway
         self.begun = False
 
     def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
@@ -83,15 +79,10 @@ class Execution:
 
     def _banner(self) -> list[str]:
         plan, agent = self._context.plan, self._context.agent
-        network = _NETWORKS[plan.network]
-        if self._gateway is None and plan.network is NetworkPolicy.API:
-            network = "no network (this agent needs none)"
-            if agent.base_url_env is not None:
-                network = "no network (there is no key for the model's API)"
         what = plan.command[0] if plan.command else "a shell" if plan.shell else agent.title
         return [
             f"{what} runs isolated",
-            f"mode {plan.mode}, network: {network}",
+            *opening_lines(plan, self._network.gateway, uses_api=agent.base_url_env is not None),
             f"project {plan.project}, session {plan.session}",
             *(f"mounted: {m.source} at {m.target}{'' if m.read_only else ', writable'}" for m in plan.mounts),
             *(f"residual: {w}" for w in self._context.warnings if w.startswith("not enforced")),
@@ -106,9 +97,9 @@ class Execution:
             home=PurePosixPath(spec.account.home),
             session=plan.session,
             terminal=spec.terminal is not None,
-            port=port,
-            token=self._gateway.token if self._gateway else None,
-            credential_variable=self._credential_variable,
+            gateway=self._access(port),
+            credentials=self._network.given,
+            tool_env=plan.tool_env,
             extra_path=[PurePosixPath(m.target) / "bin" for m in plan.mounts],
         )
         command = SandboxCommand(argv=self._argv(), env=env, cwd=Path(self._workspace.directory))
@@ -123,10 +114,19 @@ class Execution:
             else:
                 in_time = self._piped(sandbox, command, deadline)
         status = self._status(sandbox, in_time=in_time)
-        if self._gateway is not None and not self._gateway.alive():
-            context.warn("the gateway ended during the session: the agent had no network from then on")
         log.info("agent_ended", status=status, in_time=in_time)
         return status
+
+    def _access(self, port: int | None) -> GatewayAccess | None:
+        if self._gateway is None or port is None:
+            return None
+        return GatewayAccess(
+            port=port,
+            token=self._gateway.token,
+            credential_variable=self._network.variable,
+            # With a full network programs go out by themselves.
+            proxy=self._context.plan.network is not NetworkPolicy.FULL,
+        )
 
     def _piped(self, sandbox: LocalSandbox, command: SandboxCommand, deadline: float | None) -> bool:
         relay = PipeRelay(to_stderr=self._context.plan.stdout_is_ours)

@@ -19,6 +19,7 @@ from clsecure.session.clock import Clock
 from clsecure.session.store import SessionDirectory, SessionRecord, SessionStatus
 from clsecure.session.tools import run_tool
 from clsecure.session.ui import FinishChoice, FinishQuestion, ReviewLine, Ui
+from clsecure.session.words import number
 
 log = logs.get("finish")
 
@@ -256,8 +257,3 @@ def review_lines(seen: Review) -> Iterator[ReviewLine]:
             yield ReviewLine(text=f"{finding.path}: {finding.message}", severity=finding.severity)
     for item in seen.refused:
         yield ReviewLine(text=f"stays behind: {item}", severity=Severity.WARNING)
-
-
-def number(count: int, noun: str) -> str:
-    """Return "1 commit", "2 commits"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

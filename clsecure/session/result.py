@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from clsecure.egress.wire import HostTotals
 from clsecure.model import ImportResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressResult:
+    """What went through the session's gateway.
+
+    :param hosts: the targets, most requests first; names are escaped for printing.
+    :param complete: False when the gateway died: what its log says, then.
+    """
+
+    policy: str
+    requests: int
+    denied: int
+    bytes_in: int
+    bytes_out: int
+    tokens: int | None
+    hosts: tuple[HostTotals, ...] = ()
+    warnings: tuple[str, ...] = ()
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +34,7 @@ class SessionResult:
     :param duration_s: seconds from the start to the end of everything.
     :param phases: name to seconds.
     :param import_: ``import`` in the document.
+    :param egress: None when there was no gateway.
     :param kept: the session waits: its work, or a part of it, was not imported.
     """
 
@@ -29,6 +50,7 @@ class SessionResult:
     base_tree: str | None
     duration_s: float
     phases: dict[str, float] = field(default_factory=dict)
+    egress: EgressResult | None = None
     import_: ImportResult | None = None
     kept: bool = False
     warnings: tuple[str, ...] = ()

@@ -18,26 +18,20 @@ from clsecure.agents.spec import find_spec
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import start_gateway
 from clsecure.egress.full import FullNetwork
-from clsecure.egress.provider import Credential, find_credential, find_provider
-from clsecure.egress.wire import GatewayConfig
-from clsecure.errors import (
-    AgentError,
-    ClsecureError,
-    EgressError,
-    NotStartedError,
-    StateError,
-    UsageError,
-)
+from clsecure.egress.journal import begin_run
+from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError, UsageError
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
 from clsecure.session.execution import Execution
+from clsecure.session.network import arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
-from clsecure.session.result import SessionResult
+from clsecure.session.result import EgressResult, SessionResult
 from clsecure.session.store import SessionRecord, SessionStatus
+from clsecure.session.traffic import report
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
 
@@ -75,17 +69,19 @@ class SessionRunner:
         :raises ClsecureError: the session did not happen, or its work waits in the kept session.
         """
         context, plan = self.context, self.context.plan
+        gateway, log_start = None, 0
         with ExitStack() as stack:
             with context.clock.phase("provision"):
                 binary = self._binary()
-                credential = self._credential()
-                gateway_config = self._gateway_config(credential)
+                network = arrange(context)
                 full = stack.enter_context(FullNetwork()) if plan.network is NetworkPolicy.FULL else None
                 context.place.make()
                 stack.enter_context(context.place.locked())
                 logs.record(context.place.events)
                 account = stack.enter_context(self._leased())
-                gateway = stack.enter_context(start_gateway(gateway_config)) if gateway_config else None
+                if network.gateway is not None:
+                    log_start = begin_run(context.place.egress_log, plan.session_id)
+                    gateway = stack.enter_context(start_gateway(network.gateway))
                 backend = LocalBackend(plan.mode, context.connection)
                 spec = SandboxSpec(
                     mode=plan.mode, account=account, mounts=plan.mounts, program=self._keep(binary)
@@ -104,8 +100,8 @@ class SessionRunner:
                 context,
                 agents_spec,
                 workspace,
+                network=network,
                 gateway=gateway,
-                credential_variable=credential.variable if credential else None,
             )
             try:
                 status = execution.run(backend, meanwhile=_load_the_end)
@@ -114,9 +110,10 @@ class SessionRunner:
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
+            egress = report(context, gateway.close(), log_start) if gateway is not None else None
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished)
+        return self._result(record, status, finished, egress)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -205,32 +202,6 @@ class SessionRunner:
         log.info("agent_kept", name=context.agent.name, version=binary.version, sha256=digest)
         return KeptProgram(name=context.agent.executables[0], sha256=digest, version=binary.version)
 
-    def _credential(self) -> Credential | None:
-        """Return the user's credential; None where the session has no use for one."""
-        context = self.context
-        if context.plan.network is NetworkPolicy.NONE or context.agent.base_url_env is None:
-            return None
-        credential = find_credential(context.around.environ, context.around.home)
-        if credential is None and context.runs_agent:
-            raise EgressError(
-                f"there is no key for {context.agent.title}",
-                resolution="Set ANTHROPIC_API_KEY, log in with `claude`, or run `claude setup-token` and "
-                "set CLAUDE_CODE_OAUTH_TOKEN",
-            )
-        if credential is None:
-            context.warn("no key for the model's API was found: the session does not reach it")
-        return credential
-
-    def _gateway_config(self, credential: Credential | None) -> GatewayConfig | None:
-        """Return what the gateway is started with; None where there is nothing to forward to."""
-        if credential is None:
-            return None
-        if credential.value:
-            logs.register_secret(credential.value)
-        context = self.context
-        provider = find_provider(context.around.environ, base_url=context.plan.base_url)
-        return GatewayConfig(provider=provider, credential=credential, log=context.place.egress_log)
-
     # ------------------------------------------------------------ the end
 
     def _finish(
@@ -269,7 +240,9 @@ class SessionRunner:
         context.warnings.extend(finished.warnings)
         return finished
 
-    def _result(self, record: SessionRecord, status: int, finished: Finished) -> SessionResult:
+    def _result(
+        self, record: SessionRecord, status: int, finished: Finished, egress: EgressResult | None
+    ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
         return SessionResult(
@@ -285,6 +258,7 @@ class SessionRunner:
             base_tree=record.base_tree,
             duration_s=context.clock.total(),
             phases=dict(context.clock.phases),
+            egress=egress,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),

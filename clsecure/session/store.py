@@ -10,6 +10,7 @@ One directory per project and session name::
         export/         the quarantine of an import that is going on
         events.jsonl    the log, one line per event
         egress.jsonl    one line per request to the gateway
+        egress.sock     where the running gateway takes the user's orders
 
 The worker can't reach any of it.
 """
@@ -176,6 +177,11 @@ class SessionDirectory:
     def egress_log(self) -> Path:
         """The log of requests to the gateway."""
         return self.path / "egress.jsonl"
+
+    @property
+    def egress_control(self) -> Path:
+        """The socket of the running gateway."""
+        return self.path / "egress.sock"
 
     def make(self) -> None:
         """Make the directory, for the user alone."""

@@ -219,6 +219,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_CONNECT(self) -> None:
+        """Refuse to be a proxy, as a session's gateway does; the request is noted like any other."""
+        self._answer()
+
     def _answer(self) -> None:
         raw = self.rfile.read(int(self.headers.get("content-length") or 0))
         try:

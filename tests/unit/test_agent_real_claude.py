@@ -17,7 +17,7 @@ import pytest
 
 from clsecure.agents.claude_home import collect
 from clsecure.agents.request import HomeRequest
-from clsecure.agents.spec import AGENTS, environment
+from clsecure.agents.spec import AGENTS, GatewayAccess, environment
 from tests.support.messages_api import MessagesApi, text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -99,9 +99,7 @@ class Worker:
             home=PurePosixPath(self.home),
             session="test",
             terminal=True,
-            port=api.port,
-            token=token,
-            credential_variable=credential,
+            gateway=GatewayAccess(port=api.port, token=token, credential_variable=credential),
         )
         # So that nothing is left in the machine's own.
         env |= {
@@ -181,6 +179,15 @@ class Screen:
         return True
 
 
+def asked_elsewhere(api: MessagesApi) -> list[str]:
+    """Return what the agent asked of other hosts, through the proxy that its environment names."""
+    return [
+        f"{request.method} {request.target}"
+        for request in api.requests
+        if request.method == "CONNECT" or not request.target.startswith("/")
+    ]
+
+
 def converse(child: pexpect.spawn[bytes], words: str, reply: str) -> str:
     """Say something once the prompt is there, wait for the reply, leave; return all that was shown."""
     screen = Screen(child)
@@ -236,6 +243,8 @@ def test_no_dialog_appears_and_a_resumed_conversation_takes_the_new_token(
         third = converse(child, "hello-three", "THIRDREPLY")
 
         requests = api.messages()
+        # It would be refused, and stand in every session's list of what was blocked.
+        assert asked_elsewhere(api) == []
 
     for shown in (first, second, third):
         assert not [dialog for dialog in DIALOGS if squeezed(dialog.encode()) in shown]

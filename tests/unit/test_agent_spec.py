@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
-from clsecure.agents.spec import AGENTS, AgentSpec, environment, find_spec
+from clsecure.agents.environment import cloud_credentials
+from clsecure.agents.spec import AGENTS, AgentSpec, GatewayAccess, environment, find_spec
 from clsecure.errors import AgentError, UsageError
 
 CANARY = "CANARY-77ab"
@@ -40,6 +42,10 @@ def inside(agent: AgentSpec, environ: dict[str, str], **more: object) -> dict[st
         **more,
     }
     return environment(agent, environ, **arguments)  # type: ignore[arg-type]
+
+
+def access(**more: Any) -> GatewayAccess:
+    return GatewayAccess(port=4321, token="session-token", **more)
 
 
 @pytest.mark.parametrize("agent", AGENTS.values(), ids=lambda agent: agent.name)
@@ -96,7 +102,7 @@ def test_the_environment_is_complete_without_anything_of_the_users() -> None:
 )
 def test_the_token_takes_the_place_of_the_credential(outside: str, variable: str) -> None:
     environ = {outside: CANARY, "ANTHROPIC_BASE_URL": "https://gateway.invalid"}
-    env = inside(AGENTS["claude"], environ, port=4321, token="session-token", credential_variable=outside)
+    env = inside(AGENTS["claude"], environ, gateway=access(credential_variable=outside))
     assert {name: value for name, value in env.items() if value == "session-token"} == {
         variable: "session-token"
     }
@@ -104,9 +110,79 @@ def test_the_token_takes_the_place_of_the_credential(outside: str, variable: str
     assert CANARY not in env.values()
 
 
+def test_programs_inside_are_led_to_the_gateway_and_not_by_way_of_the_users_own_proxy() -> None:
+    environ = dict.fromkeys(("HTTPS_PROXY", "http_proxy", "ALL_PROXY", "NO_PROXY"), CANARY)
+    env = inside(AGENTS["demo"], environ, gateway=access())
+    url = "http://clsecure:session-token@127.0.0.1:4321"
+    assert {name: value for name, value in env.items() if value == url} == dict.fromkeys(
+        ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url
+    )
+    assert env["NO_PROXY"] == env["no_proxy"] == "localhost,127.0.0.1,::1"
+    assert env["CLSECURE_POLICY_URL"] == f"{url}/.clsecure/policy"
+    assert "ALL_PROXY" not in env
+    assert CANARY not in env.values()
+
+
+@pytest.mark.parametrize(
+    ("gateway", "api"), [(None, False), ({"proxy": False, "credential_variable": "ANTHROPIC_API_KEY"}, True)]
+)
+def test_without_a_gateway_or_with_another_way_out_there_is_no_proxy(gateway: Any, api: bool) -> None:
+    env = inside(AGENTS["claude"], {}, gateway=None if gateway is None else access(**gateway))
+    assert not [name for name in env if "PROXY" in name.upper() or name == "CLSECURE_POLICY_URL"]
+    assert ("ANTHROPIC_BASE_URL" in env, "ANTHROPIC_AUTH_TOKEN" in env) == (api, api)
+
+
+def test_a_gateway_without_a_credential_is_no_api() -> None:
+    env = inside(AGENTS["claude"], {"ANTHROPIC_BASE_URL": CANARY}, gateway=access())
+    assert not [name for name in env if name.startswith("ANTHROPIC_")]
+
+
+def test_what_the_tools_are_told_does_not_replace_what_the_sandbox_says() -> None:
+    tool_env = {"NPM_CONFIG_REGISTRY": "http://host.clsecure.internal:4873/", "PATH": CANARY, "HOME": CANARY}
+    env = inside(AGENTS["demo"], {}, tool_env=tool_env, gateway=access())
+    assert env["NPM_CONFIG_REGISTRY"] == "http://host.clsecure.internal:4873/"
+    assert CANARY not in env.values()
+
+
+def test_credentials_that_the_user_gives_the_agent_are_there_under_their_own_names() -> None:
+    env = inside(AGENTS["claude"], {}, gateway=access(), credentials={"ANTHROPIC_API_KEY": "the-key"})
+    assert env["ANTHROPIC_API_KEY"] == "the-key"
+    assert "ANTHROPIC_BASE_URL" not in env
+
+
+CLOUD = {
+    "CLAUDE_CODE_USE_BEDROCK": "1",
+    "AWS_ACCESS_KEY_ID": "AKIA-CANARY",
+    "AWS_SECRET_ACCESS_KEY": "secret-CANARY",
+    "AWS_SESSION_TOKEN": "t" * 2000,
+    "AWS_REGION": "eu-central-1",
+    "AWS_PROFILE": "mine",
+    "GOOGLE_CLOUD_PROJECT": "other",
+}
+
+
+def test_of_the_clouds_only_the_chosen_one_gets_its_credentials() -> None:
+    clouds = AGENTS["claude"].clouds
+    found = cloud_credentials(CLOUD, clouds)
+    assert found is not None
+    assert set(found.env) == set(CLOUD) - {"AWS_PROFILE", "GOOGLE_CLOUD_PROJECT"}
+    assert set(found.secrets) == {"AKIA-CANARY", "secret-CANARY", "t" * 2000}
+    assert "CANARY" not in repr(found)
+    for no in ("", "0", "false"):
+        assert cloud_credentials({**CLOUD, "CLAUDE_CODE_USE_BEDROCK": no}, clouds) is None
+    vertex = cloud_credentials(
+        {**CLOUD, "CLAUDE_CODE_USE_BEDROCK": "", "CLAUDE_CODE_USE_VERTEX": "1"}, clouds
+    )
+    assert vertex is not None
+    assert set(vertex.env) == {"CLAUDE_CODE_USE_VERTEX", "GOOGLE_CLOUD_PROJECT"}
+    assert cloud_credentials({**CLOUD, "AWS_SECRET_ACCESS_KEY": "a\x1b[0m"}, clouds).env.keys() == (
+        found.env.keys() - {"AWS_SECRET_ACCESS_KEY"}
+    )
+
+
 def test_a_credential_that_the_agent_cannot_use_is_an_error() -> None:
     with pytest.raises(AgentError):
-        inside(AGENTS["claude"], {}, token="t", credential_variable="OPENAI_API_KEY")
+        inside(AGENTS["claude"], {}, gateway=access(credential_variable="OPENAI_API_KEY"))
 
 
 def test_an_unknown_agent_is_refused_with_the_names_of_the_known() -> None:

@@ -16,8 +16,10 @@ import pytest
 
 from clsecure.cli import render
 from clsecure.cli.render import SessionRow
+from clsecure.egress.wire import HostTotals
 from clsecure.model import ImportedUnit, ImportFinding, ImportResult, IsolationMode, NetworkPolicy, Severity
-from clsecure.session.result import SessionResult
+from clsecure.session.result import EgressResult, SessionResult
+from clsecure.session.words import human_size
 from tests.support.cli import ROOT
 from tests.support.schema import check, load
 
@@ -44,6 +46,16 @@ IMPORT = ImportResult(
     refused=("a",),
     findings=(ImportFinding(kind="hook", path="x", severity=Severity.HIGH, message="y"),),
 )
+EGRESS = EgressResult(
+    policy="allowlist",
+    requests=4,
+    denied=1,
+    bytes_in=10,
+    bytes_out=20,
+    tokens=None,
+    hosts=(HostTotals(host="files.example.org", port=443, requests=4, denied=1),),
+    warnings=("the budget of requests is used up",),
+)
 RESULT: dict[str, Any] = {
     "session_id": "s",
     "project": Path("/p"),
@@ -57,6 +69,7 @@ RESULT: dict[str, Any] = {
     "base_tree": OID,
     "duration_s": timedelta(seconds=1.5),
     "phases": {"run": 0.5},
+    "egress": EGRESS,
     "import": IMPORT,
     "kept": False,
     "warnings": (),
@@ -68,7 +81,7 @@ def documents(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_the_result_fits_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    for result in (RESULT, RESULT | {"import": None}, RESULT | {"egress": {}}):
+    for result in (RESULT, RESULT | {"import": None}, RESULT | {"egress": None, "later": {}}):
         render.write_json(result)
         check(documents(capsys), load("result"))
 
@@ -79,11 +92,15 @@ def test_the_schema_wants_every_key(key: str) -> None:
         check(render.plain({k: v for k, v in RESULT.items() if k != key}), load("result"))
 
 
-def test_the_schema_knows_the_fields_of_a_result_and_of_an_import() -> None:
+def test_the_schema_knows_the_fields_of_a_result_and_of_what_is_in_it() -> None:
     fields = {field.name.removesuffix("_") for field in dataclasses.fields(SessionResult)}
     assert fields >= set(load("result")["required"])
     wanted = load("result")["properties"]["import"]["anyOf"][0]["required"]
     assert set(wanted) == {field.name for field in dataclasses.fields(ImportResult)}
+    egress = load("result")["properties"]["egress"]["anyOf"][0]
+    assert set(egress["required"]) == {field.name for field in dataclasses.fields(EgressResult)}
+    host = egress["properties"]["hosts"]["items"]
+    assert set(host["required"]) == {field.name for field in dataclasses.fields(HostTotals)}
 
 
 @pytest.mark.parametrize("rows", [[], [ROW], [ROW, dataclasses.replace(ROW, size=None, unimported=None)]])
@@ -141,7 +158,7 @@ def test_a_diff_in_a_pipe_is_exact_and_on_a_terminal_escaped() -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (20480, "20 KiB"), (1 << 50, "1024.0 TiB")],
 )
 def test_sizes_for_people(size: int, text: str) -> None:
-    assert render.human_size(size) == text
+    assert human_size(size) == text
 
 
 @pytest.mark.parametrize(

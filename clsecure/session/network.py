@@ -1,0 +1,137 @@
+"""The network of a session: what its gateway is started with, and who holds which credential."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from clsecure import logs
+from clsecure.agents.environment import cloud_credentials
+from clsecure.egress.provider import Credential, Provider, find_credential, find_provider
+from clsecure.egress.wire import GatewayConfig, HostProxies
+from clsecure.errors import EgressError
+from clsecure.model import Credentials, NetworkPolicy
+from clsecure.policy import HOST_ALIAS, EgressPolicy, allow_rules
+from clsecure.session.context import Context
+
+COPY_WARNING = (
+    "the key itself is inside the sandbox (credentials = copy): whatever runs there can read it, "
+    "and send it wherever the session's network leads"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """What a session needs for its network.
+
+    :param gateway: what the gateway is started with; None where there is no use for one.
+    :param given: variables with credentials that the agent itself holds.
+    """
+
+    gateway: GatewayConfig | None = None
+    given: Mapping[str, str] = field(repr=False, default_factory=dict)
+
+    @property
+    def variable(self) -> str | None:
+        """Under which variable the credential is known outside that the gateway puts in."""
+        if self.gateway is None or self.gateway.credential is None:
+            return None
+        return self.gateway.credential.variable
+
+
+def arrange(context: Context) -> Arrangement:
+    """Decide about the session's network; warn of what the user should know at the start.
+
+    :raises EgressError: there is no credential where the agent needs one, or something can't be used.
+    """
+    plan = context.plan
+    if plan.network is NetworkPolicy.NONE:
+        return Arrangement()
+    if context.agent.base_url_env is None:
+        return Arrangement(
+            gateway=_gateway(context, plan.policy) if plan.network is NetworkPolicy.ALLOWLIST else None
+        )
+    match plan.credentials:
+        case Credentials.INJECT:
+            credential = _credential(context)
+            # With a full network there is another way out: the gateway is for the API alone then.
+            if credential is None and plan.network is NetworkPolicy.FULL:
+                return Arrangement()
+            return Arrangement(gateway=_gateway(context, plan.policy, credential))
+        case Credentials.COPY:
+            given, policy = _copied(context)
+        case Credentials.NONE:
+            given, policy = {}, plan.policy
+    return Arrangement(
+        gateway=None if plan.network is NetworkPolicy.FULL else _gateway(context, policy), given=given
+    )
+
+
+def _gateway(context: Context, policy: EgressPolicy, credential: Credential | None = None) -> GatewayConfig:
+    plan = context.plan
+    return GatewayConfig(
+        provider=_provider(context) if credential is not None else None,
+        credential=credential,
+        policy=policy,
+        budget=plan.budget,
+        proxies=HostProxies(),
+        log=context.place.egress_log,
+        control=context.place.egress_control,
+    )
+
+
+def _provider(context: Context) -> Provider:
+    provider = find_provider(context.around.environ, base_url=context.plan.base_url)
+    return replace(provider, provider_tools=context.plan.provider_tools)
+
+
+def _credential(context: Context) -> Credential | None:
+    """Return the user's credential; None where there is none and the session can do without."""
+    environ, agent = context.around.environ, context.agent
+    credential = find_credential(environ, context.around.home)
+    if credential is None and context.runs_agent:
+        cloud = next((name for name in agent.clouds if environ.get(name)), None)
+        raise EgressError(
+            f"there is no key for {agent.title}",
+            details=cloud and f"{cloud} is set: requests to that provider are signed by the agent itself.",
+            resolution="Let the agent hold its credentials: --credentials copy"
+            if cloud
+            else "Set ANTHROPIC_API_KEY, log in with `claude`, or run `claude setup-token` and "
+            "set CLAUDE_CODE_OAUTH_TOKEN",
+        )
+    if credential is None:
+        context.warn("no key for the model's API was found: the session does not reach it")
+    elif credential.value:
+        logs.register_secret(credential.value)
+    return credential
+
+
+def _copied(context: Context) -> tuple[dict[str, str], EgressPolicy]:
+    """Return the variables that open the API for whoever has them, and the policy that lets the agent there.
+
+    A cloud's hosts are not known here: the user allows them.
+    """
+    plan, agent = context.plan, context.agent
+    cloud = cloud_credentials(context.around.environ, agent.clouds)
+    if cloud is not None:
+        for secret in cloud.secrets:
+            logs.register_secret(secret)
+        context.warn(COPY_WARNING)
+        return dict(cloud.env), plan.policy
+    credential = _credential(context)
+    if credential is None:
+        return {}, plan.policy
+    value = credential.current()
+    logs.register_secret(value)
+    context.warn(COPY_WARNING)
+    provider = _provider(context)
+    host = f"[{provider.host}]" if ":" in provider.host else provider.host
+    rules = allow_rules(f"{host}:{provider.port}", where="credentials = copy")
+    given = {credential.variable: value}
+    if provider.user_named and agent.base_url_env is not None:
+        # What is this machine's loopback outside has another name inside.
+        alias = any(rule.connect for rule in rules) and plan.network is not NetworkPolicy.FULL
+        authority = f"{HOST_ALIAS}:{provider.port}" if alias else provider.authority
+        scheme = "https" if provider.tls else "http"
+        given[agent.base_url_env] = f"{scheme}://{authority}{provider.prefix}"
+    return given, replace(plan.policy, allow=(*plan.policy.allow, *rules))
