@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clsecure.model import NetworkPolicy
 
@@ -23,7 +23,8 @@ MAX_RULES = 1000
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")
 _MAX_NAME = 253
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+# They are one: who denies this machine's loopback by one of its names means it.
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1", HOST_ALIAS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,18 @@ class HostPattern:
             return host.endswith(f".{self.host}")
         return host == self.host
 
+    def covers(self, other: HostPattern) -> bool:
+        """Tell whether everything that the other means is meant, too."""
+        if self.port not in (None, other.port):
+            return False
+        if self.subdomains:
+            return other.host.endswith(f".{self.host}") or (other.subdomains and other.host == self.host)
+        return not other.subdomains and other.host == self.host
+
     def __str__(self) -> str:
-        """Return it as it would be written in settings."""
+        """Return it as it would be written in settings, with the port: what its absence means depends."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port in (None, DEFAULT_PORT) else f":{self.port}"
+        port = "" if self.port is None else f":{self.port}"
         return f"{'*.' if self.subdomains else ''}{host}{port}"
 
 
@@ -113,8 +122,7 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
     """Return what the policy says about a target in canonical form; a denial wins over every permission."""
     if policy.kind is NetworkPolicy.NONE:
         return Decision(allowed=False, rule=None, reason="this session has no network")
-    # All names of the loopback are one: who denies it by one of them means it.
-    names = _LOOPBACK_NAMES | {HOST_ALIAS} if host in _LOOPBACK_NAMES | {HOST_ALIAS} else {host}
+    names = _LOOPBACK_NAMES if host in _LOOPBACK_NAMES else {host}
     for rule in policy.deny:
         if any(rule.pattern.matches(name, port) for name in names):
             return Decision(allowed=False, rule=rule, reason=f"denied by {rule.pattern} ({rule.where})")
@@ -123,6 +131,13 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
         if rule.pattern.matches(host, port):
             return Decision(allowed=True, rule=rule, reason=f"allowed by {rule.pattern} ({rule.where})")
     return Decision(allowed=False, rule=None, reason="nothing allows it")
+
+
+def denial_of(policy: EgressPolicy, pattern: HostPattern) -> NetworkRule | None:
+    """Return a denial that leaves nothing of what a pattern allows."""
+    names = _LOOPBACK_NAMES if pattern.host in _LOOPBACK_NAMES else {pattern.host}
+    patterns = [replace(pattern, host=name) for name in names]
+    return next((rule for rule in policy.deny if any(map(rule.pattern.covers, patterns))), None)
 
 
 def parse_pattern(text: str, *, default_port: int | None = DEFAULT_PORT) -> HostPattern:
@@ -150,6 +165,8 @@ def allow_rules(text: str, *, where: str) -> tuple[NetworkRule, ...]:
     if pattern.host not in _LOOPBACK_NAMES:
         return (rule,)
     alias = HostPattern(host=HOST_ALIAS, port=pattern.port)
+    if pattern.host == HOST_ALIAS:
+        return (NetworkRule(pattern=alias, where=where, connect="localhost"),)
     return rule, NetworkRule(pattern=alias, where=where, connect=pattern.host)
 
 
@@ -211,6 +228,8 @@ def _canonical_name(host: str) -> str:
         if "%" in host:
             raise ValueError("must not have an IPv6 zone")
         return str(ipaddress.ip_address(host))
+    if len(host) > _MAX_NAME:
+        raise ValueError("must be a valid host name")
     try:
         name = host.encode("idna").decode("ascii").lower()
     except UnicodeError:

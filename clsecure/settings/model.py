@@ -178,8 +178,8 @@ def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...]]:
     if project is None or strength(project.value) <= strength(before):
         return own, ()
     if own and own.source.layer is Layer.FLAG:
-        return own, (f"{own} stands against {project}, which would be {project.value}",)
-    return project, (f"{project} of the repository makes the mode {project.value}",)
+        return own, (f"{own} stands against the repository ({project.source}), which says {project.value}",)
+    return project, (f"the mode is {project.value}, because of the repository ({project.source})",)
 
 
 _Sources = list[Source]

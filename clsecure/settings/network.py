@@ -131,20 +131,22 @@ def _narrowed(combined: Combined, said: Said) -> Combined:
         flags = tuple(host for host in combined.hosts if host.source.layer is Layer.FLAG)
         left = tuple(host for host in combined.hosts if host not in flags)
         warnings = (*combined.warnings, *_uncounted(left, said.source, kind))
-        note = f"{combined.source} stands against {said}, which would be {kind}"
+        note = f"{combined.source} stands against the repository ({said.source}), which says {kind}"
         return replace(combined, hosts=flags, warnings=warnings, notes=(*combined.notes, note))
     if kind is NetworkPolicy.ALLOWLIST:
         # Narrower than full, and none of the user's hosts counted there.
         kind = NetworkPolicy.API
     warnings = (*combined.warnings, *_uncounted(combined.hosts, said.source, kind))
-    note = f"{said} of the repository narrows the network from {combined.kind} to {kind}"
+    note = f"the network is {kind} and not {combined.kind}, because of the repository ({said.source})"
     return Combined(kind=kind, source=said.source, warnings=warnings, notes=(*combined.notes, note))
 
 
 def _uncounted(hosts: Sequence[Said], source: Source, kind: NetworkPolicy) -> tuple[str, ...]:
-    return tuple(
-        dict.fromkeys(f"{host} does not count, because the network is {kind} ({source})" for host in hosts)
-    )
+    why = f"does not count, because the network is {kind} ({source})"
+    places: dict[str, dict[str, None]] = {}
+    for host in hosts:
+        places.setdefault(host.key, {})[str(host.source)] = None
+    return tuple(f"{key} ({', '.join(where)}) {why}" for key, where in places.items())
 
 
 def _excluded(one: object, other: object) -> UsageError:

@@ -279,6 +279,11 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def human_budget(bounds: Budget) -> str:
+    """Return a budget as it would be written, empty without bounds."""
+    return ",".join(f"{name}={most}" for name in BUDGET_PARTS if (most := getattr(bounds, name)) is not None)
+
+
 READERS: Mapping[str, Callable[[str], object]] = {
     "mode": mode,
     "network": network,

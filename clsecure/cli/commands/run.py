@@ -39,15 +39,14 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             from clsecure.session.context import Surroundings
             from clsecure.session.store import Store
             from clsecure.settings.model import load
+            from clsecure.settings.project import with_project
 
-            settings = load(invocation.layers)
-            for warning in settings.warnings:
-                ui.warn(warning)
         repository = discovered.result()
-        plan = _plan(settings, options, repository)
+        settings = load(with_project(invocation.layers, repository.top))
+        plan = _plan(settings, options, repository, ui)
         runner.refuse_unsupported(plan)
         if installation is None or connection is None:
-            _show(plan, repository, ui, as_json=invocation.output is OutputFormat.JSON)
+            _show(plan, settings, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
         around = Surroundings(
             environ=dict(os.environ),
@@ -65,10 +64,18 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     return result.exit_code
 
 
-def _plan(settings: Settings, options: RunOptions, repository: Repository) -> SessionPlan:
+def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
+    from clsecure.cli.reach import reach
     from clsecure.session.plan import SessionPlan, new_session_id
     from clsecure.session.store import DEFAULT_SESSION
 
+    for warning in settings.warnings:
+        ui.warn(warning)
+    reached = reach(settings, environ=os.environ, home=Path.home(), repository=repository.top, ui=ui)
+    for warning in reached.warnings:
+        ui.warn(warning)
+    for note in (*settings.notes, *reached.notes):
+        ui.note(note)
     now = datetime.now().astimezone()
     return SessionPlan(
         session_id=new_session_id(now),
@@ -90,11 +97,25 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository) -> Se
         time_limit=settings.time_limit,
         base_url=settings.base_url,
         stdout_is_ours=settings.output is OutputFormat.JSON,
+        policy=reached.policy,
+        tool_env=reached.tool_env,
+        budget=settings.budget,
+        credentials=settings.credentials,
+        provider_tools=settings.provider_tools,
+        allow_private=settings.allow_private and settings.network is NetworkPolicy.FULL,
     )
 
 
-def _show(plan: SessionPlan, repository: Repository, ui: Ui, *, as_json: bool) -> None:
+def _from(settings: Settings, key: str) -> str:
+    """Return where a value comes from, in words to put after it; empty for defaults."""
+    where = settings.provenance(key).where
+    return f" ({where})" if where else ""
+
+
+def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui, *, as_json: bool) -> None:
     """Print the plan of a dry run."""
+    from clsecure.cli.reach import described
+
     if as_json:
         render.write_json(render.plain(plan))
         return
@@ -114,8 +135,9 @@ def _show(plan: SessionPlan, repository: Repository, ui: Ui, *, as_json: bool) -
             f"session    {plan.session}",
             f"copies     {repository.head[:12]} ({repository.branch or 'detached'}), "
             f"{copied}, and your uncommitted changes",
-            f"mode       {plan.mode}",
-            f"network    {network}",
+            f"mode       {plan.mode}{_from(settings, 'mode')}",
+            f"network    {network}{_from(settings, 'network')}",
+            *described(plan),
             *(
                 f"mount      {m.source} at {m.target}{'' if m.read_only else ' (writable)'}"
                 for m in plan.mounts

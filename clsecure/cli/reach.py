@@ -1,0 +1,141 @@
+"""What a session may reach: the settings' hosts and those that the user's own tools name, as one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clsecure.egress.provider import Provider, find_provider
+from clsecure.errors import UsageError
+from clsecure.model import Credentials, NetworkPolicy
+from clsecure.policy import MAX_RULES, EgressPolicy, NetworkRule, allow_rules, denial_of, parse_pattern
+from clsecure.settings.values import human_budget
+
+if TYPE_CHECKING:
+    from clsecure.egress.presets import Preset
+    from clsecure.session.plan import SessionPlan
+    from clsecure.session.ui import Ui
+    from clsecure.settings.model import Settings
+
+COPIED = "credentials = copy"
+"""Where the rule for the provider comes from when the agent itself holds the credential."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """The policy of one session, and what goes with it.
+
+    :param tool_env: variables that make the tools inside use the presets' hosts.
+    :param warnings: what was allowed in vain.
+    :param notes: what the presets have to say.
+    """
+
+    policy: EgressPolicy
+    tool_env: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def reach(
+    settings: Settings, *, environ: Mapping[str, str], home: Path, repository: Path | None, ui: Ui
+) -> Reach:
+    """Return what a session with these settings may reach. Presets ask the user's own tools.
+
+    :param repository: the top of the work tree; None outside any.
+    :raises UsageError: more hosts than a session can have, or a denial of the model's API itself.
+    :raises EgressError: a preset that finds nothing, or a provider's address that can't be used.
+    """
+    presets = _presets(settings.presets, environ=environ, home=home, repository=repository, ui=ui)
+    allow = (*settings.allow_domains, *(rule for preset in presets for rule in preset.rules))
+    if settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}:
+        provider = find_provider(environ, base_url=settings.base_url)
+        if settings.credentials is not Credentials.NONE:
+            _refuse_denied_provider(provider, settings.deny_domains)
+        if settings.credentials is Credentials.COPY:
+            allow += allow_rules(authority(provider), where=COPIED)
+    for what, rules in (("allowed", allow), ("denied", settings.deny_domains)):
+        if len(rules) > MAX_RULES:
+            raise UsageError(
+                f"{len(rules)} hosts are {what}, and a session can have {MAX_RULES}",
+                resolution="name fewer, or whole domains: *.SUB.DOMAIN",
+            )
+    policy = EgressPolicy(kind=settings.network, allow=allow, deny=settings.deny_domains)
+    return Reach(
+        policy=policy,
+        tool_env={name: value for preset in presets for name, value in preset.env.items()},
+        warnings=_in_vain(policy),
+        notes=tuple(f"preset {preset.name}: {note}" for preset in presets for note in preset.notes),
+    )
+
+
+def authority(provider: Provider) -> str:
+    """Return the provider's host and port as a pattern has them."""
+    host = f"[{provider.host}]" if ":" in provider.host else provider.host
+    return f"{host}:{provider.port}"
+
+
+def described(plan: SessionPlan) -> list[str]:
+    """Return what a plan says of the network beyond its kind, a line for each thing; may need escaping."""
+    policy, budget = plan.policy, human_budget(plan.budget)
+    lines = [f"allowed    {_allowed(rule)}" for rule in policy.allow if not _has_alias(rule, policy.allow)]
+    lines += [f"denied     {rule.pattern} ({rule.where})" for rule in policy.deny]
+    lines += [f"budget     {budget}"] if budget else []
+    if plan.credentials is not Credentials.INJECT:
+        words = {
+            Credentials.COPY: "copied: the agent holds your key itself",
+            Credentials.NONE: "none: the agent can't use the model's API with your key",
+        }
+        lines.append(f"key        {words[plan.credentials]}")
+    if plan.provider_tools:
+        lines.append("provider   may fetch, search and run code for the agent")
+    if plan.allow_private:
+        lines.append("private    addresses of this machine and of private networks are reached")
+    return lines
+
+
+def _allowed(rule: NetworkRule) -> str:
+    leads = f", this machine's own {rule.connect}" if rule.connect else ""
+    return f"{rule.pattern}{leads} ({rule.where})"
+
+
+def _has_alias(rule: NetworkRule, rules: Sequence[NetworkRule]) -> bool:
+    """Tell whether another rule shows the same thing by the name that it has inside."""
+    return rule.connect is None and any(
+        other.connect == rule.pattern.host
+        and (other.pattern.port, other.where) == (rule.pattern.port, rule.where)
+        for other in rules
+    )
+
+
+def _presets(
+    names: tuple[str, ...], *, environ: Mapping[str, str], home: Path, repository: Path | None, ui: Ui
+) -> tuple[Preset, ...]:
+    if not names:
+        return ()
+    from clsecure.egress.presets import resolve
+
+    with ui.phase(f"asking your own tools for their hosts: {', '.join(names)}"):
+        return resolve(names, environ=environ, home=home, repository_top=repository)
+
+
+def _refuse_denied_provider(provider: Provider, deny: tuple[NetworkRule, ...]) -> None:
+    pattern = parse_pattern(authority(provider))
+    rule = denial_of(EgressPolicy(deny=deny), pattern)
+    if rule is not None:
+        raise UsageError(
+            f"the model's API itself ({pattern}) is denied by {rule.pattern} ({rule.where})",
+            resolution="take that out, or say --no-network, or --credentials none",
+        )
+
+
+def _in_vain(policy: EgressPolicy) -> tuple[str, ...]:
+    lines = []
+    for rule in policy.allow:
+        denial = denial_of(policy, rule.pattern)
+        if denial is not None and not _has_alias(rule, policy.allow):
+            lines.append(
+                f"{rule.pattern} ({rule.where}) stays denied, because of {denial.pattern} ({denial.where})"
+            )
+    return tuple(lines)
