@@ -41,6 +41,8 @@ SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF =
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 FS_V1 = (1 << 13) - 1
+FS_ALL = (1 << 16) - 1
+BIND_TCP = 1
 SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1, 2
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
@@ -95,29 +97,46 @@ def syscall(number: int, *args: Any) -> int:
     return result
 
 
-def landlock(writable: list[str]) -> int:
-    """Restrict this process and all it will become: read what the view holds, write only where it may.
-
-    Returns the ABI that was applied, 0 where the kernel has none.
-    """
+def landlock_abi() -> int:
+    """Return the version of Landlock that the kernel has, 0 for none."""
     try:
-        abi = syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
+        return syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
     except OSError:
         return 0
+
+
+def restrict(abi: int, allowed: Sequence[tuple[str, int]], *, bind: bool = True) -> None:
+    """Restrict this process and all it will become to paths, each with the rights below it.
+
+    Nothing outside can be signalled or reached by an abstract socket any more, as far as the ABI knows of it;
+    without ``bind`` no TCP port can be taken.
+    """
     rights = (
         FS_V1 | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
     )
+    ports = BIND_TCP if abi >= 4 and not bind else 0
     scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if abi >= 6 else 0
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    attributes = struct.pack("QQQ", rights, 0, scoped)[:size]
+    attributes = struct.pack("QQQ", rights, ports, scoped)[:size]
     ruleset = syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
     try:
-        allow(ruleset, "/", (EXECUTE | READ_FILE | READ_DIR) & rights)
-        for path in ("/tmp", "/var/tmp", "/run/lock", f"/run/user/{os.getuid()}", "/dev", "/proc", *writable):
-            allow(ruleset, path, rights)
+        for path, wanted in allowed:
+            allow(ruleset, path, wanted & rights)
         syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
+
+
+def landlock(writable: list[str]) -> int:
+    """Let this process and all it will become read what the view holds, and write only where it may.
+
+    Returns the ABI that was applied, 0 where the kernel has none.
+    """
+    abi = landlock_abi()
+    if abi:
+        places = ("/tmp", "/var/tmp", "/run/lock", f"/run/user/{os.getuid()}", "/dev", "/proc", *writable)
+        everything = [(path, FS_ALL) for path in places]
+        restrict(abi, [("/", EXECUTE | READ_FILE | READ_DIR), *everything])
     return abi
 
 
