@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import h11
 
 from clsecure.egress import bodies, rules
 from clsecure.egress.conversation import Conversation, HungUpError, has_body
+from clsecure.egress.document import policy_document
 from clsecure.egress.provider import CredentialKind
 from clsecure.egress.rules import Denial, Rule
 from clsecure.egress.shared import Api, Shared
 from clsecure.egress.upstream import Redactor, Upstream
+from clsecure.egress.usage import UsageReader
 from clsecure.errors import EgressError
 
 _DROPPED_FROM_REPLIES = frozenset(
@@ -64,6 +67,8 @@ class ApiClient:
         )
         if isinstance(verdict, Denial):
             return await conversation.deny_head(request, verdict)
+        if verdict is rules.POLICY:
+            return await self._tell_policy(request)
         api, upstream = self._shared.api, self._upstream
         if api is None or upstream is None:
             return await conversation.deny_head(request, _NO_CREDENTIAL)
@@ -82,10 +87,25 @@ class ApiClient:
             )
         else:
             await conversation.skip_end()
+        meter = self._shared.meter
+        if denial := meter.request() or (None if meter.take_bytes(len(body)) else meter.refused_bytes()):
+            return await conversation.deny(denial)
         return await self._forward(request, body, api, upstream)
 
+    async def _tell_policy(self, request: h11.Request) -> bool:
+        conversation, exchange = self._conversation, self._conversation.exchange
+        if has_body(request):
+            return await conversation.deny_head(
+                request, rules.malformed("body", "a body is not expected here")
+            )
+        await conversation.skip_end()
+        exchange.decision, exchange.rule, exchange.counted = "allow", rules.POLICY.name, False
+        content = json.dumps(policy_document(self._shared, port=self._port)).encode("ascii")
+        return await conversation.answer(200, content, headers=[(b"content-type", b"application/json")])
+
     def _find_rule(self, request: h11.Request) -> Rule | Denial:
-        found = rules.find_rule(request.method, request.target, rules.MESSAGES_API_RULES)
+        known = (rules.POLICY, *rules.MESSAGES_API_RULES)
+        found = rules.find_rule(request.method, request.target, known)
         if isinstance(found, Denial):
             return found
         return rules.check_host(list(request.headers), port=self._port) or found
@@ -138,10 +158,25 @@ class ApiClient:
             return await conversation.explain(502, "api_error", reason)
         exchange.status = reply.status_code
         await conversation.send(h11.Response(status_code=reply.status_code, headers=headers))
-        redactor = Redactor(secret)
+        usage = UsageReader(_media_type(reply) if exchange.rule == rules.MESSAGES else b"")
+        try:
+            await self._pass_on(upstream, Redactor(secret), usage)
+        finally:
+            # Here, too, when the agent hangs up before the end.
+            self._shared.meter.add_tokens(usage.end())
+            exchange.tokens = usage.tokens
+        return await conversation.finish()
+
+    async def _pass_on(self, upstream: Upstream, redactor: Redactor, usage: UsageReader) -> None:
+        """Stream the reply's body, and read along what it costs."""
+        conversation, exchange, meter = self._conversation, self._conversation.exchange, self._shared.meter
         try:
             while (data := await upstream.data()) is not None:
+                if not meter.take_bytes(len(data)):
+                    exchange.reason = meter.refused_bytes().reason
+                    raise HungUpError
                 exchange.bytes_in += len(data)
+                meter.add_tokens(usage.feed(data))
                 if passed := redactor.feed(data):
                     await conversation.send(h11.Data(data=passed))
         except EgressError:
@@ -151,7 +186,10 @@ class ApiClient:
             raise HungUpError from None
         if rest := redactor.end():
             await conversation.send(h11.Data(data=rest))
-        return await conversation.finish()
+
+
+def _media_type(reply: h11.Response) -> bytes:
+    return next(iter(rules.values(list(reply.headers), b"content-type")), b"")
 
 
 def _too_large() -> Denial:

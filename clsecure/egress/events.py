@@ -38,6 +38,9 @@ class Exchange:
     tokens: int | None = None
     """As the API's own usage fields say; None where they were not read."""
 
+    counted: bool = True
+    """Asks for something outside; what the gateway answers about itself is only written down."""
+
     tunnel: int | None = None
     """Number of a tunnel whose opening has a line of its own; given by :meth:`EventLog.opened`."""
 
@@ -76,17 +79,11 @@ class EventLog:
 
     def record(self, exchange: Exchange) -> None:
         """Count a request that is over, and write its line."""
-        self._tally.add(
-            self._clean(exchange.host),
-            exchange.port,
-            denied=exchange.decision == "deny",
-            bytes_in=exchange.bytes_in,
-            bytes_out=exchange.bytes_out,
-            tokens=exchange.tokens,
-        )
+        if exchange.counted:
+            self._count(exchange)
         self._write(
             {
-                **_now("request"),
+                **_now("request" if exchange.counted else "asked"),
                 **self._target(exchange),
                 "path": self._clean(exchange.path),
                 "status": exchange.status,
@@ -118,6 +115,16 @@ class EventLog:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _count(self, exchange: Exchange) -> None:
+        self._tally.add(
+            self._clean(exchange.host),
+            exchange.port,
+            denied=exchange.decision == "deny",
+            bytes_in=exchange.bytes_in,
+            bytes_out=exchange.bytes_out,
+            tokens=exchange.tokens,
+        )
 
     def _target(self, exchange: Exchange) -> dict[str, object]:
         return {

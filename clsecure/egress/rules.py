@@ -7,6 +7,7 @@ before it is compared.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import re
 from collections.abc import Sequence
@@ -39,16 +40,23 @@ class Rule:
     inspected: bool = False
 
 
+MESSAGES = "messages"
+"""The rule whose replies cost tokens."""
+
 # What Claude Code needs to work, observed with 2.1: HEAD / once, then messages. Everything else it asks for
 # (telemetry, feature flags, the user's profile) is refused, and it works without.
 MESSAGES_API_RULES: tuple[Rule, ...] = (
     Rule(name="root", methods=frozenset({b"HEAD", b"GET"}), path=b"/"),
-    Rule(name="messages", methods=frozenset({b"POST"}), path=b"/v1/messages", inspected=True),
+    Rule(name=MESSAGES, methods=frozenset({b"POST"}), path=b"/v1/messages", inspected=True),
     Rule(
         name="count-tokens", methods=frozenset({b"POST"}), path=b"/v1/messages/count_tokens", inspected=True
     ),
     Rule(name="models", methods=frozenset({b"GET"}), path=b"/v1/models", below=True),
 )
+
+
+POLICY = Rule(name="policy", methods=frozenset({b"GET"}), path=b"/.clsecure/policy")
+"""What the session may reach: answered by the gateway itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +97,9 @@ FRAMING = "framing"
 
 PROXY_TOKEN_STATUS = 407
 
+USER = b"clsecure"
+"""The user whose password the token is, where a client wants to name one."""
+
 
 NOT_ALLOWED = "not-allowed"
 """The rule of refusals of a target that nothing allows: the user can allow it. Not of one that is denied."""
@@ -120,8 +131,7 @@ def check_token(headers: Headers, *, token: str) -> Denial | None:
     """Refuse everybody who does not hold the session's token, and a foreign key even beside it."""
     presented = values(headers, b"x-api-key")
     for value in values(headers, b"authorization"):
-        scheme, _, rest = value.partition(b" ")
-        presented.append(rest.strip() if scheme.lower() == b"bearer" else b"")
+        presented.append(token_in(value))
     if not presented:
         return deny("token", "no credential was sent", status=401, kind="authentication_error")
     expected = token.encode()
@@ -134,6 +144,26 @@ def check_token(headers: Headers, *, token: str) -> Denial | None:
             kind="authentication_error",
         )
     return None
+
+
+def token_in(authorization: bytes) -> bytes:
+    """Return the token in the value of an Authorization header: Bearer, or the password of Basic.
+
+    Empty, which no token is, where there is none.
+    """
+    scheme, _, rest = authorization.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return rest.strip()
+        case b"basic":
+            # What clients make of http://clsecure:TOKEN@…
+            try:
+                user, _, password = base64.b64decode(rest.strip(), validate=True).partition(b":")
+            except ValueError:
+                return b""
+            return password if user == USER else b""
+        case _:
+            return b""
 
 
 def is_greeting(method: bytes, target: bytes, headers: Headers) -> bool:
