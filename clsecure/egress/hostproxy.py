@@ -6,7 +6,6 @@ A target's name is then resolved at the proxy: the gateway can't check or pin th
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -34,23 +33,6 @@ class Proxy:
     def target(self) -> Target:
         """What is connected to: the user named it, so it may be anywhere."""
         return Target(host=self.host, port=self.port, may_be_private=True)
-
-
-def host_proxies(environ: Mapping[str, str]) -> HostProxies:
-    """Return the proxies that an environment names, as the standard library reads it.
-
-    :param environ: the user's environment. ``HTTP_PROXY`` counts only where no CGI server could have made it
-        out of a request's header, and lower-case names win.
-    """
-    found: dict[str, str] = {}
-    for kind in ("http", "https", "no"):
-        names = [f"{kind}_proxy"]
-        if not (kind == "http" and "REQUEST_METHOD" in environ):
-            names.append(f"{kind.upper()}_PROXY")
-        # An empty lower-case one switches the other off.
-        value = next((environ[name] for name in names if name in environ), "")
-        found[kind] = value.strip()
-    return HostProxies(http=found["http"], https=found["https"], no_proxy=found["no"])
 
 
 def parse_proxy(url: str) -> Proxy:

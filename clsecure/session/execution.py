@@ -15,8 +15,8 @@ from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSp
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.network import Arrangement
+from clsecure.session.opening import opening_lines
 from clsecure.session.relay import PipeRelay, relay_terminal
-from clsecure.session.traffic import opening_lines
 from clsecure.verify.host import check_barrier, require
 
 log = logs.get("session")

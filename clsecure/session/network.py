@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from clsecure import logs
 from clsecure.agents.environment import cloud_credentials
 from clsecure.egress.provider import Credential, Provider, find_credential, find_provider
-from clsecure.egress.wire import GatewayConfig, HostProxies
+from clsecure.egress.proxies import host_proxies
+from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError
 from clsecure.model import Credentials, NetworkPolicy
 from clsecure.policy import HOST_ALIAS, EgressPolicy, allow_rules
@@ -74,7 +75,7 @@ def _gateway(context: Context, policy: EgressPolicy, credential: Credential | No
         credential=credential,
         policy=policy,
         budget=plan.budget,
-        proxies=HostProxies(),
+        proxies=host_proxies(context.around.environ),
         log=context.place.egress_log,
         control=context.place.egress_control,
     )

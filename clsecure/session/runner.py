@@ -16,9 +16,8 @@ from clsecure import logs
 from clsecure.agents.find import AgentBinary, find_agent
 from clsecure.agents.spec import find_spec
 from clsecure.backends.local import LocalBackend
-from clsecure.egress.client import start_gateway
+from clsecure.egress.client import Gateway, start_gateway
 from clsecure.egress.full import FullNetwork
-from clsecure.egress.journal import begin_run
 from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError, UsageError
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
@@ -31,7 +30,6 @@ from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
 from clsecure.session.result import EgressResult, SessionResult
 from clsecure.session.store import SessionRecord, SessionStatus
-from clsecure.session.traffic import report
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
 
@@ -80,6 +78,8 @@ class SessionRunner:
                 logs.record(context.place.events)
                 account = stack.enter_context(self._leased())
                 if network.gateway is not None:
+                    from clsecure.egress.journal import begin_run
+
                     log_start = begin_run(context.place.egress_log, plan.session_id)
                     gateway = stack.enter_context(start_gateway(network.gateway))
                 backend = LocalBackend(plan.mode, context.connection)
@@ -110,7 +110,7 @@ class SessionRunner:
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            egress = report(context, gateway.close(), log_start) if gateway is not None else None
+            egress = _traffic(context, gateway, log_start) if gateway is not None else None
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
         return self._result(record, status, finished, egress)
@@ -265,9 +265,17 @@ class SessionRunner:
         )
 
 
+def _traffic(context: Context, gateway: Gateway, log_start: int) -> EgressResult:
+    """End the gateway, and say what went through it."""
+    from clsecure.session.traffic import report
+
+    return report(context, gateway.close(), log_start)
+
+
 def _load_the_end() -> None:
     """Import what only the end needs while there is something to wait for."""
-    import clsecure.session.finish  # noqa: F401
+    import clsecure.session.finish
+    import clsecure.session.traffic  # noqa: F401
 
 
 def refuse_unsupported(plan: SessionPlan) -> None:

@@ -1,112 +1,28 @@
-"""What a session says of its network: at the start what is allowed, at the end what was asked for."""
+"""What a session says of its network at the end: what was asked for, what was blocked."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from clsecure import logs
 from clsecure.egress.journal import Denials, Journal, denials
 from clsecure.egress.tally import totals_of_log
-from clsecure.egress.wire import EgressTotals, GatewayConfig
+from clsecure.egress.wire import EgressTotals
 from clsecure.errors import EgressError
-from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import HOST_ALIAS, Budget, HostPattern, NetworkRule, parse_target
+from clsecure.policy import HOST_ALIAS, HostPattern, parse_target
 from clsecure.session.context import Context
-from clsecure.session.plan import SessionPlan
 from clsecure.session.result import EgressResult
 from clsecure.session.words import human_size, number
 from clsecure.terminal import escape
 
 log = logs.get("session")
 
-_SHOWN_RULES = 12
 _SHOWN_HOSTS = 10
 _SHOWN_NAME = 80
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_NETWORKS = {
-    NetworkPolicy.NONE: "no network",
-    NetworkPolicy.API: "the model's API and nothing else",
-    NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
-    NetworkPolicy.FULL: "the internet, without this machine's and private addresses",
-}
-
-
-# ------------------------------------------------------------ the start
-
-
-def opening_lines(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) -> Iterator[str]:
-    """Say what the session reaches, and what the user should know of it.
-
-    :param uses_api: the agent has use for the provider's API.
-    """
-    yield f"mode {plan.mode}, network: {_headline(plan, gateway, uses_api=uses_api)}"
-    if gateway is None:
-        return
-    yield from _rules("allowed", gateway.policy.allow)
-    yield from _rules("denied", gateway.policy.deny)
-    budget = _budget(plan.budget)
-    if budget:
-        yield f"budget: {budget}; then the network stops"
-    if plan.provider_tools and gateway.provider is not None:
-        yield "the model's provider may fetch, search and run code for the agent (provider_tools)"
-    if gateway.proxies.http or gateway.proxies.https:
-        yield (
-            "residual: this machine's own proxy is used on the way out: it, not the gateway, resolves names, "
-            "so private addresses behind an allowed name are not refused"
-        )
-
-
-def _headline(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) -> str:
-    if plan.network in (NetworkPolicy.NONE, NetworkPolicy.FULL):
-        private = plan.network is NetworkPolicy.FULL and plan.allow_private
-        return "the internet, private addresses, too" if private else _NETWORKS[plan.network]
-    api = _api(plan, gateway, uses_api=uses_api)
-    if plan.network is NetworkPolicy.API:
-        return _NETWORKS[plan.network] if api is None else api
-    return _NETWORKS[plan.network] if api is None else f"the allowed hosts; {api}"
-
-
-def _api(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) -> str | None:
-    """Say what is to know of the provider's API; None when it is reached as usual."""
-    allowlist = plan.network is NetworkPolicy.ALLOWLIST
-    if gateway is not None and gateway.credential is not None:
-        return None
-    if not uses_api:
-        return "this agent needs no API" if allowlist else "no network (this agent needs none)"
-    match plan.credentials:
-        case Credentials.COPY:
-            return "the agent holds the key and asks the model's API itself"
-        case Credentials.NONE:
-            why = "credentials = none"
-        case Credentials.INJECT:
-            why = "there is no key for the model's API"
-    return f"no model's API ({why})" if allowlist else f"no network ({why})"
-
-
-def _rules(what: str, rules: Iterable[NetworkRule]) -> Iterator[str]:
-    # This machine's loopback makes two rules: under its own name, and under the one that works inside.
-    shown = [rule for rule in rules if rule.connect is None]
-    for rule in shown[:_SHOWN_RULES]:
-        aliases = [each for each in rules if each.connect == rule.pattern.host and what == "allowed"]
-        alias = f", inside as {HOST_ALIAS}:{rule.pattern.port}" if aliases else ""
-        yield f"{what}: {escape(str(rule.pattern))} ({escape(rule.where)}{alias})"
-    if len(shown) > _SHOWN_RULES:
-        yield f"{what}: and {len(shown) - _SHOWN_RULES} more (all of them: clsecure --dry-run)"
-
-
-def _budget(budget: Budget) -> str:
-    parts = [
-        None if budget.requests is None else number(budget.requests, "request"),
-        None if budget.bytes is None else human_size(budget.bytes),
-        None if budget.tokens is None else number(budget.tokens, "token"),
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-# ------------------------------------------------------------ the end
 
 
 def report(context: Context, totals: EgressTotals, log_start: int) -> EgressResult:
