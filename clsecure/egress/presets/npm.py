@@ -17,8 +17,8 @@ _SECTION = "npmrc"
 _VARIABLE = re.compile(r"(?i:npm_config_)(?P<key>.+)")
 _SCOPED = re.compile(r"@[^:/@\s]{1,200}:registry")
 _SECRETS = ("_authToken", "_auth", "_password", "username", "certfile", "keyfile")
-# Otherwise every question leaves a file in the user's home.
-_QUIET = {"npm_config_logs_max": "0", "npm_config_update_notifier": "false"}
+# Otherwise a question leaves files in the user's home.
+_QUIET = {"npm_config_logs_max": "0", "npm_config_cache": "/dev/null", "npm_config_update_notifier": "false"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
