@@ -126,6 +126,8 @@ class SandboxSpec:
     network: NetworkPolicy = NetworkPolicy.NONE
     network_namespace: int | None = None
     """Descriptor of the network namespace of a full network, None for one of the sandbox's own."""
+    allow_private: bool = False
+    """A full network reaches private addresses, too."""
     program: KeptProgram | None = None
 
 

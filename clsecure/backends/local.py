@@ -120,6 +120,7 @@ class LocalBackend:
                 "mode": spec.mode.value,
                 "listener": spec.listener,
                 "network_namespace": spec.network_namespace is not None,
+                "private": spec.allow_private,
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,

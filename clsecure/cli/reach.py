@@ -91,7 +91,7 @@ def described(plan: SessionPlan) -> list[str]:
     if plan.provider_tools:
         lines.append("provider   may fetch, search and run code for the agent")
     if plan.allow_private:
-        lines.append("private    addresses of this machine and of private networks are reached")
+        lines.append("private    addresses of private networks are reached, this machine's own are not")
     return lines
 
 

@@ -30,7 +30,7 @@ _PROBES: tuple[Callable[[], Probe], ...] = (
     kernel.probe_home,
     programs.probe_git_lfs,
     programs.probe_npm,
-    programs.probe_pasta,
+    programs.probe_connector,
     programs.probe_nft,
     programs.probe_gh,
 )

@@ -21,7 +21,16 @@ from clsecure.process import SYSTEM_PATH, Command
 BOTH = (IsolationMode.USER, IsolationMode.NAMESPACE)
 NAMESPACE = (IsolationMode.NAMESPACE,)
 
+CONNECTORS = ("pasta", "slirp4netns")
+"""What can connect a full network, the one that is taken first being faster and speaking IPv6, too."""
+
 _MAX_FILE = 1 << 16
+# What keeps plain users from making user namespaces: name, the value that does it, one that does not.
+_USER_NAMESPACES = (
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),
+    ("user.max_user_namespaces", "0", "10000"),
+)
 
 
 class ProbeStatus(StrEnum):
@@ -75,6 +84,22 @@ def find_program(name: str, path: str | None = None) -> Path | None:
     """Return where a program of the machine is (or one on ``path``), None when it is not installed."""
     found = shutil.which(name, path=path or SYSTEM_PATH)
     return Path(found) if found else None
+
+
+def find_connector() -> str | None:
+    """Return which of :data:`CONNECTORS` would be used, None when none is installed."""
+    return next((name for name in CONNECTORS if find_program(name) is not None), None)
+
+
+def user_namespaces_closed() -> tuple[str, str] | None:
+    """Return the setting that keeps plain users from making user namespaces, and the value that lets them.
+
+    A program with an AppArmor profile that permits it is not kept by the first of them.
+    """
+    for name, closed, opened in _USER_NAMESPACES:
+        if read_small(f"/proc/sys/{name.replace('.', '/')}") == closed:
+            return name, opened
+    return None
 
 
 def parse_version(text: str) -> tuple[int, ...]:

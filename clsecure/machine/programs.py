@@ -11,14 +11,17 @@ from clsecure.errors import BackendUnavailableError
 from clsecure.installation import find_installation
 from clsecure.machine.probe import (
     BOTH,
+    CONNECTORS,
     NAMESPACE,
     Probe,
     ProbeStatus,
     absent,
+    find_connector,
     find_program,
     install_command,
     is_setuid_root,
     read_small,
+    user_namespaces_closed,
     versioned,
     words,
 )
@@ -188,9 +191,22 @@ def probe_npm() -> Probe:
     return _optional("npm", "clsecure agent install needs it")
 
 
-def probe_pasta() -> Probe:
-    """What connects a full network."""
-    return _optional("pasta", "--allow-network needs it")
+def probe_connector() -> Probe:
+    """What connects a full network, and the setting that keeps it from doing so."""
+    found, name = find_connector(), "full network"
+    if found is None:
+        observed = f"neither {' nor '.join(CONNECTORS)} is installed; --allow-network needs one"
+        return Probe(name=name, status=ProbeStatus.INFO, observed=observed, fix=install_command("pasta"))
+    closed = user_namespaces_closed()
+    # Distributions that restrict them have given pasta, and not unshare, a profile that permits it.
+    if closed is not None and (found != "pasta" or not closed[0].startswith("kernel.apparmor")):
+        return Probe(
+            name=name,
+            status=ProbeStatus.WARNING,
+            observed=f"by {found}; plain users can't make user namespaces ({closed[0]})",
+            fix=f"sudo sysctl {closed[0]}={closed[1]}",
+        )
+    return Probe(name=name, status=ProbeStatus.OK, observed=f"by {found}")
 
 
 def probe_nft() -> Probe:

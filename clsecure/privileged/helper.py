@@ -88,7 +88,7 @@ SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on 
 SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704
-SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
+SIOCSIFFLAGS, IFF_UP, IFF_RUNNING, RTF_LOCAL_OR_ANYCAST = 0x8914, 0x1, 0x40, 0x80100000
 
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")
 ACCOUNT_NAME = re.compile(r"claude-worker-[a-z0-9-]{1,18}\Z")
@@ -97,15 +97,15 @@ SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 CLOSED_TARGETS = ("usr", "etc", "proc", "sys", "dev", "bin", "sbin", "lib", "run", "tmp", "var", "boot")
 
-# Loopback, private, shared, link-local (metadata), benchmark, multicast and reserved ranges, and those of
-# IPv6 that lead to IPv4. Source: IANA's special-purpose address registries.
-CLOSED_IPV4 = (
-    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8",
-    "169.254.0.0/16", "172.16.0.0/12",
-    "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
+# Loopback, link-local, benchmark, multicast, reserved, IPv6 that leads to IPv4; metadata that is elsewhere
+# (Alibaba, Azure; AWS, Google, Scaleway). Source: IANA's special-purpose address registries.
+CLOSED = (
+    "0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "198.18.0.0/15", "224.0.0.0/3",
+    "100.100.100.200", "168.63.129.16",
+    "::/8", "2001::/32", "2002::/16", "fe80::/9", "ff00::/8", "fd00:ec2::/32", "fd20:ce::254", "fd00:42::42",
 )  # fmt: skip
-CLOSED_IPV6 = ("::/127", "::ffff:0:0/96", "64:ff9b::/32", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8")
-RESOLVER = "169.254.1.1"
+PRIVATE = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+RESOLVER = "169.254.1.3"
 FILTER = """table inet clsecure {{
   chain out {{
     type filter hook output priority 0; policy accept;
@@ -187,21 +187,23 @@ def loopback_up() -> None:
 
 
 def host_addresses() -> list[str]:
-    """Return the machine's own addresses of both families, but for loopback's and link-local ones."""
+    """Return what the kernel takes for the machine itself: its addresses, anycast ones, and local ranges."""
     found = set()
     with open("/proc/net/fib_trie", encoding="ascii") as file:
         address = ""
         for line in file:
             if "--" in line:
                 address = line.split()[-1]
-            elif "/32 host LOCAL" in line:
-                found.add(address)
-    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6", encoding="ascii") as file:
-        found |= {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in file}
+            elif " LOCAL" in line:
+                found.add(address + line.split()[0])
+    with contextlib.suppress(FileNotFoundError), open("/proc/net/ipv6_route", encoding="ascii") as file:
+        for address, size, *_, flags, _device in map(str.split, file):
+            if int(flags, 16) & RTF_LOCAL_OR_ANYCAST:
+                found.add(f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))}/{int(size, 16)}")
     return sorted(found)
 
 
-def close_network(namespace: int, caller: int, addresses: list[str]) -> None:
+def close_network(namespace: int, caller: int, addresses: Iterable[str]) -> None:
     """Enter the network namespace of a full network, and load the filter there that the worker can't lift."""
     if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
         raise Refused("the descriptor is no network namespace")
@@ -212,10 +214,9 @@ def close_network(namespace: int, caller: int, addresses: list[str]) -> None:
     if owner[0] != caller:
         raise Refused("the network namespace is not the caller's own")
     call("setns", namespace, CLONE_NEWNET)
-    closed = {4: list(CLOSED_IPV4), 6: list(CLOSED_IPV6)}
-    for address in addresses:
-        closed[6 if ":" in address else 4].append(address)
-    tool(NFT, FILTER.format(resolver=RESOLVER, ipv4=", ".join(closed[4]), ipv6=", ".join(closed[6])))
+    ipv6 = [address for address in addresses if ":" in address]
+    ipv4 = [address for address in addresses if ":" not in address]
+    tool(NFT, FILTER.format(resolver=RESOLVER, ipv4=", ".join(ipv4), ipv6=", ".join(ipv6)))
 
 
 # ---------------------------------------------------------------- messages
@@ -863,9 +864,11 @@ class Sandbox:
             raise Refused("the mode must be user or namespace")
         self.network = None
         if message.get("network_namespace") is True:
-            if not fds:
-                raise Refused("the network namespace is missing")
             self.network, *fds = fds
+        private = message.get("private") is True
+        if private and self.network is None:
+            raise Refused("only a network namespace can be opened to private addresses")
+        self.closed = CLOSED if private else CLOSED + PRIVATE
         self.mounts = parse_mounts(message, fds, entry)
         self.agent = None
         if message.get("agent") is not None:
@@ -929,7 +932,7 @@ class Sandbox:
         view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
         own_pids = CLONE_NEWPID if self.mode == "user" else 0
         if self.network is not None:
-            close_network(self.network, self.entry["owner"], host_addresses())
+            close_network(self.network, self.entry["owner"], [*self.closed, *host_addresses()])
         own_network = CLONE_NEWNET if self.network is None else 0
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
         call("unshare", spaces | own_network | own_pids)

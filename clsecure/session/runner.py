@@ -95,6 +95,7 @@ class SessionRunner:
                 terminal=terminal_size(0) if context.around.terminal else None,
                 network=plan.network,
                 network_namespace=full.namespace if full else None,
+                allow_private=plan.allow_private,
             )
             execution = Execution(
                 context,

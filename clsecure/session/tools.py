@@ -35,7 +35,14 @@ def run_tool(
     :param collect: reads its standard output to the end; hostile.
     :raises ToolError: it failed; its words are in the details (hostile).
     """
-    offline = replace(spec, listener=False, terminal=None, network=NetworkPolicy.NONE, network_namespace=None)
+    offline = replace(
+        spec,
+        listener=False,
+        terminal=None,
+        network=NetworkPolicy.NONE,
+        network_namespace=None,
+        allow_private=False,
+    )
     with contextlib.ExitStack() as stack:
         in_read, in_write = _pipe(stack)
         out_read, out_write = _pipe(stack)

@@ -119,6 +119,18 @@ def test_h10_a_network_namespace_of_roots_is_not_entered(held, mode, kind):
         other.communicate(b"\n", timeout=DEADLINE)
 
 
+def test_h10_private_addresses_are_opened_in_a_namespace_of_the_callers_only(held, mode):
+    """They are asked for without a network namespace, and with the helper's own."""
+    helper, _ = held
+    answer = helper.ask({"verb": "run", "mode": mode, "private": True})
+    assert "only a network namespace" in answer["error"], answer
+    with Path("/proc/self/ns/net").open("rb") as file:
+        wanted = {"verb": "run", "mode": mode, "private": True, "network_namespace": True}
+        answer = helper.ask(wanted, [file.fileno()])
+    assert "not the caller's own" in answer["error"], answer
+    assert "error" in helper.ask({"verb": "run", "mode": mode, "network_namespace": True})
+
+
 def directory_of_another_namespace(mount_point: Path) -> int:
     command = f"mount -t tmpfs tmpfs {mount_point} && touch {mount_point}/there && echo ready && read _"
     other = subprocess.Popen(

@@ -86,6 +86,45 @@ def test_a_firejail_that_isolates_nothing_is_found_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("setting", "value", "opens"),
+    [
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("kernel/unprivileged_userns_clone", "0", "1"),
+        ("user/max_user_namespaces", "0", "10000"),
+    ],
+)
+def test_what_keeps_plain_users_from_user_namespaces_is_named(monkeypatch, setting, value, opens):
+    """No machine has all of these settings of distributions: they are read from a table."""
+    found = {f"/proc/sys/{setting}": value}
+    monkeypatch.setattr(probe, "read_small", found.get)
+    assert probe.user_namespaces_closed() == (setting.replace("/", "."), opens)
+    found.clear()
+    assert probe.user_namespaces_closed() is None
+
+
+@pytest.mark.parametrize(
+    ("connector", "setting", "status"),
+    [
+        ("pasta", None, ProbeStatus.OK),
+        ("slirp4netns", None, ProbeStatus.OK),
+        ("pasta", "kernel.apparmor_restrict_unprivileged_userns", ProbeStatus.OK),
+        ("slirp4netns", "kernel.apparmor_restrict_unprivileged_userns", ProbeStatus.WARNING),
+        ("pasta", "user.max_user_namespaces", ProbeStatus.WARNING),
+    ],
+)
+def test_what_connects_a_full_network_is_told_and_what_keeps_it(
+    monkeypatch, tmp_path, connector, setting, status
+):
+    (tmp_path / connector).touch(mode=0o755)
+    monkeypatch.setattr(probe, "SYSTEM_PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "user_namespaces_closed", lambda: setting and (setting, "0"))
+    found = programs.probe_connector()
+    assert found.status is status
+    assert f"by {connector}" in found.observed
+    assert setting is None or status is ProbeStatus.OK or setting in found.observed
+
+
+@pytest.mark.parametrize(
     ("manager", "tool", "command"),
     [
         ("apt-get", "firejail", "sudo apt install firejail"),
