@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 from clsecure.egress.provider import Provider, find_provider
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import MAX_RULES, EgressPolicy, NetworkRule, allow_rules, denial_of, parse_pattern
+from clsecure.policy import MAX_RULES, EgressPolicy, NetworkRule, denial_of, parse_pattern
 from clsecure.settings.values import human_budget
 
 if TYPE_CHECKING:
     from clsecure.egress.presets import Preset
     from clsecure.session.plan import SessionPlan
     from clsecure.session.ui import Ui
+    from clsecure.settings.layers import NetworkSettings
     from clsecure.settings.model import Settings
-
-COPIED = "credentials = copy"
-"""Where the rule for the provider comes from when the agent itself holds the credential."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +37,12 @@ class Reach:
 
 
 def reach(
-    settings: Settings, *, environ: Mapping[str, str], home: Path, repository: Path | None, ui: Ui
+    settings: Settings | NetworkSettings,
+    *,
+    environ: Mapping[str, str],
+    home: Path,
+    repository: Path | None,
+    ui: Ui,
 ) -> Reach:
     """Return what a session with these settings may reach. Presets ask the user's own tools.
 
@@ -49,12 +52,9 @@ def reach(
     """
     presets = _presets(settings.presets, environ=environ, home=home, repository=repository, ui=ui)
     allow = (*settings.allow_domains, *(rule for preset in presets for rule in preset.rules))
-    if settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}:
-        provider = find_provider(environ, base_url=settings.base_url)
-        if settings.credentials is not Credentials.NONE:
-            _refuse_denied_provider(provider, settings.deny_domains)
-        if settings.credentials is Credentials.COPY:
-            allow += allow_rules(authority(provider), where=COPIED)
+    through_gateway = settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}
+    if through_gateway and settings.credentials is not Credentials.NONE:
+        _refuse_denied_provider(find_provider(environ, base_url=settings.base_url), settings.deny_domains)
     for what, rules in (("allowed", allow), ("denied", settings.deny_domains)):
         if len(rules) > MAX_RULES:
             raise UsageError(
@@ -84,8 +84,8 @@ def described(plan: SessionPlan) -> list[str]:
     lines += [f"budget     {budget}"] if budget else []
     if plan.credentials is not Credentials.INJECT:
         words = {
-            Credentials.COPY: "copied: the agent holds your key itself",
-            Credentials.NONE: "none: the agent can't use the model's API with your key",
+            Credentials.COPY: "copied: the agent holds it itself, and reaches the provider's host with it",
+            Credentials.NONE: "none: the session does not reach the model's API with it",
         }
         lines.append(f"key        {words[plan.credentials]}")
     if plan.provider_tools:

@@ -5,7 +5,6 @@ Importing this costs what pydantic-settings costs; :mod:`.sources` has what can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -14,13 +13,10 @@ from pydantic import PrivateAttr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
 from clsecure.policy import Budget, NetworkRule
-from clsecure.settings import network, values
-from clsecure.settings.keys import TOGETHER
-from clsecure.settings.network import Said
-from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
+from clsecure.settings.layers import DEFAULT_MODE, settle
+from clsecure.settings.sources import DEFAULT, Layer, Layers, Source
 from clsecure.settings.values import OutputFormat
 
 # How load() hands its layers through pydantic-settings, which makes its sources from the class alone.
@@ -32,7 +28,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
-    mode: IsolationMode = IsolationMode.NAMESPACE
+    mode: IsolationMode = DEFAULT_MODE
     """What holds the agent."""
     network: NetworkPolicy = NetworkPolicy.API
     """What the agent reaches."""
@@ -124,121 +120,18 @@ class _LayerSource(PydanticBaseSettingsSource):
 def load(layers: Layers) -> Settings:
     """Make the settings of all layers.
 
-    :raises UsageError: a value that can't be accepted, naming its place; also one that a stronger layer
-        overrides, since it would decide as soon as that is gone.
+    :raises UsageError: see :func:`.layers.settle`.
     """
-    said = [Said(key=entry.key, value=_read(entry, layers), source=entry.source) for entry in layers.entries]
-    by_key = {key: [one for one in said if one.key == key] for key in Settings.model_fields}
-    combined = network.combine(
-        by_key["network"],
-        [one for one in said if one.key in {"allow_domains", "presets"}],
-        by_key["deny_domains"],
-    )
-    mode, notes = _mode(by_key["mode"])
-    by_key["mode"] = [mode] if mode else []
-    decided = Said(key="network", value=combined.kind, source=combined.source)
-    by_key["network"] = [] if combined.source == DEFAULT else [decided]
-    for key in ("allow_domains", "presets"):
-        by_key[key] = [one for one in combined.hosts if one.key == key]
+    settled = settle(layers)
     loading: dict[Layer, dict[str, object]] = {layer: {} for layer in Layer}
-    sources: dict[str, Source] = {}
-    for key, found in by_key.items():
-        if key in TOGETHER:
-            value, used = _TOGETHER[key](found)
-        else:
-            value, used = next(((one.value, [one.source]) for one in found), (None, []))
-        if used:
-            loading[used[0].layer][key] = value
-            where = ", ".join(dict.fromkeys(str(source) for source in used if source.where))
-            sources[key] = Source(layer=used[0].layer, where=where)
+    for key, value in settled.values.items():
+        loading[settled.sources[key].layer][key] = value
     token = _LOADING.set(loading)
     try:
         settings = Settings()
     finally:
         _LOADING.reset(token)
-    settings._sources = sources
-    unused = network.check(
-        combined,
-        allow_private=next((one for one in by_key["allow_private"][:1] if one.value), None),
-        credentials=settings.credentials,
-        budget=settings.budget,
-        bounds=settings.provenance("budget"),
-    )
-    settings._warnings = (*layers.warnings, *combined.warnings, *unused)
-    settings._notes = (*notes, *combined.notes)
+    settings._sources = dict(settled.sources)
+    settings._warnings = settled.warnings
+    settings._notes = settled.notes
     return settings
-
-
-def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...]]:
-    """Return the mode that counts: a flag's; otherwise the stricter of the user's and the repository's."""
-    project = next((one for one in found if one.source.layer is Layer.PROJECT), None)
-    own = next((one for one in found if one.source.layer is not Layer.PROJECT), None)
-    before = own.value if own else Settings.model_fields["mode"].default
-    strength = tuple(IsolationMode).index
-    if project is None or strength(project.value) <= strength(before):
-        return own, ()
-    if own and own.source.layer is Layer.FLAG:
-        return own, (f"{own} stands against the repository ({project.source}), which says {project.value}",)
-    return project, (f"the mode is {project.value}, because of the repository ({project.source})",)
-
-
-_Sources = list[Source]
-
-
-def _mounts(found: Sequence[Said]) -> tuple[tuple[Mount, ...], _Sources]:
-    """Return one mount for each target: the strongest layer's."""
-    targets: dict[object, tuple[Mount, Source]] = {}
-    for read in found:
-        for mount in read.value:
-            targets.setdefault(mount.target, (mount, read.source))
-    return tuple(mount for mount, _ in targets.values()), [source for _, source in targets.values()]
-
-
-def _joined(found: Sequence[Said]) -> tuple[tuple[object, ...], _Sources]:
-    """Return everything, each thing once."""
-    items = dict.fromkeys(item for read in found for item in read.value)
-    return tuple(items), [read.source for read in found]
-
-
-def _budget(found: Sequence[Said]) -> tuple[Budget, _Sources]:
-    """Return the strongest layer's word on each part."""
-    parts: dict[str, int | None] = {}
-    used = []
-    for read in found:
-        used += [read.source] if read.value.keys() - parts.keys() else []
-        parts = {**read.value, **parts}
-    return Budget(**parts), used
-
-
-_TOGETHER: Mapping[str, Callable[[Sequence[Said]], tuple[object, _Sources]]] = {
-    "mounts": _mounts,
-    "allow_domains": _joined,
-    "deny_domains": _joined,
-    "presets": _joined,
-    "budget": _budget,
-}
-"""Keys whose layers count together, strongest first, and how."""
-
-
-def _read(entry: Entry, layers: Layers) -> object:
-    try:
-        match entry.key:
-            case "mounts":
-                if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
-                    return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
-                # What is relative in a file or the environment would mean something else in each directory.
-                if entry.item:
-                    return (values.mount(entry.text, home=layers.home),)
-                return values.mounts(entry.text, home=layers.home)
-            case "allow_domains" | "deny_domains" | "presets" if entry.item and "," in entry.text:
-                raise ValueError("must have one in each string of an array")
-            case "allow_domains":
-                return values.allow_domains(entry.text, where=str(entry.source))
-            case "deny_domains":
-                return values.deny_domains(entry.text, where=str(entry.source))
-            case _:
-                return values.READERS[entry.key](entry.text)
-    except ValueError as error:
-        raise UsageError(
-            f"{entry.source}: {entry.key} {error}", resolution=f"correct {entry.key} there, or remove it"
-        ) from None

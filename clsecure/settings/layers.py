@@ -1,0 +1,175 @@
+"""What the layers come to together: one value for each key that was said, and where it came from.
+
+Standard library only, like the layers themselves; :mod:`.model` makes the settings of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clsecure.errors import UsageError
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
+from clsecure.policy import Budget, NetworkRule
+from clsecure.settings import network, values
+from clsecure.settings.keys import KEYS, TOGETHER
+from clsecure.settings.network import Said
+from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
+
+DEFAULT_MODE = IsolationMode.NAMESPACE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What was said, decided. Keys that nobody spoke of are in none of it.
+
+    :param warnings: what the user should hear about the layers.
+    :param notes: what the repository narrowed.
+    """
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, Source]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """The settings that decide over the network; the model has them by the same names and defaults."""
+
+    network: NetworkPolicy = NetworkPolicy.API
+    allow_domains: tuple[NetworkRule, ...] = ()
+    deny_domains: tuple[NetworkRule, ...] = ()
+    presets: tuple[str, ...] = ()
+    credentials: Credentials = Credentials.INJECT
+    allow_private: bool = False
+    agent: str = "claude"
+    base_url: str | None = None
+
+
+def network_settings(settled: Settled) -> NetworkSettings:
+    """Return what decides over the network."""
+    names = NetworkSettings.__dataclass_fields__
+    return NetworkSettings(**{key: value for key, value in settled.values.items() if key in names})
+
+
+def settle(layers: Layers) -> Settled:
+    """Decide about each key.
+
+    :raises UsageError: a value that can't be accepted, naming its place, also one that a stronger layer
+        overrides, since it would decide as soon as that is gone; or things that exclude each other.
+    """
+    said = [Said(key=entry.key, value=_read(entry, layers), source=entry.source) for entry in layers.entries]
+    by_key = {key: [one for one in said if one.key == key] for key in KEYS}
+    combined = network.combine(
+        by_key["network"],
+        [one for one in said if one.key in {"allow_domains", "presets"}],
+        by_key["deny_domains"],
+    )
+    decided = Said(key="network", value=combined.kind, source=combined.source)
+    by_key["network"] = [] if combined.source == DEFAULT else [decided]
+    for key in ("allow_domains", "presets"):
+        by_key[key] = [one for one in combined.hosts if one.key == key]
+    mode, notes = _mode(by_key["mode"])
+    by_key["mode"] = [mode] if mode else []
+    found: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    for key, ones in by_key.items():
+        value, used = _TOGETHER[key](ones) if key in TOGETHER else _strongest(ones)
+        if used:
+            found[key] = value
+            where = ", ".join(dict.fromkeys(str(source) for source in used))
+            sources[key] = Source(layer=used[0].layer, where=where)
+    unused = network.check(
+        combined,
+        allow_private=next((one for one in by_key["allow_private"][:1] if one.value), None),
+        credentials=found.get("credentials", Credentials.INJECT),
+        budget=found.get("budget", Budget()),
+        bounds=sources.get("budget", DEFAULT),
+    )
+    return Settled(
+        values=found,
+        sources=sources,
+        warnings=(*layers.warnings, *combined.warnings, *unused),
+        notes=(*notes, *combined.notes),
+    )
+
+
+def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...]]:
+    """Return the mode that counts: a flag's; otherwise the stricter of the user's and the repository's."""
+    project = next((one for one in found if one.source.layer is Layer.PROJECT), None)
+    own = next((one for one in found if one.source.layer is not Layer.PROJECT), None)
+    before = own.value if own else DEFAULT_MODE
+    strength = tuple(IsolationMode).index
+    if project is None or strength(project.value) <= strength(before):
+        return own, ()
+    if own and own.source.layer is Layer.FLAG:
+        return own, (f"{own} stands against the repository ({project.source}), which says {project.value}",)
+    return project, (f"the mode is {project.value}, because of the repository ({project.source})",)
+
+
+_Sources = list[Source]
+
+
+def _strongest(found: Sequence[Said]) -> tuple[object, _Sources]:
+    return next(((one.value, [one.source]) for one in found), (None, []))
+
+
+def _mounts(found: Sequence[Said]) -> tuple[tuple[Mount, ...], _Sources]:
+    """Return one mount for each target: the strongest layer's."""
+    targets: dict[object, tuple[Mount, Source]] = {}
+    for read in found:
+        for mount in read.value:
+            targets.setdefault(mount.target, (mount, read.source))
+    return tuple(mount for mount, _ in targets.values()), [source for _, source in targets.values()]
+
+
+def _joined(found: Sequence[Said]) -> tuple[tuple[object, ...], _Sources]:
+    """Return everything, each thing once."""
+    items = dict.fromkeys(item for read in found for item in read.value)
+    return tuple(items), [read.source for read in found]
+
+
+def _budget(found: Sequence[Said]) -> tuple[Budget, _Sources]:
+    """Return the strongest layer's word on each part."""
+    parts: dict[str, int | None] = {}
+    used = []
+    for read in found:
+        used += [read.source] if read.value.keys() - parts.keys() else []
+        parts = {**read.value, **parts}
+    return Budget(**parts), used
+
+
+_TOGETHER: Mapping[str, Callable[[Sequence[Said]], tuple[object, _Sources]]] = {
+    "mounts": _mounts,
+    "allow_domains": _joined,
+    "deny_domains": _joined,
+    "presets": _joined,
+    "budget": _budget,
+}
+"""Keys whose layers count together, strongest first, and how."""
+
+
+def _read(entry: Entry, layers: Layers) -> object:
+    try:
+        match entry.key:
+            case "mounts":
+                if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
+                    return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
+                # What is relative in a file or the environment would mean something else in each directory.
+                if entry.item:
+                    return (values.mount(entry.text, home=layers.home),)
+                return values.mounts(entry.text, home=layers.home)
+            case "allow_domains" | "deny_domains" | "presets" if entry.item and "," in entry.text:
+                raise ValueError("must have one in each string of an array")
+            case "allow_domains":
+                return values.allow_domains(entry.text, where=str(entry.source))
+            case "deny_domains":
+                return values.deny_domains(entry.text, where=str(entry.source))
+            case _:
+                return values.READERS[entry.key](entry.text)
+    except ValueError as error:
+        raise UsageError(
+            f"{entry.source}: {entry.key} {error}", resolution=f"correct {entry.key} there, or remove it"
+        ) from None
