@@ -6,11 +6,12 @@ import asyncio
 
 import h11
 
-from clsecure.egress import rules
+from clsecure.egress import proxy_rules, rules
 from clsecure.egress.api import ApiClient
 from clsecure.egress.conversation import Conversation, HungUpError, of_protocol_error
 from clsecure.egress.dialer import Inbound
 from clsecure.egress.events import Exchange
+from clsecure.egress.proxy import ProxyClient
 from clsecure.egress.shared import Shared
 from clsecure.egress.upstream import close_quietly
 
@@ -21,7 +22,9 @@ class ClientConnection:
     def __init__(self, shared: Shared, reader: Inbound, writer: asyncio.StreamWriter, *, port: int) -> None:
         self._shared = shared
         self._conversation = Conversation(reader, writer, shared.limits)
+        self._port = port
         self._api = ApiClient(shared, self._conversation, port=port)
+        self._proxy = ProxyClient(shared, self._conversation)
 
     @property
     def busy(self) -> bool:
@@ -56,6 +59,7 @@ class ClientConnection:
     def drop(self) -> None:
         """Close at once."""
         self._api.close()
+        self._proxy.close()
         self._conversation.drop()
 
     async def _one_request(self, *, first: bool) -> bool:
@@ -75,6 +79,17 @@ class ClientConnection:
                 return False
             exchange.method = request.method.decode("latin-1")
             exchange.path = request.target.decode("latin-1")
+            own = proxy_rules.of_own_address(request.target, port=self._port)
+            if own is not None:
+                request = h11.Request(
+                    method=request.method,
+                    target=own,
+                    headers=list(request.headers),
+                    http_version=request.http_version,
+                )
+                exchange.path = own.decode("latin-1")
+            if request.method == b"CONNECT" or not request.target.startswith((b"/", b"*")):
+                return await self._proxy.answer(request)
             return await self._api.answer(request)
         finally:
             conversation.busy = False

@@ -9,7 +9,7 @@ import json
 import h11
 
 from clsecure.egress import rules
-from clsecure.egress.dialer import CHUNK, Inbound
+from clsecure.egress.dialer import CHUNK, Inbound, transport_of
 from clsecure.egress.events import Exchange
 from clsecure.egress.rules import Denial
 from clsecure.egress.wire import Limits
@@ -102,6 +102,13 @@ class Conversation:
             return True
         return False
 
+    async def finish_early(self) -> bool:
+        """End an answer that may have begun before the request ended."""
+        again = await self.finish()
+        if self._http.their_state is h11.SEND_BODY:
+            await self.linger()
+        return again
+
     async def answer(
         self,
         status: int,
@@ -127,6 +134,13 @@ class Conversation:
         """Refuse; return whether another request may follow."""
         self.exchange.decision, self.exchange.rule = "deny", denial.rule
         return await self.explain(denial.status, denial.kind, denial.reason, proxied=denial.proxied)
+
+    async def fail(self, reason: str) -> bool:
+        """Say to a client of the proxy that its target can't be reached; return as :meth:`deny`."""
+        again = await self.explain(502, "", reason, proxied=True)
+        if self._http.their_state is h11.SEND_BODY:
+            await self.linger()
+        return again
 
     async def explain(self, status: int, kind: str, reason: str, *, proxied: bool = False) -> bool:
         """Answer with an error.
@@ -176,11 +190,12 @@ class Conversation:
                 while left > 0 and (data := await self.reader.read(CHUNK)):
                     left -= len(data)
 
-    async def become_tunnel(self) -> bytes:
-        """Answer CONNECT with success; return what the client has sent behind it."""
+    async def become_tunnel(self) -> tuple[asyncio.Transport, tuple[bytes, bool]]:
+        """Answer CONNECT with success; return the transport, what came after it, and whether that was all."""
         self.exchange.status = 200
         await self.send(h11.Response(status_code=200, headers=[], reason=b"Connection established"))
-        return self._http.trailing_data[0]
+        rest, ended = await self.reader.take()
+        return transport_of(self.writer), (self._http.trailing_data[0] + rest, ended)
 
 
 def has_body(request: h11.Request) -> bool:

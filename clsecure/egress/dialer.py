@@ -39,14 +39,15 @@ class Inbound(asyncio.StreamReader):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """An open connection.
-
-    :param proxy: what it leads to; None when that is the target itself.
-    """
+    """An open connection."""
 
     reader: Inbound
     writer: asyncio.StreamWriter
-    proxy: Proxy | None = None
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """What is below reader and writer."""
+        return transport_of(self.writer)
 
     def close(self) -> None:
         """Drop it at once."""
@@ -65,6 +66,7 @@ class Dialer:
         self._limits = limits
         self._books = AddressBooks(resolve=resolve)
         self._way_out = WayOut(proxies or HostProxies())
+        self._proxy_trust: ssl.SSLContext | None = None
 
     async def connect(self, target: Target, *, tls: ssl.SSLContext | None = None) -> Line:
         """Return a stream of bytes to the target.
@@ -76,7 +78,7 @@ class Dialer:
         proxy = self._way_out.for_tunnel(target)
         if proxy is None:
             return await self._direct(target, tls=tls)
-        line = await self._direct(proxy.target, tls=_plain_trust() if proxy.tls else None)
+        line = await self._to_proxy(proxy)
         try:
             async with asyncio.timeout(self._limits.connect_time + self._limits.header_time):
                 await _open_tunnel(line, proxy, target)
@@ -89,16 +91,27 @@ class Dialer:
             line.close()
             raise
 
+    def http_proxy(self, target: Target) -> Proxy | None:
+        """Return the proxy that plain HTTP to the target is asked of, by absolute URL.
+
+        :raises EgressError: the target must not be reached.
+        """
+        return self._way_out.for_http(target)
+
     async def connect_http(self, target: Target) -> Line:
-        """Return a connection for plain HTTP: to the target, or to a proxy that wants absolute URLs.
+        """Return a connection for plain HTTP: to the target, or to its :meth:`http_proxy`.
 
         :raises EgressError: as above.
         """
         proxy = self._way_out.for_http(target)
         if proxy is None:
             return await self._direct(target, tls=None)
-        line = await self._direct(proxy.target, tls=_plain_trust() if proxy.tls else None)
-        return Line(reader=line.reader, writer=line.writer, proxy=proxy)
+        return await self._to_proxy(proxy)
+
+    async def _to_proxy(self, proxy: Proxy) -> Line:
+        if proxy.tls and self._proxy_trust is None:
+            self._proxy_trust = tls_context(None)
+        return await self._direct(proxy.target, tls=self._proxy_trust if proxy.tls else None)
 
     async def _direct(self, target: Target, *, tls: ssl.SSLContext | None) -> Line:
         book = self._books.of(target)
@@ -136,12 +149,16 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _plain_trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
 def _why(problem: BaseException | None, *, silent: str) -> str:
     return "its certificate is not trusted" if isinstance(problem, ssl.SSLError) else silent
+
+
+def transport_of(writer: asyncio.StreamWriter) -> asyncio.Transport:
+    """Return what a writer writes to; connections read from theirs as well."""
+    transport = writer.transport
+    if not isinstance(transport, asyncio.Transport):
+        raise TypeError
+    return transport
 
 
 async def _open(address: str, port: int, *, tls: ssl.SSLContext | None, name: str) -> Line:

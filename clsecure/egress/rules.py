@@ -20,7 +20,7 @@ _PATH = re.compile(rb"/[A-Za-z0-9._~:@/-]{0,511}")
 _QUERY = re.compile(rb"[A-Za-z0-9._~:@/?%&=+,;!$'()*-]{0,1024}")
 _FORWARDED = frozenset({b"accept", b"content-type", b"user-agent", b"x-app", b"x-client-request-id"})
 _FORWARDED_PREFIXES = (b"anthropic-", b"x-stainless-", b"x-claude-")
-_LOOPBACK = frozenset({b"127.0.0.1", b"localhost"})
+OWN_NAMES = frozenset({b"127.0.0.1", b"localhost"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +76,11 @@ class Denial:
     proxied: bool = False
 
 
+def refuse_proxied(rule: str, reason: str, *, status: int = 403) -> Denial:
+    """Return a refusal for a client that takes the gateway for a proxy."""
+    return Denial(rule=rule, status=status, kind="", reason=reason, proxied=True)
+
+
 def deny(rule: str, reason: str, *, status: int = 403, kind: str = "permission_error") -> Denial:
     """Return a refusal."""
     return Denial(rule=rule, status=status, kind=kind, reason=reason)
@@ -122,7 +127,7 @@ def check_host(headers: Headers, *, port: int) -> Denial | None:
     if len(hosts) != 1:
         return malformed("host", "exactly one Host header is needed")
     name, _, number = hosts[0].partition(b":")
-    if name not in _LOOPBACK or number != str(port).encode():
+    if name not in OWN_NAMES or number != str(port).encode():
         return deny("host", "only the gateway's own address is served here, not another host")
     return None
 
@@ -178,12 +183,8 @@ def is_greeting(method: bytes, target: bytes, headers: Headers) -> bool:
 
 def find_rule(method: bytes, target: bytes, rules: Sequence[Rule]) -> Rule | Denial:
     """Return the rule that lets a request pass, or why none does."""
-    if method == b"CONNECT":
-        return deny("connect", "this gateway is no proxy: it reaches the model's API only")
     if not target.startswith(b"/"):
-        return deny(
-            "target-form", "absolute URLs are not forwarded: this gateway reaches the model's API only"
-        )
+        return deny("target-form", "the target must be a path of the model's API")
     path, question, query = target.partition(b"?")
     if not _PATH.fullmatch(path) or (question and not _QUERY.fullmatch(query)):
         return deny("path", "the path holds escapes or characters that are not forwarded")

@@ -10,6 +10,7 @@ from clsecure.egress.dialer import Dialer, Line, tls_context
 from clsecure.egress.events import EventLog
 from clsecure.egress.live import LivePolicy
 from clsecure.egress.provider import Credential, Provider
+from clsecure.egress.tunnel import Buffers
 from clsecure.egress.upstream import Connect
 from clsecure.egress.wire import GatewayConfig, Limits
 
@@ -60,6 +61,7 @@ class Shared:
     log: EventLog
     buffered: Share
     tunnels: Share
+    buffers: Buffers
 
 
 def make_shared(
@@ -85,6 +87,7 @@ def make_shared(
         log=log,
         buffered=Share(left=limits.buffered),
         tunnels=Share(left=limits.tunnels),
+        buffers=Buffers(),
     )
 
 

@@ -81,7 +81,10 @@ class Upstream:
             return bytes(event.data)
         if self._sending is not None:
             # What it answered before it had the whole of, it may not want the rest of.
-            await asyncio.wait({self._sending}, timeout=_GRACE)
+            _, unsent = await asyncio.wait({self._sending}, timeout=_GRACE)
+            if unsent:
+                self._sending.cancel()
+                await asyncio.wait(unsent)
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self._sending = None
