@@ -2,6 +2,7 @@
 
 Reading order: ``provider`` (where to, with which credential), ``rules`` and ``bodies`` (what may pass; pure),
 ``proxy_rules`` and ``hello`` (the same for what goes elsewhere), ``addresses``, ``hostproxy``, ``dialer`` and
-``upstream`` (the way out), ``conversation`` (HTTP with a client), ``api``, ``proxy`` and ``tunnel`` (what is
-done with its requests), ``connection`` (one client), ``gateway`` (the process), ``client`` (how the session starts and ends it), ``wire`` (what the last two say to each other).
+``upstream`` (the way out), ``conversation`` (HTTP with a client), ``api``, ``proxy`` and ``tunnel`` (what
+becomes of its requests), ``connection`` (one client), ``gateway`` (the process), ``client`` (how the session
+starts and ends it), ``wire`` (what the last two say to each other).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any
 
 from clsecure.egress.client import Gateway, start_gateway
 from clsecure.egress.provider import Credential, CredentialKind, Provider
-from clsecure.egress.wire import GatewayConfig, Limits
+from clsecure.egress.wire import GatewayConfig, HostProxies, Limits
+from clsecure.model import NetworkPolicy
+from clsecure.policy import Budget, EgressPolicy, allow_rules, deny_rule
 
 KEY = "sk-CANARY-of-the-real-provider"
 TIMEOUT = 20.0
@@ -60,6 +63,24 @@ class RunningGateway:
         head = self.head("POST", target, "Content-Type: application/json", f"Content-Length: {len(body)}")
         return head + body
 
+    def proxied(self, method: str, target: str, *headers: str, token: str | None = "") -> bytes:
+        """Return the head of a request to the gateway as a proxy; ``Host`` is among ``headers``."""
+        lines = [f"{method} {target} HTTP/1.1", *headers]
+        if token is not None:
+            pair = base64.b64encode(f"clsecure:{token or self.token}".encode()).decode()
+            lines.append(f"Proxy-Authorization: Basic {pair}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def tunnel(self, target: str) -> socket.socket:
+        """Return a connection on which a CONNECT has succeeded."""
+        client = self.connect()
+        client.sendall(self.proxied("CONNECT", target, f"Host: {target}"))
+        head = read_until(client, b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            client.close()
+            raise ConnectionError(head)
+        return client
+
     def ask(self, request: bytes) -> Reply:
         """Send a request on a connection of its own and return the reply."""
         with self.connect() as client:
@@ -72,9 +93,18 @@ class RunningGateway:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
+def allowing(*targets: str, deny: tuple[str, ...] = ()) -> EgressPolicy:
+    """Return the policy of a session that may reach these."""
+    return EgressPolicy(
+        kind=NetworkPolicy.ALLOWLIST,
+        allow=tuple(rule for target in targets for rule in allow_rules(target, where="test")),
+        deny=tuple(deny_rule(target, where="test") for target in deny),
+    )
+
+
 @contextmanager
 def running_gateway(
-    base_url: str,
+    base_url: str | None,
     directory: Path,
     *,
     limits: Limits | None = None,
@@ -82,12 +112,21 @@ def running_gateway(
     provider_tools: bool = False,
     credential: Credential | None = None,
     ca_file: Path | None = None,
+    policy: EgressPolicy | None = None,
+    budget: Budget | None = None,
+    proxies: HostProxies | None = None,
 ) -> Iterator[RunningGateway]:
-    """Start a gateway in front of ``base_url``, as if the user had named that URL."""
+    """Start a gateway in front of ``base_url``, as if the user had named that URL; None for no API at all."""
     log = directory / "network.jsonl"
+    provider = base_url and Provider(
+        base_url=base_url, user_named=True, provider_tools=provider_tools, ca_file=ca_file
+    )
     config = GatewayConfig(
-        provider=Provider(base_url=base_url, user_named=True, provider_tools=provider_tools, ca_file=ca_file),
-        credential=credential or Credential(kind=kind, value=KEY),
+        provider=provider or None,
+        credential=(credential or Credential(kind=kind, value=KEY)) if provider else None,
+        policy=policy or EgressPolicy(),
+        budget=budget or Budget(),
+        proxies=proxies or HostProxies(),
         log=log,
         limits=limits or Limits(),
     )
