@@ -27,8 +27,11 @@ _MAX_BOOKS = 256
 _LIFETIME = 60.0
 _TIMEOUT = 15.0
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Metadata services that are not link-local.
-_METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+# Metadata services that are not link-local: of AWS, Google, Scaleway, Alibaba and Azure.
+_METADATA = frozenset(
+    ipaddress.ip_address(address)
+    for address in ("fd00:ec2::254", "fd20:ce::254", "fd00:42::42", "100.100.100.200", "168.63.129.16")
+)
 
 
 class Scope(StrEnum):
