@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.clone_in import make
+
+# How long one example takes says something about the machine, not about what it shows.
+settings.register_profile("clsecure", deadline=None)
+settings.load_profile("clsecure")
 
 
 @pytest.fixture
