@@ -138,6 +138,17 @@ CASES: dict[str, Case] = {
         {
             "NPM_CONFIG_REGISTRY": f"http://{HOST_ALIAS}:4873/",
             "NPM_CONFIG_CAFILE": "/etc/ssl/company.pem",
+            "NPM_CONFIG_REPLACE_REGISTRY_HOST": "always",
+        },
+    ),
+    "npm's registries on this machine, each with a path of its own": (
+        "npm",
+        {"home/.npmrc": "registry=http://localhost:4873/\n@team:registry=http://localhost:4873/team/\n"},
+        {},
+        {"localhost:4873", f"{HOST_ALIAS}:4873"},
+        {
+            "NPM_CONFIG_REGISTRY": f"http://{HOST_ALIAS}:4873/",
+            "npm_config_@team:registry": f"http://{HOST_ALIAS}:4873/team/",
         },
     ),
     "pip's indexes and links": (

@@ -17,6 +17,7 @@ _SECTION = "npmrc"
 _VARIABLE = re.compile(r"(?i:npm_config_)(?P<key>.+)")
 _SCOPED = re.compile(r"@[^:/@\s]{1,200}:registry")
 _SECRETS = ("_authToken", "_auth", "_password", "username", "certfile", "keyfile")
+_ASKED = "npm config get registry"
 # Otherwise a question leaves files in the user's home.
 _QUIET = {"npm_config_logs_max": "0", "npm_config_cache": "/dev/null", "npm_config_update_notifier": "false"}
 
@@ -33,9 +34,17 @@ def find(person: Person) -> Preset:
     """Return what npm is configured for: the environment, the user's file, the global one, npm's answer."""
     preset = Collection("npm")
     layers = list(_layers(person))
-    registry = _registry(layers, person, preset)
+    used: list[ToolUrl] = []
+    registry = _configured(layers) or _asked(person)
+    if registry is not None:
+        url, where = registry
+        preset.add(url, where)
+        used.append(url)
+        if where != _ASKED or url.loopback:
+            preset.env["NPM_CONFIG_REGISTRY"] = url.inside
     for key, (url, where) in _scoped(layers).items():
         preset.add(url, where)
+        used.append(url)
         scope = key.partition(":")[0]
         if scope != scope.lower() or "_" in scope:
             preset.note(
@@ -43,41 +52,34 @@ def find(person: Person) -> Preset:
             )
         else:
             preset.env[f"npm_config_{key}"] = url.inside
-    known = {url.target: url for url in (registry, *(url for url, _ in _scoped(layers).values())) if url}
-    for layer in layers:
-        _note_credentials(layer, known, preset)
+    if registry is not None and registry[0].loopback and len({url.inside for url in used}) == 1:
+        # Packages and lock files name it as it is called outside. npm puts its registry's host and path in
+        # their place, for whatever scope: only where there is but one.
+        preset.env["NPM_CONFIG_REPLACE_REGISTRY_HOST"] = "always"
+    _note_credentials(layers, used, preset)
     for layer in layers:
         if layer.settings.get("cafile"):
             preset.certificates(layer.settings["cafile"], variable="NPM_CONFIG_CAFILE", where=layer.where)
             break
-    return preset.finish(looked_at=[*(layer.where for layer in layers), "npm config get registry"])
+    return preset.finish(looked_at=[*(layer.where for layer in layers), _ASKED])
 
 
-def _registry(layers: list[_Layer], person: Person, preset: Collection) -> ToolUrl | None:
-    """Add the registry of what has no scope, and return it."""
+def _configured(layers: list[_Layer]) -> tuple[ToolUrl, str] | None:
+    """Return the registry of what has no scope, and where it is set."""
     for layer in layers:
         text = layer.settings.get("registry")
         if text:
-            url = read_url(text, where=f"registry in {layer.where}")
-            preset.add(url, layer.where)
-            preset.env["NPM_CONFIG_REGISTRY"] = url.inside
-            return url
+            return read_url(text, where=f"registry in {layer.where}"), layer.where
+    return None
+
+
+def _asked(person: Person) -> tuple[ToolUrl, str] | None:
+    """Return the registry that npm itself names."""
     for program in find_tools("npm", person):
-        answer = ask(
-            program,
-            "config",
-            "get",
-            "registry",
-            person=person,
-            variables=r"(?i:npm_config_)\w+",
-            settings=_QUIET,
-        )
+        names = r"(?i:npm_config_)\w+"
+        answer = ask(program, *_ASKED.split()[1:], person=person, variables=names, settings=_QUIET)
         if answer is not None:
-            url = read_url(answer.strip(), where="npm config get registry")
-            preset.add(url, "npm config get registry")
-            if url.loopback:
-                preset.env["NPM_CONFIG_REGISTRY"] = url.inside
-            return url
+            return read_url(answer.strip(), where=_ASKED), _ASKED
     return None
 
 
@@ -90,14 +92,14 @@ def _scoped(layers: list[_Layer]) -> dict[str, tuple[ToolUrl, str]]:
     return found
 
 
-def _note_credentials(layer: _Layer, known: Mapping[str, ToolUrl], preset: Collection) -> None:
-    """Say whose credentials the file holds, without reading them."""
-    for key in layer.settings:
+def _note_credentials(layers: list[_Layer], used: list[ToolUrl], preset: Collection) -> None:
+    """Say for which registries a file holds credentials, without reading them."""
+    for key in (key for layer in layers for key in layer.settings):
         target, _, setting = key.removeprefix("//").rpartition(":")
         if not key.startswith("//") or setting not in _SECRETS:
             continue
         host = target.partition("/")[0]
-        for url in known.values():
+        for url in used:
             if host in {url.target, url.target.rpartition(":")[0]}:
                 preset.note_credentials(url)
 

@@ -120,5 +120,5 @@ class Collection:
             name=self.name,
             rules=tuple(self._rules.values()),
             env=self.env,
-            notes=tuple(f"{self.name}: {note}" for note in self._notes),
+            notes=tuple(self._notes),
         )
