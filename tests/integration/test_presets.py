@@ -73,7 +73,7 @@ def configured(person: Person, registries: Registries) -> Iterator[None]:
     person.run(["rm", "-f", str(npmrc), str(pip_conf)]).check()
 
 
-@pytest.fixture(params=["user", "namespace"])
+@pytest.fixture(scope="module", params=["user", "namespace"])
 def target(request: pytest.FixtureRequest, person: Person) -> Target:
     mode = request.param
     return Target(person=person, mode=mode, repository=person.repository(f"presets-{mode}"), options=OPTIONS)
