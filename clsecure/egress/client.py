@@ -1,4 +1,7 @@
-"""How a session starts its gateway, gives it the sandbox's listening socket, and learns what went through."""
+"""How a session starts its gateway, gives it the sandbox's listening socket, and learns what went through.
+
+Of a gateway that died in between, its log still says what went through until then.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from clsecure import process
 from clsecure.egress import wire
+from clsecure.egress.control import remove_socket
 from clsecure.egress.wire import EgressTotals, GatewayConfig
 from clsecure.errors import EgressError
 from clsecure.process import Command
@@ -28,10 +32,17 @@ class Gateway:
     :param token: the session's random token: what the agent gets in the place of the credential.
     """
 
-    def __init__(self, child: process.Process[bytes], control: socket.socket, *, token: str) -> None:
+    def __init__(
+        self, child: process.Process[bytes], control: socket.socket, *, token: str, config: GatewayConfig
+    ) -> None:
         self.token = token
+        self.residuals: tuple[str, ...] = ()
+        """What the gateway could not take from itself on this machine; known once it serves."""
+
         self._child = child
         self._control = control
+        self._log, self._orders = config.log, config.control
+        self._log_start = _size(config.log)
         self._totals: EgressTotals | None = None
 
     def serve(self, listener: socket.socket) -> None:
@@ -44,7 +55,7 @@ class Gateway:
         # Where it is gone, what it said before tells why.
         with listener, contextlib.suppress(OSError):
             socket.send_fds(self._control, [wire.encode({"type": "serve"})], [listener.fileno()])
-        self._receive("serving")
+        self.residuals = tuple(self._receive("serving")["residuals"])
 
     def alive(self) -> bool:
         """Tell whether the gateway runs. When it does not, the sandbox reaches nothing any more."""
@@ -85,6 +96,14 @@ class Gateway:
         except process.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        if not totals.complete and self._log is not None:
+            from clsecure.egress.tally import totals_of_log
+
+            totals = totals_of_log(self._log, start=self._log_start)
+        if self._orders is not None:
+            # The gateway itself may not remove files.
+            with contextlib.suppress(OSError):
+                remove_socket(self._orders)
         return totals
 
     def _receive(self, kind: str, *, timeout: float = _READY_TIME) -> dict[str, Any]:
@@ -137,4 +156,12 @@ def start_gateway(config: GatewayConfig) -> Gateway:
         with contextlib.suppress(BrokenPipeError):
             ours.send(wire.encode_config(config, token=token, die_with_parent=in_main_thread))
         undo.pop_all()
-    return Gateway(child, ours, token=token)
+    return Gateway(child, ours, token=token, config=config)
+
+
+def _size(path: Path | None) -> int:
+    """Return where the lines of a new gateway begin."""
+    try:
+        return 0 if path is None else path.stat().st_size
+    except OSError:
+        return 0

@@ -1,4 +1,9 @@
-"""What the gateway takes from itself before it is given a secret."""
+"""What the gateway takes from itself: some of it before it is given a secret, the files before it serves.
+
+What stays open to a gateway that somebody took over: connecting (that is its work; also to Unix sockets by
+path, which name services are asked through), and the files that are named here. It writes to the descriptors
+that it has, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,32 @@ import ctypes
 import os
 import resource
 import signal
+import ssl
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError
+from clsecure.privileged import launcher
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _ADDRESS_SPACE = 2 << 30
 _DESCRIPTORS = 1024
+
+_SYSTEM = (
+    # Libraries that are loaded when they are needed (name services, encodings), settings of the resolver,
+    # certificate authorities. The last two: systems that keep all of it elsewhere.
+    "/usr", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store", "/gnu/store",
+    # Where /etc/resolv.conf may lead, and caches of name services.
+    "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/connman", "/run/nscd",
+    "/var/cache/nscd", "/var/lib/sss", "/var/lib/misc",
+    "/dev/null", "/dev/urandom", "/sys/devices/system/cpu",
+)  # fmt: skip
+_MAX_LINKS = 2000
 
 
 def confine() -> None:
@@ -23,10 +46,89 @@ def confine() -> None:
     """
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    # What it makes is its user's alone.
+    os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The last line after the limits of the requests themselves: a gateway that dies closes the network.
     _lower(resource.RLIMIT_AS, _ADDRESS_SPACE)
     _lower(resource.RLIMIT_NOFILE, _DESCRIPTORS)
+
+
+def seal(config: GatewayConfig) -> tuple[str, ...]:
+    """Give up files, programs, ports and signals, as far as the kernel's Landlock knows of them.
+
+    For good, and for this thread and those it starts: to be called while there is no other.
+
+    :return: what this kernel leaves open, for the user.
+    :raises EgressError: the kernel has Landlock and refuses.
+    """
+    abi = launcher.landlock_abi()
+    if threading.active_count() != 1:
+        raise EgressError("The gateway can't confine itself", details="It has other threads already.")
+    if abi:
+        read, search = launcher.READ_FILE, launcher.READ_DIR
+        allowed = [(path, read | search) for path in readable()]
+        allowed += [(path, read) for path in _of_credential(config)]
+        try:
+            launcher.restrict(abi, allowed, bind=False)
+        except OSError as error:
+            raise EgressError("The gateway can't confine itself", details=str(error)) from error
+    return residuals(abi)
+
+
+def residuals(abi: int) -> tuple[str, ...]:
+    """Return what a kernel with this version of Landlock leaves open."""
+    if abi == 0:
+        return ("not enforced: the gateway can use all of your files (this kernel has no Landlock)",)
+    since = {"open ports": 4, "signal your other processes": 6}
+    missing = [what for what, version in since.items() if abi < version]
+    if not missing:
+        return ()
+    return (f"not enforced: the gateway can {' and '.join(missing)} (this kernel's Landlock is too old)",)
+
+
+def readable() -> Iterator[str]:
+    """Go through what a gateway reads while it serves, besides the credentials."""
+    yield from _SYSTEM
+    yield str(Path(__file__).resolve().parents[1])
+    yield from dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix))
+    yield from (path for path in sys.path if path.endswith(("-packages", "lib-dynload", ".zip")))
+    # By its own name and by the one it has in the end: it is replaced, so its directory.
+    resolver = Path("/etc/resolv.conf").resolve()
+    yield str(resolver if resolver.parent == Path("/") else resolver.parent)
+    yield from _of_authorities()
+
+
+def _of_authorities() -> Iterator[str]:
+    """Go through the certificate authorities: those in a directory are read when a certificate is checked."""
+    paths = ssl.get_default_verify_paths()
+    for place in (paths.cafile, paths.capath, paths.openssl_cafile, paths.openssl_capath):
+        if place:
+            yield from (place, str(Path(place).resolve()))
+    own = os.environ.get("SSL_CERT_DIR", "")
+    for directory in own.split(":") if own else ():
+        yield directory
+        yield from _leading_out(Path(directory))
+
+
+def _leading_out(directory: Path) -> Iterator[str]:
+    try:
+        for number, entry in enumerate(directory.iterdir()):
+            if number >= _MAX_LINKS:
+                return
+            if entry.is_symlink():
+                yield str(entry.resolve())
+    except OSError:
+        # One that can't be read holds nothing that is trusted.
+        return
+
+
+def _of_credential(config: GatewayConfig) -> Iterable[str]:
+    file = None if config.credential is None else config.credential.file
+    if file is None:
+        return ()
+    # Claude Code replaces it, so its directory, by both of its names.
+    return dict.fromkeys((str(file.parent), str(file.resolve().parent)))
 
 
 def die_with(parent: int) -> None:

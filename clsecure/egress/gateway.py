@@ -10,9 +10,11 @@ from typing import Any
 
 from clsecure.egress import wire
 from clsecure.egress.addresses import Resolver, system_resolver
+from clsecure.egress.confine import seal
 from clsecure.egress.connection import ClientConnection
 from clsecure.egress.dialer import Inbound
 from clsecure.egress.events import EventLog
+from clsecure.egress.orders import Orders
 from clsecure.egress.shared import make_shared
 from clsecure.egress.wire import EgressTotals, GatewayConfig
 from clsecure.errors import EgressError
@@ -36,6 +38,8 @@ class GatewayServer:
         except OSError as error:
             raise EgressError("The network log can't be written", details=str(error)) from error
         self._shared = make_shared(config, token=token, log=log, resolve=resolve)
+        self._orders = None if config.control is None else Orders(config.control, self._shared)
+        self.residuals: tuple[str, ...] = ()
         self._servers: list[asyncio.Server] = []
         # Insertion order is age: the first idle one is the one that makes room.
         self._open: dict[ClientConnection, asyncio.Task[None]] = {}
@@ -44,6 +48,14 @@ class GatewayServer:
     def totals(self) -> EgressTotals:
         """What went through until now."""
         return self._shared.log.totals
+
+    def confined(self, residuals: tuple[str, ...]) -> None:
+        """Take orders from now on, and remember what this process could not take from itself."""
+        self.residuals = residuals
+        for residual in residuals:
+            self._shared.log.warn(residual)
+        if self._orders is not None:
+            self._orders.start()
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept on a listening socket from now on.
@@ -62,6 +74,9 @@ class GatewayServer:
 
     async def close(self) -> None:
         """Stop accepting, end every connection, close the log."""
+        if self._orders is not None:
+            await self._orders.close()
+            self._orders = None
         for server in self._servers:
             server.close()
         tasks = list(self._open.values())
@@ -175,7 +190,7 @@ class _Control:
         match message["type"]:
             case "serve" if len(descriptors) == 1:
                 await self._server.serve(socket.socket(fileno=descriptors[0]))
-                self._socket.send(wire.encode({"type": "serving"}))
+                self._socket.send(wire.encode({"type": "serving", "residuals": self._server.residuals}))
                 return True
             case "close":
                 await self._server.close()
@@ -197,6 +212,8 @@ async def run(control: socket.socket, config: GatewayConfig, *, token: str) -> N
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     server = GatewayServer(config, token=token)
     try:
+        # All files are open by now, and nothing of the agent has been read.
+        server.confined(seal(config))
         await _Control(control, server).run()
     finally:
         await server.close()

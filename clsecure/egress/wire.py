@@ -1,14 +1,17 @@
 """What the session and its gateway say to each other: JSON messages over a SOCK_SEQPACKET socket.
 
 To the gateway: ``config`` first, then any number of ``serve`` with one listening descriptor each, ``close``
-last. From it: ``serving`` for each ``serve``, ``totals`` for ``close``, ``error`` instead of either, and then
-it ends. It also ends when the socket does.
+last. From it: ``serving`` for each ``serve``, with what it could not take from itself, ``totals`` for
+``close``, ``error`` instead of either, and then it ends. It also ends when the socket does.
+
+The user's orders come over a socket of their own (:mod:`clsecure.egress.control`): ``allow`` with a host is
+answered by ``allowed`` with all rules, ``policy`` by ``policy`` with the document, either by ``error``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,6 +218,29 @@ def decode_totals(message: Mapping[str, Any]) -> EgressTotals:
         warnings=tuple(message["warnings"]),
         complete=message["complete"],
     )
+
+
+def encode_allowed(rules: list[str]) -> bytes:
+    """Return the answer to an order to allow a host: all that is allowed now, as far as it fits."""
+    return _fitting({"type": "allowed"}, lambda most: {"rules": rules[:most]}, len(rules))
+
+
+def encode_policy(document: Mapping[str, Any]) -> bytes:
+    """Return the answer to an order to tell the policy: all of it, as far as it fits."""
+
+    def cut(most: int) -> dict[str, object]:
+        lists = {name: document[name][:most] for name in ("allow", "deny")}
+        return {"document": {**document, **lists, "cut": most < longest}}
+
+    longest = max(len(document["allow"]), len(document["deny"]))
+    return _fitting({"type": "policy"}, cut, longest)
+
+
+def _fitting(message: dict[str, object], part: Callable[[int], dict[str, object]], most: int) -> bytes:
+    """Return a message with as many entries of a list as one message can hold."""
+    while len(data := encode({**message, **part(most)})) > MAX_MESSAGE:
+        most //= 2
+    return data
 
 
 def _rules(rules: list[dict[str, Any]]) -> tuple[NetworkRule, ...]:

@@ -141,10 +141,10 @@ def landlock(writable: list[str]) -> int:
 
 
 def allow(ruleset: int, path: str, rights: int) -> None:
-    """Add one rule; a path that isn't there needs none."""
+    """Add one rule; a path that isn't there, or can't be come to anyway, needs none."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     try:
         if not os.path.isdir(path):

@@ -115,6 +115,7 @@ def running_gateway(
     policy: EgressPolicy | None = None,
     budget: Budget | None = None,
     proxies: HostProxies | None = None,
+    control: Path | None = None,
 ) -> Iterator[RunningGateway]:
     """Start a gateway in front of ``base_url``, as if the user had named that URL; None for no API at all."""
     log = directory / "network.jsonl"
@@ -129,6 +130,7 @@ def running_gateway(
         proxies=proxies or HostProxies(),
         log=log,
         limits=limits or Limits(),
+        control=control,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
