@@ -17,16 +17,17 @@ import pytest
 from clsecure.session.store import session_key
 from tests.support.hostile import Ear, Target, canary
 from tests.support.messages_api import MessagesApi, text
+from tests.support.names import own_address
 
 pytestmark = pytest.mark.root
 
 METADATA = "169.254.169.254"
 # What engines and emulators give the host as seen from inside, and one of each private range.
 PRIVATE = ("10.0.2.2", "172.17.0.1", "192.168.122.1", "100.64.0.1")
-NETWORKS = ("none", "api")
+NETWORKS = ("none", "api", "allowlist")
 
 ATTACK = r"""
-import errno, json, os, socket, stat, sys
+import base64, errno, json, os, socket, stat, sys, urllib.parse
 
 plan = json.loads(sys.argv[1])
 
@@ -71,6 +72,15 @@ for port in range(1, 65536):
         if probe.connect_ex(("127.0.0.1", port)) == 0 and probe.getsockname() != probe.getpeername():
             open_ports.append(port)
 said["open ports"] = open_ports
+said["through"] = attempt(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", plan["through"]))
+if "HTTPS_PROXY" in os.environ:
+    proxy = urllib.parse.urlsplit(os.environ["HTTPS_PROXY"])
+    auth = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+    host = f"host.clsecure.internal:{plan['through']}"
+    with socket.create_connection((proxy.hostname, proxy.port), timeout=20) as client:
+        request = f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic {auth}\r\n\r\n"
+        client.sendall(request.encode())
+        said["by proxy"] = client.recv(65536).decode().split("\r\n")[0]
 said["base url"] = os.environ.get("ANTHROPIC_BASE_URL")
 said["interfaces"] = [name for _, name in socket.if_nameindex()]
 said["routes"] = open("/proc/net/route").read().splitlines()[1:]
@@ -111,25 +121,11 @@ class World:
             self.ears[name].control()
 
 
-@contextlib.contextmanager
-def own_lan() -> Iterator[str]:
-    """A LAN of the test's own: an interface that has the addresses an agent would try. Gives one more."""
-    name = f"clst{secrets.token_hex(4)}"
-    lan = f"10.213.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
-
-    ip("link", "add", name, "type", "veth", "peer", "name", f"{name}p")
-    try:
-        for address in (lan, METADATA, *PRIVATE):
-            ip("addr", "add", f"{address}/32", "dev", name)
-        ip("addr", "add", "fd00:c15e:c05e::1/128", "dev", name, "nodad")
-        for end in (name, f"{name}p"):
-            ip("link", "set", end, "up")
-        yield lan
-    finally:
-        ip("link", "delete", name)
+def own_addresses() -> list[str]:
+    """Return what the machine is called in its networks, docker's bridge among them where there is one."""
+    listed = json.loads(subprocess.run(["ip", "-j", "addr"], check=True, capture_output=True).stdout)
+    found = [info["local"] for interface in listed for info in interface["addr_info"] if "local" in info]
+    return [address for address in dict.fromkeys(found) if not address.startswith("fe80:")]
 
 
 def vsock_listener() -> socket.socket | None:
@@ -154,13 +150,15 @@ def world(target: Target) -> Iterator[World]:
     """Let an agent attack everything that there is, without a network and with the default one."""
     abstract = f"clsecure-test-{secrets.token_hex(6)}"
     with contextlib.ExitStack() as stack:
-        lan = stack.enter_context(own_lan())
+        lan = f"10.213.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+        stack.enter_context(own_address(lan, METADATA, *PRIVATE, "fd00:c15e:c05e::1"))
         ears = {
             "tcp": Ear(("0.0.0.0", 0)),
             "udp": Ear(("0.0.0.0", 0), kind=socket.SOCK_DGRAM),
             "abstract": Ear(f"\0{abstract}", socket.AF_UNIX),
         }
-        ears["tcp6"] = Ear(("::1", ears["tcp"].port), socket.AF_INET6)
+        ears["tcp6"] = Ear(("::", ears["tcp"].port), socket.AF_INET6)
+        ears["through"] = Ear(("127.0.0.1", 0))
         places = [Path(top, f"{abstract}.sock") for top in ("/run", "/tmp", "/var/tmp", "/dev/shm")]
         for place in [*places, target.person.home / f"{abstract}.sock"]:
             ears[f"path {place}"] = Ear(str(place), socket.AF_UNIX)
@@ -168,25 +166,20 @@ def world(target: Target) -> Iterator[World]:
             stack.callback(place.unlink, missing_ok=True)
         for ear in ears.values():
             stack.enter_context(ear)
-        for host in ("127.0.0.1", lan, METADATA, *PRIVATE):
+        hosts = own_addresses()
+        assert {"127.0.0.1", lan, METADATA, *PRIVATE} <= {*hosts}
+        for host in hosts:
             with socket.create_connection((host, ears["tcp"].port), timeout=20):
                 pass
         vsock = vsock_listener()
         if vsock is not None:
             stack.enter_context(vsock)
         api = stack.enter_context(MessagesApi([[text("hello")]]))
-        del ears["tcp"].heard[:]
+        for ear in ears.values():
+            del ear.heard[:]
         plan = {
-            "hosts": [
-                "127.0.0.1",
-                "::1",
-                lan,
-                METADATA,
-                *PRIVATE,
-                "fd00:c15e:c05e::1",
-                "1.1.1.1",
-                "224.0.0.1",
-            ],
+            "hosts": [*hosts, "1.1.1.1", "2606:4700:4700::1111", "224.0.0.1"],
+            "through": ears["through"].port,
             "tcp": ears["tcp"].port,
             "udp": ears["udp"].port,
             "names": [
@@ -210,6 +203,12 @@ def world(target: Target) -> Iterator[World]:
             "none": target.python(ATTACK, json.dumps(plan)).evidence,
             "api": dataclasses.replace(target, options=()).python(ATTACK, json.dumps(plan), env=env).evidence,
         }
+        assert not ears["tcp"].heard, ears["tcp"].heard
+        assert not ears["through"].heard, ears["through"].heard
+        # Allowed are the listeners themselves, and somebody outside: through the gateway, and not past it.
+        allowed = ("1.1.1.1", *(f"127.0.0.1:{ears[name].port}" for name in ("tcp", "through")))
+        with_hosts = dataclasses.replace(target, options=tuple(f"--allow-domain={host}" for host in allowed))
+        said["allowlist"] = with_hosts.python(ATTACK, json.dumps(plan), env=env).evidence
         assert not ears["tcp"].heard, ears["tcp"].heard
         yield World(ears=ears, said=said, own_vsock=vsock is not None, requests=len(api.requests))
         if vsock is not None:
@@ -278,6 +277,13 @@ def test_b5_ignoring_the_proxy_leads_nowhere(world):
     assert world.said["api"]["base url"] == f"http://127.0.0.1:{port}"
     assert world.said["api"]["tcp 1.1.1.1"] == "ENETUNREACH"
     assert world.requests == 0
+    (port,) = world.said["allowlist"]["open ports"]
+    assert world.said["allowlist"]["tcp 1.1.1.1"] == "ENETUNREACH"
+    # The one listener that an agent heard of: by the gateway, where the user allowed it, once.
+    assert [world.said[network]["through"] for network in NETWORKS] == ["ECONNREFUSED"] * 3
+    assert "by proxy" not in world.said["none"]
+    assert world.said["api"]["by proxy"].startswith("HTTP/1.1 403 ")
+    assert len(world.ears["through"].heard) == 1
 
 
 CHANNELS = r"""
@@ -340,6 +346,21 @@ def test_b10_the_allowed_api_is_no_channel(target):
         (line["bytes_in"] > 0, line["bytes_out"] > 0) for line in lines if line["decision"] == "allow"
     } == {(True, True)}
     assert key not in log.read_text() + attack.outcome.errors + attack.outcome.text
+
+
+def test_b10_provider_tools_are_the_users_to_allow(target):
+    """What makes the provider reach out passes when the user allowed it; everything else stays closed."""
+    key = canary()
+    with MessagesApi([[text("hello")]]) as api, Ear(("127.0.0.1", 0)) as elsewhere:
+        env = {"ANTHROPIC_API_KEY": key, "ANTHROPIC_BASE_URL": api.url}
+        with_tools = dataclasses.replace(target, options=("--provider-tools",))
+        said = with_tools.python(CHANNELS, f"http://127.0.0.1:{elsewhere.port}", env=env).evidence
+        assert elsewhere.heard == []
+        assert {request.target for request in api.requests} == {"/v1/messages"}
+        assert {request.headers["x-api-key"] for request in api.requests} == {key}
+    passed = {name for name, status in said.items() if status == 200}
+    assert passed == {"control", "web_fetch", "web_search", "code", "mcp", "url source"}
+    assert all(400 <= said[name] < 500 for name in said.keys() - passed), said
 
 
 def test_b13_helpers_outside_keep_quiet(target):

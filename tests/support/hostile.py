@@ -222,6 +222,8 @@ class Ear:
     def __init__(self, address: Any, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> None:
         self.heard: list[bytes] = []
         self._socket = socket.socket(family, kind)
+        if family == socket.AF_INET6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self._socket.bind(address)
         if kind == socket.SOCK_STREAM:
             self._socket.listen(64)
