@@ -9,7 +9,7 @@ import h11
 
 from clsecure.egress import bodies, rules
 from clsecure.egress.conversation import Conversation, HungUpError, has_body
-from clsecure.egress.document import policy_document
+from clsecure.egress.document import agents_document
 from clsecure.egress.provider import CredentialKind
 from clsecure.egress.rules import Denial, Rule
 from clsecure.egress.shared import Api, Shared
@@ -100,7 +100,7 @@ class ApiClient:
             )
         await conversation.skip_end()
         exchange.decision, exchange.rule, exchange.counted = "allow", rules.POLICY.name, False
-        content = json.dumps(policy_document(self._shared, port=self._port)).encode("ascii")
+        content = json.dumps(agents_document(self._shared, port=self._port)).encode("ascii")
         return await conversation.answer(200, content, headers=[(b"content-type", b"application/json")])
 
     def _find_rule(self, request: h11.Request) -> Rule | Denial:

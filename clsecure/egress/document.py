@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from clsecure.egress.shared import Shared
 from clsecure.policy import NetworkRule
@@ -13,22 +13,31 @@ HELP = (
 )
 
 
-def policy_document(shared: Shared, *, port: int | None = None) -> dict[str, object]:
-    """Return the policy as it is now.
+def agents_document(shared: Shared, *, port: int) -> dict[str, object]:
+    """Return the policy as it is now, without the names of the user's own files.
 
-    :param port: where the gateway is reached inside, None when that is not known.
+    :param port: where the gateway is reached inside.
     """
+    document = policy_document(shared, where=_without_paths)
+    base = f"http://127.0.0.1:{port}" if shared.api is not None else None
+    return {**document, "api": {"base": base, "allowed": shared.api is not None}, "help": HELP}
+
+
+def policy_document(shared: Shared, *, where: Callable[[str], str] = str) -> dict[str, object]:
+    """Return the policy as it is now, and what is used of the budget."""
     policy = shared.live.policy
-    base = None if port is None or shared.api is None else f"http://127.0.0.1:{port}"
+
+    def listed(rules: Iterable[NetworkRule]) -> list[dict[str, str]]:
+        return [{"host": str(rule.pattern), "where": where(rule.where)} for rule in rules]
+
     return {
         "policy": policy.kind,
-        "allow": _rules(policy.allow),
-        "deny": _rules(policy.deny),
-        "api": {"base": base, "allowed": shared.api is not None},
+        "allow": listed(policy.allow),
+        "deny": listed(policy.deny),
         "budget": shared.meter.state(),
-        "help": HELP,
     }
 
 
-def _rules(rules: Iterable[NetworkRule]) -> list[dict[str, str]]:
-    return [{"host": str(rule.pattern), "where": rule.where} for rule in rules]
+def _without_paths(where: str) -> str:
+    words = where.partition(" (")[0]
+    return "settings" if "/" in words else words

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 from dataclasses import dataclass
 
 from clsecure.egress import rules
 from clsecure.egress.rules import Denial, Headers
 from clsecure.policy import Decision, parse_target
-
-USER = "clsecure"
-"""The name before the token, for clients that are given a proxy's URL."""
 
 DENIED = "denied"
 """The rule of refusals of a target that the user denied."""
@@ -53,27 +48,11 @@ def check_proxy_token(headers: Headers, *, token: str) -> Denial | None:
     presented = rules.values(headers, b"proxy-authorization")
     expected = token.encode()
     # Every value is compared, so that time says nothing about which one was wrong.
-    matches = [hmac.compare_digest(_presented(value), expected) for value in presented]
+    matches = [hmac.compare_digest(rules.token_in(value), expected) for value in presented]
     if matches and all(matches):
         return None
     reason = "only the session's own token opens this proxy" if presented else "no proxy credential was sent"
     return rules.refuse_proxied("token", reason, status=rules.PROXY_TOKEN_STATUS)
-
-
-def _presented(value: bytes) -> bytes:
-    scheme, _, rest = value.partition(b" ")
-    rest = rest.strip()
-    match scheme.lower():
-        case b"bearer":
-            return rest
-        case b"basic":
-            try:
-                user, _, password = base64.b64decode(rest, validate=True).partition(b":")
-            except binascii.Error:
-                return b""
-            return password if user == USER.encode() else b""
-        case _:
-            return b""
 
 
 def of_own_address(target: bytes, *, port: int) -> bytes | None:

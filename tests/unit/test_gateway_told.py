@@ -16,8 +16,11 @@ from tests.support.messages_api import MessagesApi, bash, text
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [{"name": "Bash"}]}
 POLICY = EgressPolicy(
-    allow=(*allow_rules("files.example.org:8443", where="--allow-domain"),),
-    deny=(deny_rule("*.evil.example", where="settings"),),
+    allow=(
+        *allow_rules("files.example.org:8443", where="--allow-domain"),
+        *allow_rules("r.example", where="preset npm (registry in /home/CANARY/.npmrc)"),
+    ),
+    deny=(deny_rule("*.evil.example", where="/home/CANARY/.config/clsecure/config, line 3"),),
 )
 
 
@@ -44,12 +47,16 @@ def test_the_agent_reads_what_it_may_reach_with_its_token(api, tmp_path):
             status, document = policy_of(gateway, *headers, token=token)
             assert status == 200
         assert document["policy"] == "api"
-        assert document["allow"] == [{"host": "files.example.org:8443", "where": "--allow-domain"}]
+        assert document["allow"] == [
+            {"host": "files.example.org:8443", "where": "--allow-domain"},
+            {"host": "r.example:443", "where": "preset npm"},
+        ]
         assert document["deny"] == [{"host": "*.evil.example", "where": "settings"}]
         assert document["api"] == {"base": f"http://127.0.0.1:{gateway.port}", "allowed": True}
         assert document["budget"]["requests"] == {"used": 1, "limit": 9}
         assert "clsecure network allow" in document["help"]
         assert KEY not in json.dumps(document)
+        assert "CANARY" not in json.dumps(document)
         totals, events = gateway.gateway.close(), gateway.events()
     assert totals.requests == 1
     assert [(event["event"], event["rule"]) for event in events[1:]] == [("asked", "policy")] * 3
