@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from clsecure.egress.presets import NAMES, Preset, resolve
+from clsecure.egress.presets.urls import read_url
 from clsecure.errors import EgressError, UsageError
 from clsecure.policy import HOST_ALIAS
 from tests.support.clone_in import git
@@ -698,6 +701,24 @@ def test_a_remotes_password_goes_nowhere(world: World, home: Path) -> None:
     assert "the credentials for git.example.org:443 stay outside" in "".join(preset.notes)
 
 
+@given(
+    before=st.text(max_size=40),
+    scheme=st.sampled_from(["https://", "http://u:", "https://[::1]/", ""]),
+    after=st.text(max_size=40),
+)
+@example(before="", scheme="https://", after="npm.example.org/")
+def test_what_stands_before_an_at_sign_is_never_seen(before: str, scheme: str, after: str) -> None:
+    said = []
+    try:
+        url = read_url(f"{scheme}{before}{SECRET}@{after}", where="here")
+        said += [repr(url), url.inside, url.target]
+        assert url.credentials
+    except EgressError as error:
+        said += [error.brief, f"{error.details}", f"{error.__cause__}"]
+    assert said
+    assert SECRET not in "".join(said)
+
+
 def _fifo(path: Path) -> None:
     os.mkfifo(path)
 
@@ -788,6 +809,7 @@ def test_a_malformed_file_is_an_error_that_does_not_quote_it(
         ("cargo", "CARGO_HOME"),
         ("go", "GOENV"),
         ("docker", "DOCKER_CONFIG"),
+        ("docker", "XDG_RUNTIME_DIR"),
         ("docker", "REGISTRY_AUTH_FILE"),
         ("docker", "CONTAINERS_REGISTRIES_CONF"),
     ],
@@ -799,6 +821,20 @@ def test_a_configuration_of_the_repository_does_not_count(name: str, variable: s
     for value in (str(theirs), str(link), "configuration", f"{world.home}/../repository/configuration"):
         world.environ[variable] = value
         assert f"{variable} must name an absolute path outside of the repository" in world.refusal(name)
+
+
+def test_directories_of_configuration_in_the_repository_do_not_count(world: World) -> None:
+    theirs = world.repository / "config"
+    world.write(theirs / "pip/pip.conf", "[global]\nindex-url = http://evil.example.org/simple\n")
+    world.environ["XDG_CONFIG_DIRS"] = f"{theirs}"
+    assert "found no host" in world.refusal("pip")
+    world.environ["XDG_CONFIG_HOME"] = f"{theirs}"
+    assert "XDG_CONFIG_HOME must name" in world.refusal("pip")
+    # The control: outside of the repository both do.
+    theirs.rename(world.home / "config")
+    for variable in ("XDG_CONFIG_DIRS", "XDG_CONFIG_HOME"):
+        world.environ |= {"XDG_CONFIG_DIRS": "", "XDG_CONFIG_HOME": "", variable: f"{world.home / 'config'}"}
+        assert hosts(world.one("pip")) == {"evil.example.org:80"}
 
 
 def test_the_repositorys_own_npmrc_does_not_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

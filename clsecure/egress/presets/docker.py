@@ -45,9 +45,9 @@ def _registry(name: str, *, where: str) -> ToolUrl:
 
 def _login_files(person: Person) -> list[Path]:
     files = [person.config_home / "containers/auth.json"]
-    runtime = person.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/"):
-        files.append(Path(runtime) / "containers/auth.json")
+    runtime = named_path("xdg_runtime_dir", person)
+    if runtime is not None:
+        files.append(runtime / "containers/auth.json")
     named = named_path("registry_auth_file", person)
     return [named] if named is not None else files
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clsecure.egress.presets.ask import ask, find_tools
-from clsecure.egress.presets.files import read_ini, read_toml, unreadable
+from clsecure.egress.presets.files import is_inside, read_ini, read_toml, unreadable
 from clsecure.egress.presets.urls import ToolUrl, read_host, read_url
 from clsecure.egress.presets.values import Collection, Person, Preset, named_path
 from clsecure.policy import HOST_ALIAS
@@ -105,7 +105,7 @@ def _pip_files(person: Person) -> list[Path]:
     shared = [
         Path(directory) / "pip/pip.conf"
         for directory in reversed(person.environ.get("XDG_CONFIG_DIRS", "").split(":"))
-        if directory.startswith("/")
+        if directory.startswith("/") and not is_inside(Path(directory), person.repository)
     ]
     files = [
         *(shared or [person.system / "etc/xdg/pip/pip.conf"]),

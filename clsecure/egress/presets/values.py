@@ -11,6 +11,8 @@ from clsecure.egress.presets.urls import BY_HAND, ToolUrl
 from clsecure.errors import EgressError
 from clsecure.policy import HOST_ALIAS, NetworkRule, allow_rules
 
+_MAX_WHERE = 300
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
@@ -30,9 +32,10 @@ class Person:
 
     @property
     def config_home(self) -> Path:
-        """The user's directory of configuration files."""
-        base = self.environ.get("XDG_CONFIG_HOME", "")
-        return Path(base) if base.startswith("/") else self.home / ".config"
+        """The user's directory of configuration files; a relative one is none, as its specification says."""
+        relative = not self.environ.get("XDG_CONFIG_HOME", "").startswith("/")
+        named = None if relative else named_path("xdg_config_home", self)
+        return named or self.home / ".config"
 
 
 def named_path(variable: str, person: Person) -> Path | None:
@@ -78,7 +81,8 @@ class Collection:
 
     def add(self, url: ToolUrl, where: str) -> None:
         """Allow a URL's host and port; who named it first is remembered."""
-        for rule in allow_rules(url.target, where=f"preset {self.name} ({where})"):
+        short = where if len(where) <= _MAX_WHERE else f"{where[:_MAX_WHERE]}…"
+        for rule in allow_rules(url.target, where=f"preset {self.name} ({short})"):
             self._rules.setdefault((rule.pattern.host, rule.pattern.port), rule)
         if url.credentials:
             self.note_credentials(url)
