@@ -24,7 +24,8 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")
 _MAX_NAME = 253
 # They are one: who denies this machine's loopback by one of its names means it.
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1", HOST_ALIAS})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1", HOST_ALIAS})
+"""What this machine's own loopback is called, outside and inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
     """Return what the policy says about a target in canonical form; a denial wins over every permission."""
     if policy.kind is NetworkPolicy.NONE:
         return Decision(allowed=False, rule=None, reason="this session has no network")
-    names = _LOOPBACK_NAMES if host in _LOOPBACK_NAMES else {host}
+    names = LOOPBACK_NAMES if host in LOOPBACK_NAMES else {host}
     for rule in policy.deny:
         if any(rule.pattern.matches(name, port) for name in names):
             return Decision(allowed=False, rule=rule, reason=f"denied by {rule.pattern} ({rule.where})")
@@ -135,7 +136,7 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
 
 def denial_of(policy: EgressPolicy, pattern: HostPattern) -> NetworkRule | None:
     """Return a denial that leaves nothing of what a pattern allows."""
-    names = _LOOPBACK_NAMES if pattern.host in _LOOPBACK_NAMES else {pattern.host}
+    names = LOOPBACK_NAMES if pattern.host in LOOPBACK_NAMES else {pattern.host}
     patterns = [replace(pattern, host=name) for name in names]
     return next((rule for rule in policy.deny if any(map(rule.pattern.covers, patterns))), None)
 
@@ -162,7 +163,7 @@ def allow_rules(text: str, *, where: str) -> tuple[NetworkRule, ...]:
     """
     pattern = parse_pattern(text)
     rule = NetworkRule(pattern=pattern, where=where)
-    if pattern.host not in _LOOPBACK_NAMES:
+    if pattern.host not in LOOPBACK_NAMES:
         return (rule,)
     alias = HostPattern(host=HOST_ALIAS, port=pattern.port)
     if pattern.host == HOST_ALIAS:

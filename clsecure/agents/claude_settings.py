@@ -245,6 +245,9 @@ def session_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         # A project's servers could be started by the agent anyway; a dialog would only wait for nobody.
         "enableAllProjectMcpServers": True,
         "disableDeepLinkRegistration": "disable",
+        # Before it fetches from a host that the user allowed, it would ask a service of the provider's about
+        # that host, which only the API's own paths are open for; the gateway decides, and sees each fetch.
+        "skipWebFetchPreflight": True,
     }
 
 

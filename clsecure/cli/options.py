@@ -112,8 +112,8 @@ class NetworkAction(StrEnum):
 class NetworkOptions:
     """``network ACTION ARGUMENT…``.
 
-    :param arguments: checked in number alone: a URL or host of ``check``; else the session, and for ``allow``
-        the hosts after it.
+    :param arguments: checked in number alone: a URL or host of ``check``; else the session, if one is named,
+        and for ``allow`` the hosts after it. One word of ``allow`` is a host.
     """
 
     action: NetworkAction
@@ -140,12 +140,14 @@ NETWORK_ACTIONS = {
     NetworkAction.CHECK: ActionWords(
         usage="URL|HOST[:PORT]", help="would a session reach it here, and which rule says so", session=False
     ),
-    NetworkAction.WATCH: ActionWords(usage="SESSION", help="show the requests of a running session"),
+    NetworkAction.WATCH: ActionWords(
+        usage="[SESSION]", help="show the requests of a running session as they come", least=0
+    ),
     NetworkAction.ALLOW: ActionWords(
-        usage="SESSION HOST[:PORT]…", help="let a running session reach a host", least=2, most=None
+        usage="[SESSION] HOST[:PORT]…", help="let a running session reach a host", most=None
     ),
     NetworkAction.LEARN: ActionWords(
-        usage="SESSION", help="turn what was denied to a session into a list to review"
+        usage="[SESSION]", help="turn what was denied to a session into a list to review", least=0
     ),
 }
 

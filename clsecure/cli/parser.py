@@ -383,7 +383,7 @@ def _selectors(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
-    written, arguments = found["ACTION"], tuple(found["ARGUMENT"])
+    written, arguments = found["ACTION"], tuple(found.get("ARGUMENT", ()))
     try:
         action = NetworkAction(written)
     except ValueError:
@@ -403,7 +403,7 @@ def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
                 f"{decides[0]} does not go with 'clsecure network {action}'",
                 resolution="it goes with 'clsecure network check', and with the start of a session",
             )
-    if words.session:
+    if words.session and arguments and (words.most is not None or len(arguments) > 1):
         _check_selector(arguments[0])
     return NetworkOptions(action=action, arguments=arguments)
 

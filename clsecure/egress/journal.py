@@ -25,14 +25,19 @@ _CHUNK = 256 << 10
 _RUN = b'{"event": "session", '
 
 
+OPEN = "open"
+"""The decision of a tunnel that was allowed and is not over: it has two lines, and counts with the second."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One line: a request that is over.
+    """One line: a request that is over, or a tunnel that was opened.
 
     :param time: as the gateway wrote it, ISO 8601 in UTC.
     :param host: of the target, ``-`` where none could be read.
     :param port: of the target, 0 where none could be read.
     :param status: as sent to the agent; None when it hung up before an answer.
+    :param decision: ``allow``, ``deny`` or :data:`OPEN`.
     """
 
     time: str
@@ -54,10 +59,17 @@ class Entry:
         return self.decision == "deny"
 
 
-def begin_run(path: Path, session_id: str) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """One line of the gateway's own: a budget that is nearly used up, a host that the user allowed."""
+
+    time: str
+    text: str
+
+
+def begin_run(path: Path, session_id: str) -> None:
     """Mark where a run begins: a session that is gone on with appends to the same file.
 
-    :return: the position of what this run writes.
     :raises EgressError: the file can't be written.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -69,7 +81,6 @@ def begin_run(path: Path, session_id: str) -> int:
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             line = _RUN + json.dumps({"session_id": session_id}).encode("ascii")[1:] + b"\n"
             os.write(descriptor, b"\n" + line if torn else line)
-            return size
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -99,7 +110,14 @@ class Journal:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def read(self) -> Iterator[Entry]:
+    def requests(self) -> Iterator[Entry]:
+        """Go through the requests among what was added since the last time.
+
+        :raises EgressError: the log can't be read.
+        """
+        return (line for line in self.read() if isinstance(line, Entry) and line.decision != OPEN)
+
+    def read(self) -> Iterator[Entry | Remark]:
         """Go through what was added since the last time; nothing where there is no log (yet).
 
         :raises EgressError: it can't be read.
@@ -124,7 +142,7 @@ class Journal:
             os.lseek(self._descriptor, _last_run(self._descriptor), os.SEEK_SET)
         return True
 
-    def _lines(self, data: bytes) -> Iterator[Entry]:
+    def _lines(self, data: bytes) -> Iterator[Entry | Remark]:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
             # Its end will be no line of ours either.
@@ -135,16 +153,32 @@ class Journal:
                 if entry is not None:
                     yield entry
 
-    def _entry(self, line: bytes) -> Entry | None:
-        """Return the request of a line; None for other events, and for what is no line of ours."""
+    def _entry(self, line: bytes) -> Entry | Remark | None:
+        """Return what a line says; None for what nobody wants to see, and for what is no line of ours."""
         try:
             fields = json.loads(line)
-            if fields["event"] == "request":
-                return _entry(fields)
             self.full = self.full or fields["event"] == "log_full"
+            return _parsed(fields)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            pass
-        return None
+            return None
+
+
+def _parsed(fields: dict[str, Any]) -> Entry | Remark | None:
+    if fields["event"] == "opened":
+        unknown = {
+            "path": "-",
+            "status": None,
+            "reason": None,
+            "bytes_in": 0,
+            "bytes_out": 0,
+            "duration_ms": 0,
+        }
+        return _entry({**unknown, **fields, "decision": OPEN, "rule": "allowed"})
+    if fields["event"] == "request":
+        return _entry(fields)
+    if fields["event"] == "allowed":
+        return Remark(time=str(fields["time"]), text=f"the user allowed {fields['host']}")
+    return Remark(time=str(fields["time"]), text=str(fields["text"])) if "text" in fields else None
 
 
 def _entry(fields: dict[str, Any]) -> Entry:

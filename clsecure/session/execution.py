@@ -75,6 +75,7 @@ class Execution:
         port: int = sandbox.listener.getsockname()[1]
         with self._context.clock.phase("gateway"):
             self._gateway.serve(sandbox.listener)
+        self._context.warnings.extend(self._gateway.residuals)
         return port
 
     def _banner(self) -> list[str]:
@@ -86,6 +87,7 @@ class Execution:
             f"project {plan.project}, session {plan.session}",
             *(f"mounted: {m.source} at {m.target}{'' if m.read_only else ', writable'}" for m in plan.mounts),
             *(f"residual: {w}" for w in self._context.warnings if w.startswith("not enforced")),
+            *(f"residual: {w}" for w in (self._gateway.residuals if self._gateway else ())),
         ]
 
     def _execute(self, sandbox: LocalSandbox, port: int | None) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from clsecure.egress.wire import GatewayConfig
 from clsecure.model import Credentials, NetworkPolicy
 from clsecure.policy import HOST_ALIAS, Budget, NetworkRule
+from clsecure.session.learn import as_allowed
 from clsecure.session.plan import SessionPlan
 from clsecure.session.words import human_size, number
 from clsecure.terminal import escape
@@ -69,13 +70,15 @@ def _api(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) ->
     return f"no model's API ({why})" if allowlist else f"no network ({why})"
 
 
-def _rules(what: str, rules: Iterable[NetworkRule]) -> Iterator[str]:
+def _rules(what: str, rules: Sequence[NetworkRule]) -> Iterator[str]:
     # This machine's loopback makes two rules: under its own name, and under the one that works inside.
+    inside = {(rule.connect, rule.pattern.port) for rule in rules if rule.connect is not None}
     shown = [rule for rule in rules if rule.connect is None]
     for rule in shown[:_SHOWN_RULES]:
-        aliases = [each for each in rules if each.connect == rule.pattern.host and what == "allowed"]
-        alias = f", inside as {HOST_ALIAS}:{rule.pattern.port}" if aliases else ""
-        yield f"{what}: {escape(str(rule.pattern))} ({escape(rule.where)}{alias})"
+        pattern = rule.pattern
+        alias = f", inside as {HOST_ALIAS}:{pattern.port}" if (pattern.host, pattern.port) in inside else ""
+        shown_as = as_allowed(pattern) if what == "allowed" else str(pattern)
+        yield f"{what}: {escape(shown_as)} ({escape(rule.where)}{alias})"
     if len(shown) > _SHOWN_RULES:
         yield f"{what}: and {len(shown) - _SHOWN_RULES} more (all of them: clsecure --dry-run)"
 

@@ -67,7 +67,7 @@ class SessionRunner:
         :raises ClsecureError: the session did not happen, or its work waits in the kept session.
         """
         context, plan = self.context, self.context.plan
-        gateway, log_start = None, 0
+        gateway = None
         with ExitStack() as stack:
             with context.clock.phase("provision"):
                 binary = self._binary()
@@ -80,7 +80,7 @@ class SessionRunner:
                 if network.gateway is not None:
                     from clsecure.egress.journal import begin_run
 
-                    log_start = begin_run(context.place.egress_log, plan.session_id)
+                    begin_run(context.place.egress_log, plan.session_id)
                     gateway = stack.enter_context(start_gateway(network.gateway))
                 backend = LocalBackend(plan.mode, context.connection)
                 spec = SandboxSpec(
@@ -111,7 +111,7 @@ class SessionRunner:
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            egress = _traffic(context, gateway, log_start) if gateway is not None else None
+            egress = _traffic(context, gateway) if gateway is not None else None
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
         return self._result(record, status, finished, egress)
@@ -266,11 +266,11 @@ class SessionRunner:
         )
 
 
-def _traffic(context: Context, gateway: Gateway, log_start: int) -> EgressResult:
+def _traffic(context: Context, gateway: Gateway) -> EgressResult:
     """End the gateway, and say what went through it."""
     from clsecure.session.traffic import report
 
-    return report(context, gateway.close(), log_start)
+    return report(context, gateway.close())
 
 
 def _load_the_end() -> None:

@@ -123,6 +123,19 @@ class Store:
                 if entry.is_dir(follow_symlinks=False):
                     yield SessionDirectory(Path(entry.path))
 
+    def own(self, project: str, session: str) -> tuple[SessionDirectory, SessionRecord]:
+        """Return the session of a project by its name there.
+
+        :raises SessionNotFoundError: there is none.
+        """
+        place = self.session(project, session)
+        record = place.read()
+        if record is None:
+            raise SessionNotFoundError(
+                f"this project has no session {session!r}", resolution="See all of them with: clsecure list"
+            )
+        return place, record
+
     def find(self, name: str, *, project: str | None = None) -> tuple[SessionDirectory, SessionRecord]:
         """Find a session by what people call it: directory name, worker, id, or its name in this project.
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from clsecure import logs
 from clsecure.egress.journal import Denials, Journal, denials
-from clsecure.egress.tally import totals_of_log
 from clsecure.egress.wire import EgressTotals
 from clsecure.errors import EgressError
-from clsecure.policy import HOST_ALIAS, HostPattern, parse_target
 from clsecure.session.context import Context
+from clsecure.session.learn import API_HINT, API_HOST, suggestion
 from clsecure.session.result import EgressResult
 from clsecure.session.words import human_size, number
 from clsecure.terminal import escape
@@ -25,17 +24,15 @@ _SHOWN_NAME = 80
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def report(context: Context, totals: EgressTotals, log_start: int) -> EgressResult:
-    """Say what went through the session's gateway, which has ended; return it for the result.
-
-    :param log_start: where this run begins in the log, which speaks when the gateway could not.
-    """
+def report(context: Context, totals: EgressTotals) -> EgressResult:
+    """Say what went through the session's gateway, which has ended; return it for the result."""
     place = context.place
     if not totals.complete:
         context.warn("the gateway ended during the session: the agent had no network from then on")
-        totals = totals_of_log(place.egress_log, start=log_start)
     for warning in totals.warnings:
-        context.warn(warning)
+        # What the gateway lacks on this machine was said at the start.
+        if warning not in context.warnings:
+            context.warn(warning)
     refused = refused_in(place.egress_log) if totals.denied else Denials()
     for line in closing_lines(totals, refused, name=place.path.name):
         context.ui.note(line)
@@ -53,20 +50,11 @@ def report(context: Context, totals: EgressTotals, log_start: int) -> EgressResu
     )
 
 
-def suggestion(host: str, port: int) -> str | None:
-    """Return what would allow a target, as it is written in settings; None for what is no host name."""
-    try:
-        host, port = parse_target(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    except ValueError:
-        return None
-    return str(HostPattern(host="localhost" if host == HOST_ALIAS else host, port=port))
-
-
 def refused_in(log: Path) -> Denials:
     """Return what was refused in the last run; nothing where the log can't be read."""
     try:
         with Journal(log) as journal:
-            return denials(journal.read())
+            return denials(journal.requests())
     except EgressError:
         return Denials()
 
@@ -93,6 +81,8 @@ def _blocked(hosts: Counter[tuple[str, int]], name: str) -> Iterator[str]:
     for (host, port), count in ordered[:_SHOWN_HOSTS]:
         allowed_by = suggestion(host, port)
         hint = f" — allow with --allow-domain {allowed_by}" if allowed_by else ""
+        if host == API_HOST:
+            hint = f" ({API_HINT})"
         yield f"blocked: {shown_host(host)}:{port} {_TIMES}{count}{hint}"
     if len(ordered) > _SHOWN_HOSTS:
         yield f"…and {len(ordered) - _SHOWN_HOSTS} more: clsecure network learn {name}"
