@@ -15,7 +15,7 @@ from pathlib import Path
 from clsecure.errors import UsageError
 from clsecure.settings import files
 from clsecure.settings.files import MAX_FILE_BYTES, Assignment
-from clsecure.settings.keys import KEYS, LATER, canonical, nearest
+from clsecure.settings.keys import KEYS, LATER, SPELLINGS, canonical, nearest
 
 __all__ = [
     "DEFAULT",
@@ -215,20 +215,20 @@ def _of_files(paths: Sequence[Path]) -> list[Entry]:
                     path,
                     assignment.line,
                     f"unknown key {assignment.written[:64]!r}",
-                    resolution=_meant(assignment.written),
+                    resolution=_meant(assignment.written, path),
                 )
             once.add(path, assignment)
             entries += to_entries(path, assignment, Layer.USER_FILE)
     return entries
 
 
-def _meant(written: str) -> str:
-    table, dot, name = written.partition(".")
-    if not dot:
+def _meant(written: str, path: Path) -> str:
+    if path.name != TOML_NAME:
         return nearest(written)
-    from clsecure.settings.tables import EGRESS
+    from clsecure.settings.tables import EGRESS, TABLE
 
-    return nearest(name, EGRESS) if table.lower() == "egress" else nearest(table)
+    table, dot, name = written.partition(".")
+    return nearest(name, EGRESS) if dot else nearest(table, (*KEYS, *LATER, *SPELLINGS, TABLE))
 
 
 def _from_environment(env: Mapping[str, str]) -> list[Entry]:

@@ -52,7 +52,7 @@ def parse(data: bytes, path: Path) -> list[Assignment]:
         # Without the message: it quotes what stands there.
         found = _POSITION.search(str(error)) if isinstance(error, tomllib.TOMLDecodeError) else None
         line = int(found[1]) if found else text.count("\n") + 1
-        raise line_error(path, line, "not valid TOML from here on, or a key for the second time") from None
+        raise line_error(path, line, "not valid TOML up to here, or a key for the second time") from None
     lines = _Lines(text)
     return [assignment for name, value in document.items() for assignment in _top(name, value, lines)]
 
@@ -72,7 +72,7 @@ def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> A
     try:
         if key is None or key in keys.LATER:
             texts: Sequence[Text] = (Text(text="", line=line),)
-        elif key == "budget" and isinstance(value, dict):
+        elif path[1:] and key == "budget" and isinstance(value, dict):
             texts = _budget(path, value, lines)
         elif key in _LISTS and isinstance(value, list):
             texts = _items(value, line, lines)

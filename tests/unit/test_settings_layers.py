@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from clsecure.errors import UsageError
-from clsecure.model import IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.policy import HOST_ALIAS, Budget
 from clsecure.settings import values
+from clsecure.settings.layers import NetworkSettings
 from clsecure.settings.model import Settings, load
 from clsecure.settings.sources import KEYS, LATER, Entry, Layer, Source, gather
 from clsecure.settings.values import OutputFormat
@@ -22,6 +25,16 @@ EXAMPLES = [
     ("network", "true", NetworkPolicy.FULL),
     ("network", "no", NetworkPolicy.API),
     ("network", "full", NetworkPolicy.FULL),
+    ("network", "none", NetworkPolicy.NONE),
+    ("presets", "npm", ("npm",)),
+    ("presets", "Pip, npm,pip", ("pip", "npm")),
+    ("credentials", "copy", Credentials.COPY),
+    ("credentials", "NONE", Credentials.NONE),
+    ("provider_tools", "yes", True),
+    ("allow_private", "no", False),
+    ("budget", "tokens=5", Budget(tokens=5)),
+    ("budget", "requests=1K, bytes=2G,tokens=3M", Budget(requests=1000, bytes=2 << 30, tokens=3_000_000)),
+    ("budget", "bytes=none,requests=7", Budget(requests=7)),
     ("session", "auth.2", "auth.2"),
     ("agent", "demo", "demo"),
     ("on_finish", "discard", OnFinish.DISCARD),
@@ -42,7 +55,15 @@ EXAMPLES = [
 ]  # fmt: skip
 
 BAD = [
-    ("mode", "docker"), ("network", "maybe"), ("session", "../x"), ("session", "-f"), ("session", "a" * 33),
+    ("mode", "docker"), ("network", "maybe"), ("allow_domains", "*"), ("allow_domains", "*.com"),
+    ("allow_domains", "a.org,,b.org"), ("allow_domains", ","), ("allow_domains", "https://hunter2@a.org/"),
+    ("allow_domains", "a.org:0"), ("deny_domains", "*"), ("deny_domains", "a.org, *.com"),
+    ("deny_domains", "a_org/hunter2"), ("presets", "npm,hunter2"), ("presets", "npm,"),
+    ("credentials", "hunter2"),
+    ("provider_tools", "hunter2"), ("allow_private", "2"), ("budget", "hunter2"), ("budget", "tokens"),
+    ("budget", "tokens=0"), ("budget", "tokens=-1"), ("budget", "tokens=1.5"), ("budget", "tokens=hunter2"),
+    ("budget", "tokens=1,tokens=2"), ("budget", "hunter2=1"), ("budget", "bytes=999999999999999T"),
+    ("session", "../x"), ("session", "-f"), ("session", "a" * 33),
     ("session", "a b"), ("session", "ä"), ("agent", "Claude"), ("agent", "a/b"), ("on_finish", "push"),
     ("full_clone", "perhaps"), ("mounts", "relative"), ("mounts", "/a:relative"), ("mounts", "/a:/"),
     ("mounts", "/a/../b"), ("mounts", "/a:/b:/c"), ("mounts", "/a:"), ("mounts", "~bob/x"),
@@ -99,7 +120,7 @@ def test_a_default(key: str) -> None:
 def test_a_bad_value_names_its_place_and_is_not_shown(tmp_path: Path, key: str, text: str) -> None:
     environ = in_file(tmp_path, f"# one\n{key} = {text}\n")
     # Also beneath a flag that overrides it.
-    good = next(example for name, example, _ in EXAMPLES if name == key)
+    good = next((example for name, example, _ in EXAMPLES if name == key), "good.example.org")
     with pytest.raises(UsageError) as caught:
         load(gather([flag(key, good)], environ=environ))
     assert caught.value.brief.startswith(f"{tmp_path}/.clsecurerc:2: {key} ")
@@ -116,6 +137,64 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
     assert settings.network is NetworkPolicy.API
     layers = [settings.provenance(key).layer for key in ("session", "agent", "mode", "network")]
     assert layers == [layer for layer in Layer if layer is not Layer.PROJECT]
+
+
+DOMAINS = [
+    ("a.example.org", ["a.example.org:443"]),
+    ("A.Example.ORG:80", ["a.example.org:80"]),
+    ("*.example.org, b.example.org:8080", ["*.example.org:443", "b.example.org:8080"]),
+    ("[::1]:4873", ["[::1]:4873", f"{HOST_ALIAS}:4873"]),
+]
+
+
+@pytest.mark.parametrize("layer", [Layer.FLAG, Layer.ENVIRONMENT, Layer.USER_FILE])
+@pytest.mark.parametrize(("text", "patterns"), DOMAINS)
+def test_allowed_hosts_know_where_they_were_written(
+    tmp_path: Path, layer: Layer, text: str, patterns: list[str]
+) -> None:
+    flags, environ = [], {"HOME": "/nonexistent"}
+    match layer:
+        case Layer.FLAG:
+            flags, where = [flag("allow_domains", text)], "--allow_domains"
+        case Layer.ENVIRONMENT:
+            environ, where = environ | {"CLSECURE_ALLOW_DOMAINS": text}, "CLSECURE_ALLOW_DOMAINS"
+        case _:
+            environ, where = in_file(tmp_path, f"allow_domains = {text}\n"), f"{tmp_path}/.clsecurerc:1"
+    settings = load(gather(flags, environ=environ))
+    assert [(str(rule.pattern), rule.where) for rule in settings.allow_domains] == [
+        (pattern, where) for pattern in patterns
+    ]
+    assert settings.provenance("allow_domains") == Source(layer=layer, where=where)
+    assert settings.network is NetworkPolicy.ALLOWLIST
+    assert settings.provenance("network") == Source(layer=layer, where=where)
+
+
+def test_denied_hosts_of_all_layers_come_together(tmp_path: Path) -> None:
+    environ = in_file(tmp_path, "deny_domains = c.example.org:80\n") | {
+        "CLSECURE_DENY_DOMAIN": "b.example.org"
+    }
+    settings = load(gather([flag("deny_domains", "a.example.org")], environ=environ))
+    assert [(str(rule.pattern), rule.where) for rule in settings.deny_domains] == [
+        ("a.example.org", "--deny_domains"),
+        ("b.example.org", "CLSECURE_DENY_DOMAIN"),
+        ("c.example.org:80", f"{tmp_path}/.clsecurerc:1"),
+    ]
+    assert settings.network is NetworkPolicy.API
+
+
+def test_of_a_budget_each_part_is_the_strongest_layers(tmp_path: Path) -> None:
+    environ = in_file(tmp_path, "budget = tokens=1M,bytes=1G,requests=1\n")
+    environ |= {"CLSECURE_BUDGET": "bytes=none,requests=2"}
+    settings = load(gather([flag("budget", "requests=3")], environ=environ))
+    assert settings.budget == Budget(requests=3, tokens=1_000_000)
+    assert settings.provenance("budget").where == f"--budget, CLSECURE_BUDGET, {tmp_path}/.clsecurerc:1"
+    assert load(gather([flag("budget", "none")], environ=environ)).budget == Budget()
+    assert load(gather([flag("budget", "none")], environ=environ)).provenance("budget").where == "--budget"
+
+
+def test_what_network_check_asks_has_the_defaults_of_the_model() -> None:
+    for field in dataclasses.fields(NetworkSettings):
+        assert field.default == Settings.model_fields[field.name].default
 
 
 def test_mounts_of_all_layers_come_together_and_the_strongest_wins_a_target(tmp_path: Path) -> None:
