@@ -71,7 +71,7 @@ def settle(layers: Layers) -> Settled:
     by_key["network"] = [] if combined.source == DEFAULT else [decided]
     for key in ("allow_domains", "presets"):
         by_key[key] = [one for one in combined.hosts if one.key == key]
-    mode, notes = _mode(by_key["mode"])
+    mode, warnings, notes = _mode(by_key["mode"])
     by_key["mode"] = [mode] if mode else []
     found: dict[str, Any] = {}
     sources: dict[str, Source] = {}
@@ -91,22 +91,32 @@ def settle(layers: Layers) -> Settled:
     return Settled(
         values=found,
         sources=sources,
-        warnings=(*layers.warnings, *combined.warnings, *unused),
+        warnings=(*layers.warnings, *combined.warnings, *warnings, *unused),
         notes=(*notes, *combined.notes),
     )
 
 
-def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...]]:
-    """Return the mode that counts: a flag's; otherwise the stricter of the user's and the repository's."""
+def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...], tuple[str, ...]]:
+    """Return the mode that counts: a flag's; otherwise the stricter of the user's and the repository's.
+
+    Warnings and notes go with it.
+    """
     project = next((one for one in found if one.source.layer is Layer.PROJECT), None)
     own = next((one for one in found if one.source.layer is not Layer.PROJECT), None)
     before = own.value if own else DEFAULT_MODE
+    by_flag = own is not None and own.source.layer is Layer.FLAG
     strength = tuple(IsolationMode).index
-    if project is None or strength(project.value) <= strength(before):
-        return own, ()
-    if own and own.source.layer is Layer.FLAG:
-        return own, (f"{own} stands against the repository ({project.source}), which says {project.value}",)
-    return project, (f"the mode is {project.value}, because of the repository ({project.source})",)
+    if project is None or project.value is before:
+        return own, (), ()
+    if strength(project.value) < strength(before):
+        return own, () if by_flag else (f"{project} {network.WIDER} --mode",), ()
+    if by_flag:
+        return (
+            own,
+            (),
+            (f"{own} stands against the repository ({project.source}), which says {project.value}",),
+        )
+    return project, (), (f"the mode is {project.value}, because of the repository ({project.source})",)
 
 
 _Sources = list[Source]

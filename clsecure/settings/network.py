@@ -21,6 +21,7 @@ from clsecure.policy import Budget
 from clsecure.settings.sources import DEFAULT, Layer, Source
 
 _STRICTNESS = (NetworkPolicy.NONE, NetworkPolicy.API, NetworkPolicy.ALLOWLIST, NetworkPolicy.FULL)
+WIDER = "is wider than what you have, and a repository may only narrow; you can say"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,10 @@ def _narrowed(combined: Combined, said: Said) -> Combined:
     """Return the policy as the repository narrows it."""
     kind: NetworkPolicy = said.value
     if not stricter(kind, combined.kind):
-        return combined
+        if kind is combined.kind or combined.source.layer is Layer.FLAG:
+            return combined
+        flag = "--allow-network" if kind is NetworkPolicy.FULL else "--allow-domain HOST[:PORT]"
+        return replace(combined, warnings=(*combined.warnings, f"{said} {WIDER} {flag}"))
     if combined.source.layer is Layer.FLAG:
         # What the user says for this one session stands; what they said for all sessions is narrowed.
         flags = tuple(host for host in combined.hosts if host.source.layer is Layer.FLAG)
