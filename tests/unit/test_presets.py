@@ -474,6 +474,14 @@ def test_a_tool_sees_none_of_the_users_secrets(world: World) -> None:
     assert SECRET not in seen.read_text()
 
 
+def test_a_tool_finds_no_program_of_the_repository(world: World) -> None:
+    world.environ["PATH"] = f"{world.repository}/bin:{world.bin}:.:{world.repository}"
+    seen = world.home / "seen"
+    world.tool("npm", f'echo "$PATH" >{seen}; exit 1')
+    world.refusal("npm")
+    assert seen.read_text().strip() == f"{world.bin}"
+
+
 def test_a_tool_that_hangs_ends_with_the_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clsecure.egress.presets.ask.DEADLINE", 0.2)
     world.tool("npm", "exec sleep 60")
