@@ -76,7 +76,6 @@ class Execution:
         with self._context.clock.phase("gateway"):
             self._gateway.serve(sandbox.listener)
         self._context.warnings.extend(self._gateway.residuals)
-        self._context.warnings.extend(self._gateway.residuals)
         return port
 
     def _banner(self) -> list[str]:
