@@ -12,7 +12,7 @@ from clsecure.egress.dialer import CHUNK, Line
 from clsecure.egress.wire import Limits
 from clsecure.errors import EgressError
 
-_GRACE = 5.0
+_GRACE = 1.0
 
 Connect = Callable[[], Awaitable[Line]]
 """Opens a connection to the one target."""

@@ -171,15 +171,16 @@ def read_reply(connection: socket.socket, *, head_only: bool = False) -> Reply:
         pass
     elif headers.get("transfer-encoding") == "chunked":
         while size := int(read_until(connection, b"\r\n"), 16):
-            body += _exactly(connection, size)
+            body += read_exactly(connection, size)
             read_until(connection, b"\r\n")
         read_until(connection, b"\r\n")
     else:
-        body = _exactly(connection, int(headers["content-length"]))
+        body = read_exactly(connection, int(headers["content-length"]))
     return Reply(status=status, headers=headers, body=body)
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    """Return so many bytes."""
     data = b""
     while len(data) < size:
         piece = connection.recv(size - len(data))
