@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.support import registries as stand_in
 from tests.support import sweep
 from tests.support.hostile import Target
 from tests.support.person import SYSTEM_PATH, Outcome, Person
-from tests.support.registries import Registries
+from tests.support.registries import Directory, Registries
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -129,6 +130,40 @@ def test_pip_inside_installs_from_the_users_own_index(
     assert stand_in.WORD in done.errors
     assert [path for path in registries.log if path.startswith("/files/")]
     assert counted(done, HOST_ALIAS, registries.port)["denied"] == 0
+
+
+def test_git_inside_reaches_the_repositorys_own_remote(target: Target, tmp_path: Path) -> None:
+    place = tmp_path / "served"
+    bare = place / "p.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", bare], check=True)
+    env = {"PATH": SYSTEM_PATH, "HOME": str(tmp_path)}
+    who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    tree = (
+        subprocess.run(["git", "-C", bare, "mktree"], env=env, input=b"", capture_output=True, check=True)
+        .stdout.decode()
+        .strip()
+    )
+    commit = (
+        subprocess.run(
+            ["git", *who, "-C", bare, "commit-tree", "-m", "x", tree],
+            env=env,
+            capture_output=True,
+            check=True,
+        )
+        .stdout.decode()
+        .strip()
+    )
+    for words in (["update-ref", "refs/heads/main", commit], ["update-server-info"]):
+        subprocess.run(["git", "-C", bare, *words], env=env, check=True)
+    with Directory(place) as served:
+        url = f"http://localhost:{served.port}/p.git"
+        target.person.git(target.repository, "remote", "add", "origin", url)
+        try:
+            done = session(target, "git ls-remote origin", options=("--allow-preset", "git-remote")).check()
+        finally:
+            target.person.git(target.repository, "remote", "remove", "origin")
+        assert f"{commit}\trefs/heads/main" in done.errors
+        assert any("info/refs" in path for path in served.log)
 
 
 @pytest.mark.usefixtures("configured")

@@ -11,6 +11,8 @@ import threading
 import zipfile
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
 
 NPM_PACKAGE = "clsecure-sample"
 FIXED_PACKAGE = "clsecure-fixed"
@@ -21,19 +23,19 @@ WORD = "the small package speaks"
 """What every package says when it is used."""
 
 
-class Registries:
-    """Serves both; ``log`` has the path of every request that came."""
+class _Server:
+    """Answers GET on a port of the loopback; ``log`` has the path of every request that came."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        registries = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
-                registries.log.append(self.path)
-                kind, body = registries.answer(self.path, self.headers.get("Host", ""))
+            def do_GET(self) -> None:  # http.server's name for it
+                server.log.append(self.path)
+                kind, body = server.answer(self.path.partition("?")[0], self.headers.get("Host", ""))
                 self.send_response(HTTPStatus.OK if body else HTTPStatus.NOT_FOUND)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
@@ -48,7 +50,7 @@ class Registries:
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
-    def __enter__(self) -> Registries:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -62,8 +64,28 @@ class Registries:
 
         :param host: what the client calls this server: npm's tarballs are named by whole URLs.
         """
+        raise NotImplementedError
+
+
+class Directory(_Server):
+    """Serves the files below a directory."""
+
+    def __init__(self, top: Path) -> None:
+        super().__init__()
+        self._top = top.resolve()
+
+    def answer(self, path: str, host: str) -> tuple[str, bytes]:  # noqa: ARG002
+        file = (self._top / path.lstrip("/")).resolve()
+        found = file.is_relative_to(self._top) and file.is_file()
+        return "application/octet-stream", file.read_bytes() if found else b""
+
+
+class Registries(_Server):
+    """Serves npm's registry, one of a scope, and pip's index."""
+
+    def answer(self, path: str, host: str) -> tuple[str, bytes]:
         wheel = f"{PIP_PACKAGE.replace('-', '_')}-1.0-py3-none-any.whl"
-        match path.partition("?")[0].replace("%2f", "/").replace("%2F", "/"):
+        match path.replace("%2f", "/").replace("%2F", "/"):
             case "/npm/clsecure-sample":
                 return _npm_document(NPM_PACKAGE, f"http://{host}/npm/-/sample.tgz")
             case "/team/@clsteam/sample":
