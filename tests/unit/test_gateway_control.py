@@ -13,7 +13,7 @@ import pytest
 from clsecure.egress.control import address_in, allow_live, live_policy
 from clsecure.egress.wire import MAX_MESSAGE
 from clsecure.errors import EgressError
-from clsecure.policy import MAX_RULES, EgressPolicy, allow_rules, deny_rule
+from clsecure.policy import HOST_ALIAS, MAX_RULES, EgressPolicy, allow_rules, deny_rule
 from tests.support.gateways import KEY, TIMEOUT, running_gateway
 from tests.support.messages_api import MessagesApi, text
 
@@ -70,6 +70,29 @@ def test_a_host_is_allowed_while_the_session_runs(gateway, path):
         ("Files.Example.org", ["files.example.org:443"], True),
         ("files.example.org:8443", ["files.example.org:8443"], True),
     ]
+
+
+def test_an_allowed_host_is_reached_from_the_next_request_on(api, tmp_path, path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as target,
+        running_gateway(api.url, tmp_path, control=path) as gateway,
+    ):
+        target.settimeout(TIMEOUT)
+        port = target.getsockname()[1]
+        names = (f"127.0.0.1:{port}", f"{HOST_ALIAS}:{port}")
+        for name in names:
+            with pytest.raises(ConnectionError, match=" 403 "):
+                gateway.tunnel(name)
+        assert allow_live(path, names[0]) == names
+        for name in names:
+            with gateway.tunnel(name) as client:
+                there, _ = target.accept()
+                with there:
+                    client.sendall(b"hello")
+                    assert there.recv(5, socket.MSG_WAITALL) == b"hello"
+        # The same host's other ports stay closed.
+        with pytest.raises(ConnectionError, match=" 403 "):
+            gateway.tunnel(f"127.0.0.1:{gateway.port}")
 
 
 def test_what_is_allowed_already_is_no_error_and_not_added_again(gateway, path):

@@ -6,11 +6,21 @@ import base64
 import contextlib
 import json
 import socket
+import threading
 
 import pytest
 
+from clsecure.egress.wire import HostTotals
 from clsecure.policy import Budget, EgressPolicy, allow_rules, deny_rule
-from tests.support.gateways import KEY, TIMEOUT, read_reply, read_rest, read_until, running_gateway
+from tests.support.gateways import (
+    KEY,
+    TIMEOUT,
+    allowing,
+    read_reply,
+    read_rest,
+    read_until,
+    running_gateway,
+)
 from tests.support.leftovers import wait_until
 from tests.support.messages_api import MessagesApi, bash, text
 
@@ -148,6 +158,105 @@ def test_a_reply_beyond_the_budget_of_bytes_is_cut(tmp_path):
             totals = gateway.gateway.close()
     assert 90_000 <= received <= 100_000
     assert totals.bytes_in + totals.bytes_out <= 100_000
+
+
+@pytest.fixture
+def target():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT)
+        yield listener
+
+
+def name_of(listener: socket.socket) -> str:
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_tunnel_is_seen_while_it_is_open_and_counted_when_it_ends(target, tmp_path):
+    name = name_of(target)
+    with running_gateway(None, tmp_path, policy=allowing(name)) as gateway:
+        with gateway.tunnel(name) as client:
+            there, _ = target.accept()
+            client.sendall(b"12345")
+            assert there.recv(5, socket.MSG_WAITALL) == b"12345"
+            wait_until(gateway.log.read_bytes, "a line while the tunnel is open")
+            (opened,) = [json.loads(line) for line in gateway.log.read_text().splitlines()]
+            there.sendall(b"678")
+            there.close()
+            assert read_rest(client) == b"678"
+        totals, events = gateway.gateway.close(), gateway.events()
+    assert (opened["event"], opened["method"], opened["host"]) == ("opened", "CONNECT", "127.0.0.1")
+    closed = events[-1]
+    assert (closed["event"], closed["path"], closed["tunnel"]) == ("request", "-", opened["tunnel"])
+    assert (closed["rule"], closed["decision"]) == (name, "allow")
+    assert totals.hosts == (
+        HostTotals(
+            host="127.0.0.1", port=target.getsockname()[1], requests=1, bytes_in=3, bytes_out=5
+        ),
+    )  # fmt: skip
+
+
+def test_a_tunnel_that_is_open_at_the_end_is_counted_too(target, tmp_path):
+    with (
+        running_gateway(None, tmp_path, policy=allowing(name_of(target))) as gateway,
+        gateway.tunnel(name_of(target)) as client,
+    ):
+        there, _ = target.accept()
+        with there:
+            client.sendall(b"12345")
+            assert there.recv(5, socket.MSG_WAITALL) == b"12345"
+            totals = gateway.gateway.close()
+    assert (totals.requests, totals.bytes_out, totals.complete) == (1, 5, True)
+
+
+@pytest.mark.parametrize("outwards", [True, False])
+def test_a_tunnel_is_cut_in_the_middle_when_the_budget_is_used_up(target, tmp_path, outwards):
+    budget = Budget(bytes=1_000_000)
+    with running_gateway(None, tmp_path, policy=allowing(name_of(target)), budget=budget) as gateway:
+        with gateway.tunnel(name_of(target)) as client:
+            there, _ = target.accept()
+            client.sendall(b"hello")
+            assert there.recv(5, socket.MSG_WAITALL) == b"hello"
+            sender, receiver = (client, there) if outwards else (there, client)
+            received = []
+            reading = threading.Thread(target=lambda: received.append(until_cut(receiver)))
+            reading.start()
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    sender.sendall(b"x" * 65536)
+            reading.join()
+            there.close()
+        with pytest.raises(ConnectionError, match=" 403 "):
+            gateway.tunnel(name_of(target))
+        totals, events = gateway.gateway.close(), gateway.events()
+    assert 100_000 < received[0] <= 1_000_000
+    assert totals.bytes_in + totals.bytes_out <= 1_000_000
+    assert [event["share"] for event in events if event["event"] == "budget"][-1] == 1.0
+    assert "budget" in next(event["reason"] for event in events if event.get("tunnel") and "reason" in event)
+    assert (totals.requests, totals.denied) == (2, 1)
+    assert totals.warnings
+
+
+def until_cut(connection: socket.socket) -> int:
+    """Return how many bytes came before the connection was reset or ended."""
+    size = 0
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            size += len(data)
+    return size
+
+
+def test_a_tunnel_that_was_open_when_the_gateway_was_killed_is_not_forgotten(target, tmp_path):
+    with (
+        running_gateway(None, tmp_path, policy=allowing(name_of(target))) as gateway,
+        gateway.tunnel(name_of(target)),
+    ):
+        target.accept()[0].close()
+        wait_until(gateway.log.read_bytes, "a line while the tunnel is open")
+        gateway.gateway._child.kill()
+        gateway.gateway._child.wait()
+        totals = gateway.gateway.close()
+    assert not totals.complete
+    assert [(each.host, each.requests) for each in totals.hosts] == [("127.0.0.1", 1)]
 
 
 def test_an_agent_that_hangs_up_in_a_stream_pays_for_it(tmp_path):
