@@ -596,9 +596,16 @@ def test_the_real_cargo_tells_its_index_without_a_network(tmp_path: Path) -> Non
         pytest.skip("cargo is not installed")
     environ = {key: os.environ[key] for key in ("PATH", "RUSTUP_HOME") if key in os.environ}
     environ.setdefault("RUSTUP_HOME", str(Path("~/.rustup").expanduser()))
-    (preset,) = resolve(["cargo"], environ=environ, home=tmp_path, repository_top=None)
+    answers = subprocess.run(
+        [cargo, "--version"], env={**environ, "HOME": str(tmp_path)}, capture_output=True
+    )
+    if answers.returncode != 0:
+        pytest.skip("cargo has no toolchain")
+    home = tmp_path / "home"
+    home.mkdir()
+    (preset,) = resolve(["cargo"], environ=environ, home=home, repository_top=None)
     assert [rule.where for rule in preset.rules] == ["preset cargo (cargo's own default)"]
-    assert not list(tmp_path.iterdir()), "cargo left something in the home"
+    assert not list(home.iterdir()), "cargo left something in the home"
 
 
 # ------------------------------------------------------------------ refusals
