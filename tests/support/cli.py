@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +27,21 @@ def give_away(*paths: Path) -> None:
     for path in paths:
         if os.geteuid() == 0:
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+@contextmanager
+def home_and_repository() -> Iterator[Path]:
+    """Make a directory with ``home`` and ``repo``, a repository of one commit, that the plain user owns."""
+    with tempfile.TemporaryDirectory(prefix="clsecure-cli-") as name:
+        place = Path(name)
+        (place / "home/.config/clsecure").mkdir(parents=True)
+        (place / "repo/.clsecure").mkdir(parents=True)
+        give_away(place, *place.rglob("*"))
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(place / "repo")]
+        for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            argv, env = [*git, *words], {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin"}
+            subprocess.run(argv, check=True, env=env, **plain_user())  # type: ignore[call-overload]
+        yield place
 
 
 def run_cli(
