@@ -200,10 +200,14 @@ def read_subscription_token(file: Path) -> str | None:
         return None
     except OSError as error:
         raise EgressError("Claude Code's credentials can't be read", details=str(error)) from error
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
+        # Before it becomes a stream: a directory can't be one.
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise EgressError("Claude Code's credentials are not in a regular file")
-        content = stream.read(_MAX_CREDENTIALS_FILE + 1)
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            content = stream.read(_MAX_CREDENTIALS_FILE + 1)
+    finally:
+        os.close(descriptor)
     try:
         if len(content) > _MAX_CREDENTIALS_FILE:
             raise ValueError("too large")

@@ -96,6 +96,12 @@ def test_a_fifo_in_the_place_of_the_file_does_not_hang(tmp_path):
         find_credential({}, tmp_path)
 
 
+def test_a_directory_in_the_place_of_the_file_is_an_error(tmp_path):
+    (tmp_path / ".claude/.credentials.json").mkdir(parents=True)
+    with pytest.raises(EgressError, match="not in a regular file"):
+        find_credential({}, tmp_path)
+
+
 def test_a_value_that_could_end_a_header_is_refused_without_showing_it(tmp_path):
     with pytest.raises(EgressError) as caught:
         find_credential({"ANTHROPIC_API_KEY": "CANARY\r\nx: y"}, tmp_path)
