@@ -12,7 +12,7 @@ from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES
+from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, EgressPolicy, allow_rules
 from clsecure.session.context import Context
 
 COPY_WARNING = (
@@ -49,27 +49,30 @@ def arrange(context: Context) -> Arrangement:
     if plan.network is NetworkPolicy.NONE:
         return Arrangement()
     if context.agent.base_url_env is None:
-        return Arrangement(gateway=_gateway(context) if plan.network is NetworkPolicy.ALLOWLIST else None)
+        return Arrangement(
+            gateway=_gateway(context, plan.policy) if plan.network is NetworkPolicy.ALLOWLIST else None
+        )
     match plan.credentials:
         case Credentials.INJECT:
             credential = _credential(context)
             # With a full network there is another way out: the gateway is for the API alone then.
             if credential is None and plan.network is NetworkPolicy.FULL:
                 return Arrangement()
-            return Arrangement(gateway=_gateway(context, credential))
+            return Arrangement(gateway=_gateway(context, plan.policy, credential))
         case Credentials.COPY:
-            given = _copied(context)
+            given, policy = _copied(context)
         case Credentials.NONE:
-            given = {}
-    return Arrangement(gateway=None if plan.network is NetworkPolicy.FULL else _gateway(context), given=given)
+            given, policy = {}, plan.policy
+    full = plan.network is NetworkPolicy.FULL
+    return Arrangement(gateway=None if full else _gateway(context, policy), given=given)
 
 
-def _gateway(context: Context, credential: Credential | None = None) -> GatewayConfig:
+def _gateway(context: Context, policy: EgressPolicy, credential: Credential | None = None) -> GatewayConfig:
     plan = context.plan
     return GatewayConfig(
         provider=_provider(context) if credential is not None else None,
         credential=credential,
-        policy=plan.policy,
+        policy=policy,
         budget=plan.budget,
         proxies=host_proxies(context.around.environ),
         log=context.place.egress_log,
@@ -103,23 +106,27 @@ def _credential(context: Context) -> Credential | None:
     return credential
 
 
-def _copied(context: Context) -> dict[str, str]:
-    """Return the variables that open the API for whoever has them."""
+def _copied(context: Context) -> tuple[dict[str, str], EgressPolicy]:
+    """Return the variables that open the API for whoever has them, and the policy that lets the agent there.
+
+    A cloud's hosts are not known here: the user allows them.
+    """
     plan, agent = context.plan, context.agent
     cloud = cloud_credentials(context.around.environ, agent.clouds)
     if cloud is not None:
         for secret in cloud.secrets:
             logs.register_secret(secret)
         context.warn(COPY_WARNING)
-        return dict(cloud.env)
+        return dict(cloud.env), plan.policy
     credential = _credential(context)
     if credential is None:
-        return {}
+        return {}, plan.policy
     value = credential.current()
     logs.register_secret(value)
     context.warn(COPY_WARNING)
-    # That the agent may go there the policy says already.
     provider = _provider(context)
+    host = f"[{provider.host}]" if ":" in provider.host else provider.host
+    rules = allow_rules(f"{host}:{provider.port}", where="credentials = copy")
     given = {credential.variable: value}
     if provider.user_named and agent.base_url_env is not None:
         # What is this machine's loopback outside has another name inside.
@@ -127,4 +134,4 @@ def _copied(context: Context) -> dict[str, str]:
         authority = f"{HOST_ALIAS}:{provider.port}" if alias else provider.authority
         scheme = "https" if provider.tls else "http"
         given[agent.base_url_env] = f"{scheme}://{authority}{provider.prefix}"
-    return given
+    return given, replace(plan.policy, allow=(*plan.policy.allow, *rules))

@@ -19,6 +19,7 @@ _NETWORKS = {
     NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
     NetworkPolicy.FULL: "the internet, without this machine's and private addresses",
 }
+_PRIVATE = "the internet and private networks, without this machine's own addresses"
 
 
 def opening_lines(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) -> Iterator[str]:
@@ -46,7 +47,9 @@ def opening_lines(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api:
 def _headline(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) -> str:
     if plan.network in (NetworkPolicy.NONE, NetworkPolicy.FULL):
         private = plan.network is NetworkPolicy.FULL and plan.allow_private
-        return "the internet, private addresses, too" if private else _NETWORKS[plan.network]
+        return (
+            "the internet and private networks, without this machine" if private else _NETWORKS[plan.network]
+        )
     api = _api(plan, gateway, uses_api=uses_api)
     if plan.network is NetworkPolicy.API:
         return _NETWORKS[plan.network] if api is None else api

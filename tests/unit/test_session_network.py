@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,7 +19,7 @@ from clsecure.egress.journal import Denials, begin_run
 from clsecure.egress.wire import EgressTotals, HostProxies, HostTotals
 from clsecure.errors import EgressError
 from clsecure.model import Credentials, IsolationMode, NetworkPolicy, OnFinish
-from clsecure.policy import Budget, EgressPolicy, allow_rules, deny_rule
+from clsecure.policy import Budget, EgressPolicy, allow_rules, decide, deny_rule
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.network import COPY_WARNING, arrange
 from clsecure.session.opening import opening_lines
@@ -208,7 +209,24 @@ def test_an_address_that_the_user_named_goes_with_a_copied_key(
     context: Any, network: NetworkPolicy, named: str, inside: str
 ) -> None:
     made = context(plan(network, credentials=Credentials.COPY), {**WITH_KEY, "ANTHROPIC_BASE_URL": named})
-    assert arrange(made).given == {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": inside}
+    arranged = arrange(made)
+    assert arranged.given == {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": inside}
+    if arranged.gateway is not None:
+        parts = urlsplit(inside)
+        assert decide(arranged.gateway.policy, parts.hostname, parts.port).allowed
+
+
+def test_a_copied_key_opens_the_way_to_the_providers_host_and_no_other(context: Any) -> None:
+    allowed = policy("files.example.org", deny=("api.anthropic.com",))
+    made = plan(ALLOWLIST, credentials=Credentials.COPY, policy=dataclasses.replace(allowed, deny=()))
+    config = arrange(context(made, WITH_KEY)).gateway
+    patterns = [str(rule.pattern) for rule in config.policy.allow]
+    assert patterns == ["files.example.org:443", "api.anthropic.com:443"]
+    assert config.policy.kind is ALLOWLIST
+    assert config.policy.allow[-1].where == "credentials = copy"
+    # What the user denies stays denied.
+    denied = arrange(context(plan(credentials=Credentials.COPY, policy=allowed), WITH_KEY)).gateway.policy
+    assert not decide(denied, "api.anthropic.com", 443).allowed
 
 
 def test_a_clouds_credentials_pass_with_copy_alone(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +290,7 @@ def test_the_start_names_budget_provider_tools_private_networks_and_a_proxy_in_b
     assert "(provider_tools)" in said
     assert "residual: this machine's own proxy" in said
     assert "CANARY" not in said
-    assert "private addresses, too" in opening(context, plan(FULL, allow_private=True))
+    assert "the internet and private networks" in opening(context, plan(FULL, allow_private=True))
     plain = opening(context, plan())
     assert not [word for word in ("budget", "provider_tools", "residual", "allowed:") if word in plain]
 
