@@ -146,6 +146,7 @@ def test_what_follows_a_hello_in_further_records_is_not_its_business():
         records(message(b"", version=0x0200)),
         REAL[:200] + b"\x17\3\3\0\5early",
     ],
+    ids=lambda data: data[:8].hex(),
 )
 def test_what_is_no_proper_hello_is_refused(data):
     with pytest.raises(HelloError):

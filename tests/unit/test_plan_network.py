@@ -1,4 +1,4 @@
-"""What a dry run shows of the network: each host with where it comes from, and what differs from the default."""
+"""What a dry run shows of the network: each host with where it comes from, and what is not the default."""
 
 from __future__ import annotations
 
