@@ -13,6 +13,8 @@ from clsecure.cli.options import (
     DoctorOptions,
     ImportOptions,
     ListOptions,
+    NetworkAction,
+    NetworkOptions,
     Options,
     RunOptions,
     SetupOptions,
@@ -21,6 +23,10 @@ from clsecure.cli.options import (
 )
 from clsecure.cli.parser import build_parser, parse, wants_json
 from clsecure.errors import UsageError
+
+
+def _network(action: NetworkAction, *arguments: str) -> NetworkOptions:
+    return NetworkOptions(action=action, arguments=arguments)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,22 @@ from clsecure.errors import UsageError
         ("setup --remove --yes", Verb.SETUP, SetupOptions(remove=True, yes=True)),
         ("setup --dry-run --user bob", Verb.SETUP, SetupOptions(dry_run=True, user="bob")),
         ("agent install claude", Verb.AGENT, AgentOptions(action="install", name="claude")),
+        ("network check a.org", Verb.NETWORK, _network(NetworkAction.CHECK, "a.org")),
+        (
+            "network check --no-network https://a.org/x",
+            Verb.NETWORK,
+            _network(NetworkAction.CHECK, "https://a.org/x"),
+        ),
+        ("-v network check list", Verb.NETWORK, _network(NetworkAction.CHECK, "list")),
+        ("network watch", Verb.NETWORK, _network(NetworkAction.WATCH)),
+        ("network watch spike", Verb.NETWORK, _network(NetworkAction.WATCH, "spike")),
+        ("network allow *.a.org:80", Verb.NETWORK, _network(NetworkAction.ALLOW, "*.a.org:80")),
+        (
+            "network allow spike a.org b.org",
+            Verb.NETWORK,
+            _network(NetworkAction.ALLOW, "spike", "a.org", "b.org"),
+        ),
+        ("network learn --output json spike", Verb.NETWORK, _network(NetworkAction.LEARN, "spike")),
     ],
 )
 def test_a_command_line_is_understood(line: str, verb: Verb, options: Options) -> None:
@@ -74,6 +96,29 @@ def test_a_command_line_is_understood(line: str, verb: Verb, options: Options) -
         ("--no-network", [("network", "none", "--no-network")]),
         ("--allow-network", [("network", "full", "--allow-network")]),
         ("--mount /a --mount b:/c:rw", [("mounts", "/a", "--mount"), ("mounts", "b:/c:rw", "--mount")]),
+        (
+            "--allow-domain a.org --allow-domain=b.org,c.org:80",
+            [
+                ("allow_domains", "a.org", "--allow-domain"),
+                ("allow_domains", "b.org,c.org:80", "--allow-domain"),
+            ],
+        ),
+        ("--deny-domain *.a.org", [("deny_domains", "*.a.org", "--deny-domain")]),
+        (
+            "--allow-preset npm --allow-preset pip,go",
+            [("presets", "npm", "--allow-preset"), ("presets", "pip,go", "--allow-preset")],
+        ),
+        (
+            "--credentials copy --provider-tools",
+            [("provider_tools", "true", "--provider-tools"), ("credentials", "copy", "--credentials")],
+        ),
+        (
+            "--allow-network --allow-private",
+            [("network", "full", "--allow-network"), ("allow_private", "true", "--allow-private")],
+        ),
+        ("--budget tokens=1M,bytes=2G", [("budget", "tokens=1M,bytes=2G", "--budget")]),
+        ("network check a.org --no-network", [("network", "none", "--no-network")]),
+        ("network check --allow-domain b.org a.org", [("allow_domains", "b.org", "--allow-domain")]),
         ("--full-clone", [("full_clone", "true", "--full-clone")]),
         ("--on-finish keep", [("on_finish", "keep", "--on-finish")]),
         (
@@ -119,6 +164,34 @@ def test_what_is_a_setting_becomes_the_strongest_layer(line: str, entries: list[
         (["--message", " "], "--message must be"),
         (["--output", "xml"], "--output must be"),
         (["--no-network", "--allow-network"], "exclude each other"),
+        (["--no-network", "--allow-domain", "a.org"], "--no-network and --allow-domain exclude each other"),
+        (["--no-network", "--allow-preset", "npm"], "exclude each other"),
+        (["--no-network", "--allow-private"], "exclude each other"),
+        (["--allow-network", "--allow-domain", "a.org"], "exclude each other"),
+        (["--allow-network", "--allow-preset", "npm"], "exclude each other"),
+        (["network", "check", "a.org", "--allow-network", "--allow-domain", "a.org"], "exclude each other"),
+        (["--allow-domain", "*"], "--allow-domain must be"),
+        (["--allow-domain", "*.com"], "--allow-domain must name at least a domain"),
+        (["--allow-domain", ""], "--allow-domain must not be empty"),
+        (["--allow-domain", "a.org,"], "--allow-domain must not be empty"),
+        (["--allow-domain", "https://a.org"], "--allow-domain must"),
+        (["--allow-domain"], "--allow-domain needs a value"),
+        (["--deny-domain", "a.org:99999"], "--deny-domain must have a port"),
+        (["--allow-preset", "nmp"], "--allow-preset must be one or more of npm"),
+        (["--credentials", "steal"], "--credentials must be inject, copy or none"),
+        (["--budget", "tokens"], "--budget must be such as"),
+        (["--allow-domian", "a.org"], "--allow-domain"),
+        (["network"], "missing: ACTION"),
+        (["network", "chek", "a.org"], "not an action of 'clsecure network'"),
+        (["network", "check"], "takes URL|HOST[:PORT]"),
+        (["network", "check", "a.org", "b.org"], "takes URL|HOST[:PORT]"),
+        (["network", "watch", "a", "b"], "takes [SESSION]"),
+        (["network", "watch", "../x"], "not a name of a session"),
+        (["network", "allow"], "takes [SESSION] HOST[:PORT]"),
+        (["network", "watch", "--no-network"], "--no-network does not go with 'clsecure network watch'"),
+        (["network", "learn", "--allow-domain", "a.org"], "does not go with 'clsecure network learn'"),
+        (["network", "check", "a.org", "--mode", "user"], "--mode does not go with 'clsecure network'"),
+        (["list", "--allow-domain", "a.org"], "--allow-domain does not go with 'clsecure list'"),
         (["--resume", "--fresh"], "exclude each other"),
         (["--shell", "--", "ls"], "exclude each other"),
         (["cleanup", "--all", "x"], "exclude each other"),
