@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from clsecure.cli.options import COMMANDS, OPTIONS, VERB_FLAGS, Verb
 from clsecure.cli.parser import build_parser
 from clsecure.errors import EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION
-from clsecure.settings.sources import KEYS, LATER
+from clsecure.settings.model import load
+from clsecure.settings.sources import KEYS, LATER, gather
+from clsecure.settings.tables import EGRESS
+from clsecure.settings.values import BUDGET_PARTS
 from tests.support.person import CHECKOUT
 
 _DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")])
@@ -49,6 +53,26 @@ def test_the_usage_shows_no_flag_of_ours_that_does_not_exist() -> None:
 def test_the_settings_name_every_key() -> None:
     text = (CHECKOUT / "docs" / "settings.md").read_text()
     assert [key for key in (*KEYS, *LATER) if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["settings.md", "network.md"])
+def test_the_examples_of_config_toml_are_accepted(tmp_path: Path, name: str) -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```", (CHECKOUT / "docs" / name).read_text(), re.M | re.S)
+    assert examples
+    for number, example in enumerate(examples):
+        file = tmp_path / str(number) / ".config/clsecure/config.toml"
+        file.parent.mkdir(parents=True)
+        file.write_text(example)
+        settings = load(gather(environ={"HOME": str(file.parents[2])}))
+        assert settings.allow_domains
+        assert settings.warnings == ()
+
+
+def test_every_key_of_the_table_is_in_the_settings() -> None:
+    text = (CHECKOUT / "docs" / "settings.md").read_text()
+    table = text.partition("[egress]\n")[2].partition("```")[0]
+    assert [key for key in EGRESS if not re.search(rf"^(\[egress\.)?{key}\b", table, re.M)] == []
+    assert [part for part in BUDGET_PARTS if not re.search(rf"^{part} = ", table, re.M)] == []
 
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
