@@ -57,7 +57,9 @@ def test_the_settings_name_every_key() -> None:
 
 @pytest.mark.parametrize("name", ["settings.md", "network.md"])
 def test_the_examples_of_config_toml_are_accepted(tmp_path: Path, name: str) -> None:
-    examples = re.findall(r"^```toml\n(.*?)^```", (CHECKOUT / "docs" / name).read_text(), re.M | re.S)
+    examples = re.findall(
+        r"^```toml\n(.*?)^```", (CHECKOUT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
+    )
     assert examples
     for number, example in enumerate(examples):
         file = tmp_path / str(number) / ".config/clsecure/config.toml"
@@ -71,8 +73,8 @@ def test_the_examples_of_config_toml_are_accepted(tmp_path: Path, name: str) -> 
 def test_every_key_of_the_table_is_in_the_settings() -> None:
     text = (CHECKOUT / "docs" / "settings.md").read_text()
     table = text.partition("[egress]\n")[2].partition("```")[0]
-    assert [key for key in EGRESS if not re.search(rf"^(\[egress\.)?{key}\b", table, re.M)] == []
-    assert [part for part in BUDGET_PARTS if not re.search(rf"^{part} = ", table, re.M)] == []
+    assert [key for key in EGRESS if not re.search(rf"^(\[egress\.)?{key}\b", table, re.MULTILINE)] == []
+    assert [part for part in BUDGET_PARTS if not re.search(rf"^{part} = ", table, re.MULTILINE)] == []
 
 
 def test_the_exit_statuses_are_those_of_the_program() -> None:
