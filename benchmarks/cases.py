@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from benchmarks.measuring import Case, Phases
-from tests.support.gateways import running_gateway
-from tests.support.messages_api import MessagesApi
 from tests.support.person import Person, clsecure_command
 
 MODES = ("namespace", "user")
 QUICK = ("--help", "list")
 PYTHON, SUDO, FIREJAIL = "python -c pass", "sudo -u", "firejail"
 CLONE_SMALL, CLONE = "git clone", "git clone, many files"
-DIRECT, GATEWAY = "first byte of the API", "first byte through the gateway"
 AFTER_AGENT = ("run", "quiesce", "export", "findings", "import")
 _FIREJAIL = (
     # What upstream's profiles of command-line programs have in common.
@@ -133,25 +128,3 @@ def _sudo(person: Person) -> Callable[[], None]:
         subprocess.run(argv, check=True, cwd="/", stdin=subprocess.DEVNULL, timeout=60)
 
     return run
-
-
-@contextmanager
-def gateway(directory: Path) -> Iterator[list[Case]]:
-    """Yield requests to a Messages API: without the gateway, and with it in between."""
-    body = {"model": "m", "max_tokens": 1, "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    with MessagesApi([]) as api, running_gateway(api.url, directory) as running:
-        request = running.post(body)
-        yield [
-            Case(name=DIRECT, run=partial(_first_byte, api.port, request)),
-            Case(name=GATEWAY, run=partial(_first_byte, running.port, request), floor=DIRECT),
-        ]
-
-
-def _first_byte(port: int, request: bytes) -> Phases:
-    start = time.perf_counter()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-        client.sendall(request)
-        answer = client.recv(12)
-        took = time.perf_counter() - start
-    assert answer == b"HTTP/1.1 200", answer
-    return {"total": took}

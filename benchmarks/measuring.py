@@ -18,12 +18,14 @@ class Case:
         time of the whole call is not what counts.
     :param after: puts things back, not measured.
     :param floor: the name of the case that it is compared with.
+    :param size: bytes that it moves, 0 where that is not what counts.
     """
 
     name: str
     run: Callable[[], Phases | None]
     after: Callable[[], object] = lambda: None
     floor: str | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,15 @@ class Result:
         return statistics.median(self.times)
 
     @property
+    def gbit_s(self) -> float:
+        """What it moves in a second; 0 where it is not about that."""
+        return self.case.size * 8 / self.median / 1e9
+
+    def above(self, floor: Result) -> float:
+        """Return how much longer than its floor it takes: the median of each turn's difference."""
+        return statistics.median(a - b for a, b in zip(self.times, floor.times, strict=True))
+
+    @property
     def best(self) -> float:
         """The least disturbed run."""
         return min(self.times)
@@ -48,7 +59,7 @@ class Result:
         """Return the median of each phase."""
         names = dict.fromkeys(name for each in self.phases for name in each)
         return {
-            name: round(statistics.median(each.get(name, 0.0) for each in self.phases), 4) for name in names
+            name: round(statistics.median(each.get(name, 0.0) for each in self.phases), 6) for name in names
         }
 
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks import cases
+from benchmarks import cases, network
 from benchmarks.measuring import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What was wanted, and what was measured. Seconds, or times a floor."""
+    """What was wanted, and what was measured.
+
+    :param at_least: more is better.
+    """
 
     name: str
     limit: float
     measured: float
     unit: str
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
         """It is."""
-        return self.measured <= self.limit
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
 def goals(results: Mapping[str, Result]) -> list[Goal]:
@@ -47,7 +51,18 @@ def goals(results: Mapping[str, Result]) -> list[Goal]:
             start, floor = until_agent(results[cases.many(mode)]), results[cases.CLONE].median
             name = f"start, {mode}, many files, to clone and checkout"
             found.append(Goal(name=name, limit=2.0, measured=start / floor, unit="x"))
-    return found
+    return [*found, *_goals_of_the_gateway(results)]
+
+
+def _goals_of_the_gateway(results: Mapping[str, Result]) -> Iterator[Goal]:
+    for name in (*network.FIRSTS, network.EVENT):
+        if name in results:
+            added = results[name + network.THROUGH].above(results[name]) * 1000
+            yield Goal(name=f"{name}: added by the gateway", limit=2.0, measured=added, unit="ms")
+    for name in network.TUNNELS:
+        if name in results:
+            speed = results[name + network.THROUGH].gbit_s
+            yield Goal(name=name, limit=1.0, measured=speed, unit="Gbit/s", at_least=True)
 
 
 def until_agent(result: Result) -> float:
@@ -78,6 +93,7 @@ def document(
                 "floor": result.case.floor,
                 "ratios": _ratios(result, results),
                 "phases_s": result.median_phases(),
+                **({"gbit_s": round(result.gbit_s, 2)} if result.case.size else {}),
             }
             for name, result in results.items()
         ],
@@ -93,20 +109,25 @@ def table(results: Mapping[str, Result], compared: Sequence[Goal]) -> str:
         own = f"{ratios[result.case.floor]:.2f}" if result.case.floor in ratios else ""
         firejail = f"{ratios[cases.FIREJAIL]:.1f}" if name.startswith("session") else ""
         lines.append(
-            f"{result.median * 1000:6.0f} ms {result.best * 1000:6.0f} ms  {name:48} {own:>12} {firejail:>12}"
+            f"{_milliseconds(result.median)} {_milliseconds(result.best)}  {name:48} {own:>12} {firejail:>12}"
         )
-        phases = [f"{phase} {seconds * 1000:.0f}" for phase, seconds in result.median_phases().items()]
+        phases = [f"{phase} {_milliseconds(took).strip()}" for phase, took in result.median_phases().items()]
+        if result.case.size:
+            phases.append(f"{result.gbit_s:.1f} Gbit/s")
         if phases:
             lines.append(f"{'':21}   {', '.join(phases)}")
     # The goals are for a machine that does nothing else; the ratios hold on a busy one as well.
     lines += ["", f"load of {os.cpu_count()} processors: {os.getloadavg()[0]:.1f}"]
     lines += ["", f"{'goal':>9} {'measured':>10}"]
     lines += [
-        f"{goal.limit:7.2f} {goal.unit} {goal.measured:8.2f} {goal.unit}  {goal.name}"
-        f"{'' if goal.met else '  MISSED'}"
+        f"{goal.limit:7.2f} {goal.measured:10.2f} {goal.unit:6}  {goal.name}{'' if goal.met else '  MISSED'}"
         for goal in compared
     ]
     return "\n".join(lines) + "\n"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:6.{0 if seconds > 0.1 else 2}f} ms"
 
 
 def _ratios(result: Result, results: Mapping[str, Result]) -> dict[str, float]:

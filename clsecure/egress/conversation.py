@@ -89,8 +89,8 @@ class Conversation:
 
     async def send(self, event: h11.Event) -> None:
         """Send a part of the answer."""
-        for piece in self._http.send_with_data_passthrough(event) or ():
-            self.writer.write(piece)
+        # In one piece: each write would be a packet of its own, three for every event of a stream.
+        self.writer.write(b"".join(self._http.send_with_data_passthrough(event) or ()))
         async with asyncio.timeout(self.limits.reply_time):
             await self.writer.drain()
 
