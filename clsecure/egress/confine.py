@@ -1,8 +1,9 @@
 """What the gateway takes from itself: some of it before it is given a secret, the files before it serves.
 
-What stays open to a gateway that somebody took over: connecting (that is its work; also to Unix sockets by
-path, which name services are asked through), and the files that are named here. It writes to the descriptors
-that it has, and nowhere else.
+What stays open to a gateway that somebody took over: connecting over the network, which is its work, and
+reading the files that are named here. It writes to the descriptors that it has, and nowhere else. It makes no
+local socket, since a desktop's bus starts programs for whoever asks; name services that are asked through one
+are passed over, and the next in the machine's list is asked.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ _SYSTEM = (
 )  # fmt: skip
 _MAX_LINKS = 2000
 
+_UNIX = 1
+# execve, execveat, ptrace, process_vm_readv, process_vm_writev
+_DENIED = {"x86_64": (59, 322, 101, 310, 311), "aarch64": (221, 281, 117, 270, 271)}
+
 
 def confine() -> None:
     """Make this process unreadable to others of the same user, unable to gain privileges, and bounded.
@@ -55,36 +60,56 @@ def confine() -> None:
 
 
 def seal(config: GatewayConfig) -> tuple[str, ...]:
-    """Give up files, programs, ports and signals, as far as the kernel's Landlock knows of them.
+    """Give up files, programs, ports, signals and local sockets, as far as the kernel can hold that.
 
     For good, and for this thread and those it starts: to be called while there is no other.
 
     :return: what this kernel leaves open, for the user.
-    :raises EgressError: the kernel has Landlock and refuses.
+    :raises EgressError: the kernel can and refuses.
     """
-    abi = launcher.landlock_abi()
     if threading.active_count() != 1:
         raise EgressError("The gateway can't confine itself", details="It has other threads already.")
-    if abi:
-        read, search = launcher.READ_FILE, launcher.READ_DIR
-        allowed = [(path, read | search) for path in readable()]
-        allowed += [(path, read) for path in _of_credential(config)]
-        try:
+    abi = launcher.landlock_abi()
+    try:
+        if abi:
+            read, search = launcher.READ_FILE, launcher.READ_DIR
+            allowed = [(path, read | search) for path in readable()]
+            allowed += [(path, read) for path in _of_credential(config)]
             launcher.restrict(abi, allowed, bind=False)
-        except OSError as error:
-            raise EgressError("The gateway can't confine itself", details=str(error)) from error
-    return residuals(abi)
+        multicast = _asks_by_multicast(config)
+        families = tuple(family for family in launcher.ALLOWED_FAMILIES if family != _UNIX or multicast)
+        filtered = launcher.seccomp(families, _DENIED.get(os.uname().machine, ()))
+    except OSError as error:
+        raise EgressError("The gateway can't confine itself", details=str(error)) from error
+    return residuals(abi, filtered=filtered, multicast=multicast)
 
 
-def residuals(abi: int) -> tuple[str, ...]:
-    """Return what a kernel with this version of Landlock leaves open."""
+def residuals(abi: int, *, filtered: bool = True, multicast: bool = False) -> tuple[str, ...]:
+    """Return what is left open.
+
+    :param abi: version of the kernel's Landlock, 0 for none.
+    :param filtered: there is a filter of system calls for this architecture.
+    :param multicast: local sockets are left, since names below ``.local`` are asked through one.
+    """
+    found = []
     if abi == 0:
-        return ("not enforced: the gateway can use all of your files (this kernel has no Landlock)",)
-    since = {"open ports": 4, "signal your other processes": 6}
-    missing = [what for what, version in since.items() if abi < version]
-    if not missing:
-        return ()
-    return (f"not enforced: the gateway can {' and '.join(missing)} (this kernel's Landlock is too old)",)
+        found.append("the gateway can use all of your files (this kernel has no Landlock)")
+    else:
+        since = {"open ports": 4, "signal your other processes": 6}
+        missing = [what for what, version in since.items() if abi < version]
+        if missing:
+            found.append(f"the gateway can {' and '.join(missing)} (this kernel's Landlock is too old)")
+    if multicast or not filtered:
+        why = "names below .local need that" if filtered else "no filter for this architecture"
+        found.append(f"the gateway can connect to your programs' local sockets ({why})")
+    return tuple(f"not enforced: {each}" for each in found)
+
+
+def _asks_by_multicast(config: GatewayConfig) -> bool:
+    hosts = [rule.pattern.host for rule in config.policy.allow]
+    if config.provider is not None:
+        hosts.append(config.provider.host)
+    return any(host.endswith(".local") for host in hosts)
 
 
 def readable() -> Iterator[str]:

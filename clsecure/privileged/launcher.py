@@ -154,8 +154,11 @@ def allow(ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def seccomp() -> bool:
-    """Install the filter; return False on an architecture that has no table here."""
+def seccomp(families: Sequence[int] = ALLOWED_FAMILIES, also: Sequence[int] = ()) -> bool:
+    """Install the filter; return False on an architecture that has no table here.
+
+    Sockets of these families only, and no system call of further numbers.
+    """
     machine = os.uname().machine
     if machine not in DENIED:
         return False
@@ -169,7 +172,7 @@ def seccomp() -> bool:
         (jump_ge, 0, 1, X32_BIT),
         (ret, 0, 0, missing),
     ]
-    for number in DENIED[machine].values():
+    for number in (*DENIED[machine].values(), *also):
         program += [(jump_eq, 0, 1, number), (ret, 0, 0, deny)]
     for number in MISSING:
         program += [(jump_eq, 0, 1, number), (ret, 0, 0, missing)]
@@ -177,9 +180,8 @@ def seccomp() -> bool:
     program += [(ret, 0, 0, deny), (load, 0, 0, 0)]
     program += [(jump_eq, 0, 4, IOCTL[machine]), (load, 0, 0, 24), (jump_eq, 1, 0, TIOCSTI)]
     program += [(jump_eq, 0, 1, TIOCLINUX), (ret, 0, 0, deny), (load, 0, 0, 0)]
-    families = len(ALLOWED_FAMILIES)
-    program += [(jump_eq, 0, families + 2, SOCKET[machine]), (load, 0, 0, 16)]
-    program += [(jump_eq, families - i, 0, family) for i, family in enumerate(ALLOWED_FAMILIES)]
+    program += [(jump_eq, 0, len(families) + 2, SOCKET[machine]), (load, 0, 0, 16)]
+    program += [(jump_eq, len(families) - i, 0, family) for i, family in enumerate(families)]
     program += [(ret, 0, 0, deny), (ret, 0, 0, SECCOMP_RET_ALLOW)]
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)

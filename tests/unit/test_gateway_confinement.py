@@ -16,7 +16,7 @@ from clsecure.egress.confine import residuals
 from clsecure.egress.provider import Credential, CredentialKind
 from clsecure.privileged.launcher import landlock_abi
 from clsecure.process import Command, run
-from tests.support.gateways import running_gateway
+from tests.support.gateways import allowing, running_gateway
 from tests.support.messages_api import MessagesApi, text
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ ATTEMPTS = """
 import json, os, signal, socket, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-home, abstract, sealed = Path(sys.argv[2]), "\\0" + sys.argv[3], sys.argv[4] == "sealed"
+home, abstract, how = Path(sys.argv[2]), "\\0" + sys.argv[3], sys.argv[4]
 
 import asyncio, ssl
 from clsecure.egress import confine
@@ -42,7 +42,9 @@ if somebody_else == 0:
     os._exit(0)
 confine.confine()
 log = os.open(home / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-if sealed:
+if how == "without Landlock":
+    confine.launcher.landlock_abi = lambda: 0
+if how != "open":
     assert confine.seal(GatewayConfig(provider=None, credential=credential)) == confine.residuals(
         confine.launcher.landlock_abi()
     )
@@ -58,6 +60,10 @@ def listen():
 def connect():
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(abstract)
+
+def connect_by_path():
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(home / "bus"))
 
 def resolve():
     async def look_up():
@@ -87,6 +93,7 @@ attempts = {
     "look at another process": lambda: Path("/proc/1/status").read_text(),
     "listen": listen,
     "reach an abstract socket": connect,
+    "reach a local socket": connect_by_path,
     "signal": lambda: os.kill(os.getppid(), 0),
     "write to the log": lambda: os.write(log, b"x"),
     "resolve a name": resolve,
@@ -128,9 +135,11 @@ def home(tmp_path):
 def attempted(home: Path, how: str) -> dict[str, int | None]:
     """Return what became of each attempt: an error number, or None where it succeeded."""
     name = f"\0clsecure-test-{home}"
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as bus:
         listener.bind(name)
-        listener.listen()
+        bus.bind(str(home / "bus"))
+        for each in (listener, bus):
+            each.listen()
         done = run(
             Command(argv=(sys.executable, "-I", "-c", ATTEMPTS, str(ROOT), str(home), name[1:], how))
         ).check()
@@ -154,6 +163,12 @@ def test_a_confined_gateway_does_its_work_and_nothing_else(home):
     assert (home / "secret").read_text() == "CANARY"
 
 
+def test_without_landlock_no_program_and_no_local_socket_is_left(home):
+    results = attempted(home, "without Landlock")
+    failed = {name for name, error in results.items() if error is not None}
+    assert failed == {"execute", "reach an abstract socket", "reach a local socket"}
+
+
 def test_a_confined_gateway_serves_a_provider_by_its_name(tmp_path):
     with MessagesApi([[text("Hello.")]]) as api:
         url = f"http://localhost:{api.port}"
@@ -163,13 +178,21 @@ def test_a_confined_gateway_serves_a_provider_by_its_name(tmp_path):
             assert gateway.gateway.residuals == residuals(landlock_abi())
 
 
-def test_a_kernel_that_can_do_less_is_said_to():
+def test_what_is_left_open_is_said():
     (none,), (old,) = residuals(0), residuals(3)
-    assert all(said.startswith("not enforced") for said in (none, old))
     assert "no Landlock" in none
     assert "open ports" in old
     assert "signal" in residuals(5)[0]
     assert residuals(6) == ()
+    (local,), (unknown,) = residuals(6, multicast=True), residuals(6, filtered=False)
+    assert ".local" in local
+    assert "architecture" in unknown
+    assert all(said.startswith("not enforced") for said in (none, old, local, unknown))
+
+
+def test_names_that_are_asked_through_a_local_socket_keep_it_and_that_is_said(tmp_path):
+    with running_gateway(None, tmp_path, policy=allowing("printer.local")) as gateway:
+        assert gateway.gateway.residuals == residuals(landlock_abi(), multicast=True)
 
 
 def test_an_old_kernels_gateway_serves_and_says_what_is_not_enforced(tmp_path, monkeypatch):
