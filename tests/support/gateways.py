@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import json
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clsecure.egress.addresses import Resolver
 from clsecure.egress.client import Gateway, start_gateway
+from clsecure.egress.gateway import GatewayServer
 from clsecure.egress.provider import Credential, CredentialKind, Provider
-from clsecure.egress.wire import GatewayConfig, HostProxies, Limits
+from clsecure.egress.wire import EgressTotals, GatewayConfig, HostProxies, Limits
 from clsecure.model import NetworkPolicy
 from clsecure.policy import Budget, EgressPolicy, allow_rules, deny_rule
 
@@ -39,7 +44,7 @@ class Reply:
 class RunningGateway:
     """A gateway, where it listens, and what it writes."""
 
-    gateway: Gateway
+    gateway: Gateway | InThread
     port: int
     log: Path
 
@@ -188,3 +193,54 @@ def read_exactly(connection: socket.socket, size: int) -> bytes:
             raise EOFError(data)
         data += piece
     return data
+
+
+class InThread:
+    """A gateway in a thread of the test's own process, where names lead to what the test says.
+
+    :ivar failures: what nobody caught in it.
+    """
+
+    def __init__(self, config: GatewayConfig, *, resolve: Resolver) -> None:
+        self.token = "t" * 64
+        self.failures: list[dict[str, Any]] = []
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda _loop, context: self.failures.append(context))
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server = GatewayServer(config, token=self.token, resolve=resolve)
+
+    def serve(self, listener: socket.socket) -> None:
+        self._call(self._server.serve(listener))
+
+    def close(self) -> EgressTotals:
+        """End it; may be called again."""
+        if self._thread.is_alive():
+            self._call(self._server.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(TIMEOUT)
+            self._loop.close()
+            # Exceptions of tasks that nobody asked for are told when the tasks are forgotten.
+            gc.collect()
+        return self._server.totals
+
+    def _call(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT)
+
+
+@contextmanager
+def gateway_in_thread(
+    directory: Path, *, policy: EgressPolicy, resolve: Resolver, limits: Limits | None = None
+) -> Iterator[RunningGateway]:
+    """Start a gateway without an API in this process."""
+    log = directory / "network.jsonl"
+    config = GatewayConfig(provider=None, credential=None, policy=policy, log=log, limits=limits or Limits())
+    gateway = InThread(config, resolve=resolve)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    try:
+        gateway.serve(listener)
+        yield RunningGateway(gateway=gateway, port=port, log=log)
+    finally:
+        gateway.close()
+    assert gateway.failures == []
