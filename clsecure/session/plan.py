@@ -28,6 +28,7 @@ class SessionPlan:
     :param tool_env: variables that tell the tools inside where the user's registries are, without secrets.
     :param provider_tools: the provider may fetch, search and run code for the agent.
     :param allow_private: full network may reach private addresses, too.
+    :param warnings: what the user was told about the settings, for the result.
     """
 
     session_id: str
@@ -55,6 +56,7 @@ class SessionPlan:
     credentials: Credentials = Credentials.INJECT
     provider_tools: bool = False
     allow_private: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:

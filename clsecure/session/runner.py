@@ -58,6 +58,7 @@ class SessionRunner:
             connection=connection,
             agent=find_spec(plan.agent),
             place=around.store.session(str(plan.project), plan.session),
+            warnings=list(plan.warnings),
         )
         self.workspace: Workspace | None = None
 

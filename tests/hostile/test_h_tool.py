@@ -151,19 +151,20 @@ def test_h5_submodules_of_the_repository_lead_nowhere_else(person, where):
         assert_only_new_branch(before, snapshot(top), "out")
 
 
+@pytest.mark.parametrize("name", ["config", "config.toml"])
 @pytest.mark.parametrize("kind", ["fifo", "huge", "link to a secret", "device", "nul", "directory"])
-def test_h6_a_hostile_settings_file_is_bounded_and_never_echoed(person, kind):
+def test_h6_a_hostile_settings_file_is_bounded_and_never_echoed(person, kind, name):
     """The settings file is a FIFO, 100 MB, a link to a secret, a device, has NUL bytes, is a directory."""
     top = person.home / "h6"
     secret = canary()
     place = person.home / ".config" / "clsecure"
     script = {
-        "fifo": "mkfifo config",
-        "huge": f"yes 'mode = {secret}' | head -c 100000000 > config",
-        "link to a secret": f"echo '{secret}' > ../secret; chmod 600 ../secret; ln -s ../secret config",
-        "device": "ln -s /dev/zero config",
-        "nul": f"printf 'mode = user\\0{secret}\\n' > config",
-        "directory": "mkdir config",
+        "fifo": f"mkfifo {name}",
+        "huge": f"yes 'mode = {secret}' | head -c 100000000 > {name}",
+        "link to a secret": f"echo '{secret}' > ../secret; chmod 600 ../secret; ln -s ../secret {name}",
+        "device": f"ln -s /dev/zero {name}",
+        "nul": f"printf 'mode = user\\0{secret}\\n' > {name}",
+        "directory": f"mkdir {name}",
     }[kind]
     person.run(["mkdir", "-p", str(top), str(place)]).check()
     person.run(["/bin/sh", "-c", script], cwd=place).check()

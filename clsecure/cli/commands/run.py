@@ -70,7 +70,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
     from clsecure.session.store import DEFAULT_SESSION
 
     for warning in settings.warnings:
-        ui.warn(warning)
+        ui.warn(warning)  # before presets are asked, which may take its time
     reached = reach(settings, environ=os.environ, home=Path.home(), repository=repository.top, ui=ui)
     for warning in reached.warnings:
         ui.warn(warning)
@@ -103,6 +103,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         credentials=settings.credentials,
         provider_tools=settings.provider_tools,
         allow_private=settings.allow_private and settings.network is NetworkPolicy.FULL,
+        warnings=(*settings.warnings, *reached.warnings),
     )
 
 
