@@ -26,11 +26,7 @@ from tests.support.leftovers import traces, wait_until
 from tests.support.overlaid import overlaid
 from tests.support.person import Person
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.xdist_group("full_network"),
-    pytest.mark.skipif(shutil.which("slirp4netns") is None, reason="left out: slirp4netns is not installed"),
-]
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("full_network")]
 
 HOST = ("198.51.100.1", "10.99.99.1")
 HOST_RANGE = "203.0.113.7"
@@ -41,7 +37,7 @@ PRIVATE, PRIVATE6 = ("10.99.98.2", "172.31.98.2", "192.168.98.2", "100.64.98.2")
 METADATA, METADATA6 = ("169.254.170.2", "100.100.100.200", "168.63.129.16"), "fd00:ec2::254"
 RESERVED = ("192.0.0.192", "198.18.0.2", "240.0.0.2")
 RESOLVERS, NAME = (HOST[0], "127.0.77.53"), "files.example.test"
-CONNECTORS = ("pasta", "slirp4netns")
+CONNECTORS = {name: shutil.which(name) for name in ("pasta", "slirp4netns")}
 # What a connection to each address gets to read, or the error's name.
 PROBE = """
 import json, socket, sys
@@ -143,7 +139,18 @@ def outside() -> Iterator[Outside]:
 
 @pytest.fixture(params=CONNECTORS)
 def connector(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    return installed(request.param)
+
+
+def installed(connector: str) -> str:
+    if CONNECTORS[connector] is None:
+        pytest.skip(f"left out: {connector} is not installed")
+    return connector
+
+
+def without(*connectors: str, nothing: Path) -> dict[str, Path]:
+    """Return what lies over the machine's programs, so that these are not there."""
+    return {path: nothing for name in connectors if (path := CONNECTORS[name]) is not None}
 
 
 @pytest.fixture(params=["user", "namespace"])
@@ -163,10 +170,10 @@ def nothing(tmp_path: Path) -> Path:
 @pytest.fixture
 def target(person: Person, mode: str, connector: str, nothing: Path) -> Target:
     """Sessions with full network, on a machine that has one of the two."""
-    hidden = "/usr/bin/slirp4netns" if connector == "pasta" else "/usr/bin/pasta"
+    others = CONNECTORS.keys() - {connector}
     path = person.home / f"full-{mode}-{connector}"
     return Target(
-        person=overlaid(person, {hidden: nothing}),
+        person=overlaid(person, without(*others, nothing=nothing)),
         mode=mode,
         repository=path if path.exists() else person.repository(path.name),
         options=("--agent", "demo", "--allow-network"),
@@ -294,9 +301,8 @@ def connectors(person: Person, name: str) -> set[int]:
 
 
 def test_without_any_of_the_two_the_session_says_what_to_install(person: Person, nothing: Path) -> None:
-    hidden = {"/usr/bin/pasta": nothing, "/usr/bin/slirp4netns": nothing}
     target = Target(
-        person=overlaid(person, hidden),
+        person=overlaid(person, without(*CONNECTORS, nothing=nothing)),
         mode="namespace",
         repository=person.repository("full-none"),
         options=("--agent", "demo", "--allow-network"),
@@ -310,12 +316,13 @@ def test_a_machine_that_restricts_user_namespaces_is_named(
     person: Person, nothing: Path, tmp_path: Path
 ) -> None:
     """Ubuntu's restriction, as far as it can be had here: unshare is not permitted, and a setting says so."""
+    installed("slirp4netns")
     refusing, zero = tmp_path / "unshare", tmp_path / "zero"
     refusing.write_text("#!/bin/sh\necho 'unshare: write failed /proc/self/uid_map' >&2\nexit 1\n")
     refusing.chmod(0o755)
     zero.write_text("0\n")
     there = {
-        "/usr/bin/pasta": nothing,
+        **without("pasta", nothing=nothing),
         "/usr/bin/unshare": refusing,
         "/proc/sys/user/max_user_namespaces": zero,
     }
