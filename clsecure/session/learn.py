@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from clsecure.egress.journal import Denials
 from clsecure.egress.provider import DEFAULT_BASE_URL
 from clsecure.policy import DEFAULT_PORT, HOST_ALIAS, HostPattern, parse_target
 from clsecure.session.words import number
+
+if TYPE_CHECKING:
+    # Every session imports this module for its first lines, and only some have a log.
+    from clsecure.egress.journal import Denials
 
 API_HOST = urlsplit(DEFAULT_BASE_URL).hostname
 API_HINT = "the model's API: asked through the gateway, not by a tunnel that nobody inspects"
