@@ -39,7 +39,7 @@ class Scope(StrEnum):
 
     PUBLIC = "public"
     PRIVATE = "private"
-    """Loopback, private ranges, carrier-grade NAT."""
+    """Loopback, private ranges, carrier-grade NAT, and whatever addresses this machine has itself."""
 
     FORBIDDEN = "forbidden"
     """Link-local, multicast, unspecified, reserved, metadata."""
@@ -55,6 +55,9 @@ def scope_of(address: Address) -> Scope:
             return scope_of(inner)
         if address.teredo is not None:
             return Scope.FORBIDDEN
+        if address.is_site_local:
+            # Deprecated, and still somebody's own network.
+            return Scope.PRIVATE
     if (
         address.is_link_local
         or address.is_multicast
@@ -64,6 +67,23 @@ def scope_of(address: Address) -> Scope:
     ):
         return Scope.FORBIDDEN
     return Scope.PUBLIC if address.is_global else Scope.PRIVATE
+
+
+def scope_here(address: Address) -> Scope:
+    """Return where an address leads from this machine: to an address of its own, past its packet filter."""
+    scope = scope_of(address)
+    return Scope.PRIVATE if scope is Scope.PUBLIC and _is_own(address) else scope
+
+
+def _is_own(address: Address) -> bool:
+    """Tell whether the machine would speak to itself. Nothing is sent by asking that."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))
+            return ipaddress.ip_address(probe.getsockname()[0]) == address
+    except OSError:
+        return False
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
@@ -149,7 +169,7 @@ class AddressBook:
         host = self._target.host
         if not found:
             raise EgressError(f"{host} has no address")
-        scopes = {scope_of(address) for address in found}
+        scopes = {scope_here(address) for address in found}
         if Scope.FORBIDDEN in scopes or len(scopes) != 1:
             raise AddressDeniedError(f"{host} leads to an address that is never allowed, or to mixed ones")
         scope = scopes.pop()

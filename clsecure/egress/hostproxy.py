@@ -30,6 +30,11 @@ class Proxy:
     authorization: bytes | None = field(default=None, repr=False)
 
     @property
+    def secret(self) -> str | None:
+        """What must not come back in a reply: user and password as they are sent."""
+        return None if self.authorization is None else self.authorization.rpartition(b" ")[2].decode("ascii")
+
+    @property
     def target(self) -> Target:
         """What is connected to: the user named it, so it may be anywhere."""
         return Target(host=self.host, port=self.port, may_be_private=True)

@@ -16,7 +16,7 @@ from clsecure.egress.hostproxy import Proxy
 from clsecure.egress.rules import Denial
 from clsecure.egress.shared import Shared
 from clsecure.egress.tunnel import Expected, Tunnel, TunnelLimits, TunnelRefusedError
-from clsecure.egress.upstream import Upstream
+from clsecure.egress.upstream import Redactor, Upstream
 from clsecure.errors import EgressError
 
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -76,6 +76,10 @@ class ProxyClient:
             return replace(denial, proxied=True)
         if isinstance(asked, Denial):
             return asked
+        if request.method == b"TRACE":
+            return rules.refuse_proxied(
+                "method", "TRACE is not forwarded: its answer repeats what proxies on the way were told"
+            )
         if connect and has_body(request):
             return rules.refuse_proxied(rules.FRAMING, "CONNECT takes no body", status=400)
         default_port = asked.port if connect else proxy_rules.HTTP_PORT
@@ -152,7 +156,8 @@ class ProxyClient:
     async def _forward(self, request: h11.Request, target: Target) -> bool:
         conversation = self._conversation
         self._used_up = None
-        onward = _onward(request, target, self._shared.dialer.http_proxy(target))
+        proxy = self._shared.dialer.http_proxy(target)
+        onward = _onward(request, target, proxy)
         upstream = self._upstream_to(target)
         if request.method in _REPEATABLE and not has_body(request):
             await conversation.skip_end()
@@ -164,14 +169,22 @@ class ProxyClient:
             reply = await upstream.stream(onward, self._body())
         conversation.exchange.status = reply.status_code
         headers = proxy_rules.forwarded_back(list(reply.headers))
+        # Pages of errors that a proxy writes may repeat the request, with the user's password for it.
+        secret = None if proxy is None else proxy.secret
+        if secret is not None:
+            headers = [(name, value) for name, value in headers if secret.encode() not in value]
         await conversation.send(
             h11.Response(status_code=reply.status_code, headers=headers, reason=reply.reason)
         )
+        redactor = None if secret is None else Redactor(secret)
         try:
             while (data := await upstream.data()) is not None:
                 if (reason := self._count_in(len(data))) is not None:
                     raise EgressError(reason)
-                await conversation.send(h11.Data(data=data))
+                if passed := data if redactor is None else redactor.feed(data):
+                    await conversation.send(h11.Data(data=passed))
+            if redactor is not None and (rest := redactor.end()):
+                await conversation.send(h11.Data(data=rest))
         except EgressError as error:
             # The head is out: cutting the connection is the only way left to say that the reply is
             # incomplete.

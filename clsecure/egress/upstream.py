@@ -112,8 +112,8 @@ class Upstream:
     def _write(self, event: h11.Event) -> None:
         if self._line is None:
             raise ConnectionResetError
-        for piece in self._http.send_with_data_passthrough(event) or ():
-            self._line.writer.write(piece)
+        # At once: some servers answer, and close, when they have seen the first line.
+        self._line.writer.writelines(self._http.send_with_data_passthrough(event) or ())
 
     async def _drain(self) -> None:
         if self._line is None:

@@ -35,6 +35,8 @@ from tests.support.names import NameServer, own_address, own_resolver, question
 pytestmark = pytest.mark.root
 
 METADATA = "169.254.169.254"
+PUBLIC = f"44.128.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+"""An address of the internet that becomes the machine's own for these tests."""
 GREETING = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
 
 # Says what it is told, byte for byte, to the proxy that the environment names.
@@ -132,6 +134,9 @@ class Place:
     local: Web
     """On the host's loopback."""
 
+    public: Web
+    """At the same port of a public address that the host has itself."""
+
     env: dict[str, str]
     api: MessagesApi
 
@@ -151,17 +156,17 @@ def place(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     directory = tmp_path_factory.mktemp("names")
     directory.chmod(0o755)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(own_address(address, METADATA))
+        stack.enter_context(own_address(address, METADATA, PUBLIC))
         names = stack.enter_context(NameServer(address))
         web = stack.enter_context(Web(address, 443))
         local = stack.enter_context(Web("127.0.0.1"))
-        for host, listener in ((address, web), (METADATA, None), ("127.0.0.1", local)):
-            if listener is not None:
-                with socket.create_connection((host, listener.port), timeout=20) as client:
-                    client.sendall(b"control")
-                    assert client.recv(65536) == GREETING
-                del listener.heard[:]
-                listener.connections = 0
+        public = stack.enter_context(Web(PUBLIC, local.port))
+        for host, listener in ((address, web), ("127.0.0.1", local), (PUBLIC, public)):
+            with socket.create_connection((host, listener.port), timeout=20) as client:
+                client.sendall(b"control")
+                assert client.recv(65536) == GREETING
+            del listener.heard[:]
+            listener.connections = 0
         api = stack.enter_context(MessagesApi([[text("hello")]]))
         person = own_resolver(target.person, names, directory)
         names.table["control.test"] = [address]
@@ -174,6 +179,7 @@ def place(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             names=names,
             web=web,
             local=local,
+            public=public,
             env={"ANTHROPIC_API_KEY": canary(), "ANTHROPIC_BASE_URL": api.url},
             api=api,
         )
@@ -277,7 +283,13 @@ def first_words() -> dict[str, list[str | None]]:
         "alert first": hello.record(b"\x01\x00", kind=21) + evil,
         "old hello": b"\x80\x2e\x01\x03\x01" + os.urandom(43),
     }  # fmt: skip
-    return {f"tls {name}": connect(target, data) for name, data in cases.items()}
+    early = connect(target)[0]
+    assert early is not None
+    return {
+        **{f"tls {name}": connect(target, data) for name, data in cases.items()},
+        "tls other name at once": case(base64.b64decode(early) + evil),
+        "tls plain at once": case(base64.b64decode(early) + cases["plain"]),
+    }
 
 
 REBOUND = {
@@ -288,6 +300,8 @@ REBOUND = {
     "private": ["10.0.0.1"],
     "mixed": ["192.0.43.7", "127.0.0.1"],
     "metadata": [METADATA],
+    "site": ["fec0::1"],
+    "public": [PUBLIC],
 }
 """Names below an allowed domain, and what they lead to."""
 
@@ -374,13 +388,14 @@ def test_b9_a_tunnel_to_an_allowed_host_leads_to_no_other(world):
 
 
 def test_b11_an_allowed_name_that_leads_home(world):
-    """Names below an allowed domain that lead to loopback, private ranges and metadata."""
+    """Names below an allowed domain that lead to loopback, private ranges, metadata, the host itself."""
     for name in REBOUND:
         assert world.status(f"rebound {name}") in (403, 502), world.said[f"rebound {name}"]
         assert world.place.names.asked_about(f"{name}.sub.test"), "it was not even resolved"
     assert world.status("rebound exact") in (403, 502)
     assert len(world.place.local.heard) == 1  # the control, which is allowed by its very name
     assert world.place.local.connections == 1
+    assert world.place.public.connections == 0
 
 
 def test_b12_strangers_to_the_gateway(world):

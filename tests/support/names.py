@@ -1,13 +1,8 @@
-"""A name server of the test's own, by UDP and TCP, and a person whose machine asks it.
-
-``own_resolver`` gives the person's programs a private mount namespace in which ``/etc/resolv.conf`` names
-that server; the machine's own file stays as it is.
-"""
+"""A name server of the test's own, by UDP and TCP, and a person whose machine asks it; addresses, too."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import ipaddress
 import os
 import socket
@@ -15,22 +10,14 @@ import socketserver
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from tests.support.overlaid import overlaid
 from tests.support.person import Person
 
 _TYPES = {4: 1, 6: 28}
 _NO_SUCH_NAME = 3
-# As root, so that the mount is allowed; the person's program comes after it.
-_ENTER = """
-mount --bind "$1" /etc/resolv.conf
-who=$2 group=$3 groups=$4
-shift 4
-umask 022
-exec setpriv --reuid "$who" --regid "$group" --groups "$groups" -- "$@"
-"""
 
 
 class NameServer:
@@ -107,48 +94,12 @@ def _name(query: bytes) -> tuple[str, int]:
     return ".".join(labels).lower(), at + 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Elsewhere(Person):
-    """The same person, whose programs see another ``/etc/resolv.conf``."""
-
-    resolver: Path
-
-    def spawn(
-        self,
-        argv: list[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        **options: Any,  # what Popen takes
-    ) -> subprocess.Popen[bytes]:
-        groups = ",".join(str(group) for group in self.groups)
-        enter = [
-            "/bin/sh",
-            "-eu",
-            "-c",
-            _ENTER,
-            "sh",
-            str(self.resolver),
-            str(self.uid),
-            str(self.gid),
-            groups,
-        ]
-        return subprocess.Popen(
-            ["/usr/bin/unshare", "--mount", "--propagation", "private", *enter, *argv],
-            cwd=cwd or self.home,
-            env=self.environment(env),
-            start_new_session=True,
-            **options,
-        )
-
-
 def own_resolver(person: Person, server: NameServer, directory: Path) -> Person:
     """Return the person as one whose machine asks a name server of the test's."""
     file = directory / "resolv.conf"
     file.write_text(f"nameserver {server.address}\noptions timeout:2 attempts:1\n")
-    os.chmod(file, 0o644)  # noqa: PTH101
-    fields = {field.name: getattr(person, field.name) for field in dataclasses.fields(Person)}
-    return _Elsewhere(**fields, resolver=file)
+    file.chmod(0o644)
+    return overlaid(person, {"/etc/resolv.conf": file})
 
 
 @contextlib.contextmanager

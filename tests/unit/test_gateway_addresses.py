@@ -58,6 +58,7 @@ def look_up(target: Target, *answers: list[str]) -> list[tuple[str, ...]]:
         ("::ffff:127.0.0.1", Scope.PRIVATE),
         ("64:ff9b::7f00:1", Scope.PRIVATE),
         ("2002:7f00:1::", Scope.PRIVATE),
+        ("fec0::1", Scope.PRIVATE),
         ("64:ff9b::101:101", Scope.PUBLIC),
         ("169.254.169.254", Scope.FORBIDDEN),
         ("::ffff:169.254.169.254", Scope.FORBIDDEN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from clsecure.egress.wire import Limits
+from clsecure.egress.wire import HostProxies, Limits
 from clsecure.process import PIPE, Command, spawn
-from tests.support.gateways import KEY, TIMEOUT, read_reply, read_rest, read_until, running_gateway
+from tests.support.gateways import KEY, TIMEOUT, allowing, read_reply, read_rest, read_until, running_gateway
 from tests.support.messages_api import MessagesApi, text
+from tests.support.origin import serving
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -330,3 +332,32 @@ def test_code_in_the_current_directory_is_never_the_gateway(api, tmp_path, monke
     with running_gateway(api.url, tmp_path) as gateway:
         assert gateway.ask(gateway.head("GET", "/v1/models")).status == 200
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a4_the_password_for_the_machines_own_proxy_stays_outside(tmp_path, method):
+    """Pages of errors that a proxy writes may repeat the request, with all of its headers."""
+    pair = base64.b64encode(b"person:CANARY").decode()
+
+    def repeat(connection: socket.socket) -> None:
+        head = read_until(connection, b"\r\n\r\n")
+        heard.append(head)
+        connection.sendall(
+            b"HTTP/1.1 502 No\r\nX-Asked: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+            % (head.split(b"\r\n")[-3], len(head), head)
+        )
+
+    heard: list[bytes] = []
+    with serving(repeat) as proxy:
+        proxies = HostProxies(http=f"http://person:CANARY@{proxy.authority}")
+        policy = allowing("web.test:80")
+        with running_gateway(None, tmp_path, policy=policy, proxies=proxies) as gateway:
+            reply = gateway.ask(gateway.proxied(method, "http://web.test/", "Host: web.test"))
+            traced = gateway.ask(gateway.proxied("TRACE", "http://web.test/", "Host: web.test"))
+    assert reply.status == 502
+    assert pair.encode() in heard[0]
+    assert b"proxy-authorization: Basic *" in reply.body
+    assert pair not in f"{reply}"
+    # A proxy answers TRACE itself, by saying what it was asked.
+    assert traced.status == 403
+    assert len(heard) == 1

@@ -389,6 +389,22 @@ def test_a_page_is_fetched_and_what_is_between_two_hops_stays_there(server, gate
     assert (event["bytes_in"], event["bytes_out"]) == (2, 0)
 
 
+def test_a_request_goes_out_in_one_piece(tmp_path):
+    """Servers that answer its beginning and close would else be told the rest, which undoes the answer."""
+    pieces: list[bytes] = []
+
+    def hasty(connection: socket.socket) -> None:
+        pieces.append(connection.recv(1 << 16))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with serving(hasty) as server:
+        host = f"Host: {server.authority}"
+        with running_gateway(None, tmp_path, policy=allowing(server.authority)) as gateway:
+            request = gateway.proxied("GET", f"http://{server.authority}/", host, "Accept: */*", "X-More: 1")
+            assert {gateway.ask(request).status for _ in range(20)} == {200}
+    assert all(piece.endswith(b"\r\n\r\n") for piece in pieces)
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND", "M-SEARCH"])
 def test_bodies_go_both_ways_as_they_come(server, gateway, method):
     """Nothing waits for the end of a body: each piece arrives before the next one is sent."""

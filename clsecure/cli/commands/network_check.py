@@ -280,9 +280,9 @@ def _scope(target: Target) -> str | None:
         address = ipaddress.ip_address(target.host)
     except ValueError:
         return "private" if target.host in {"localhost", HOST_ALIAS} else None
-    from clsecure.egress.addresses import scope_of
+    from clsecure.egress.addresses import scope_here
 
-    return scope_of(address).value
+    return scope_here(address).value
 
 
 def _flag(target: Target) -> str:
