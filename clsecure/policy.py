@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 
 from clsecure.model import NetworkPolicy
@@ -233,8 +234,12 @@ def _canonical_name(host: str) -> str:
         raise ValueError("must be a valid host name")
     try:
         name = host.encode("idna").decode("ascii").lower()
+        shown = host.lower() if host.isascii() else name.encode("ascii").decode("idna")
     except UnicodeError:
         raise ValueError("must be a valid host name") from None
+    if shown != unicodedata.normalize("NFKC", host.lower()):
+        # Python knows the international names of 2003: for some letters another host than browsers mean.
+        raise ValueError("must be written in its ASCII form (xn--…), since it could mean different hosts")
     labels = name.split(".")
     if len(name) > _MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError("must be HOST, HOST:PORT or *.SUB.DOMAIN")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from clsecure.errors import EgressError
-from clsecure.policy import MAX_RULES, Decision, EgressPolicy, HostPattern, NetworkRule, decide
+from clsecure.policy import MAX_RULES, Decision, EgressPolicy, NetworkRule, decide, denial_of
 
 
 class LivePolicy:
@@ -33,7 +33,7 @@ class LivePolicy:
         known = {rule.pattern for rule in policy.allow}
         new = tuple(rule for rule in rules if rule.pattern not in known)
         for rule in new:
-            denial = self._denial_of(rule.pattern)
+            denial = denial_of(policy, rule.pattern)
             if denial is not None:
                 raise EgressError(
                     f"{rule.pattern} can't be allowed: {denial.pattern} is denied by {denial.where}",
@@ -43,15 +43,3 @@ class LivePolicy:
             raise EgressError(f"a session can't have more than {MAX_RULES} allowed hosts")
         self._policy = replace(policy, allow=policy.allow + new)
         return new
-
-    def _denial_of(self, pattern: HostPattern) -> NetworkRule | None:
-        """Return the denial that leaves nothing of what a pattern allows."""
-        if pattern.port is not None and not pattern.subdomains:
-            decision = self.decide(pattern.host, pattern.port)
-            return None if decision.allowed else decision.rule
-        for rule in self._policy.deny:
-            denied = rule.pattern
-            below = pattern.host == denied.host or pattern.host.endswith(f".{denied.host}")
-            if denied.subdomains and below and denied.port in (None, pattern.port):
-                return rule
-        return None

@@ -10,9 +10,9 @@ from clsecure.agents.environment import cloud_credentials
 from clsecure.egress.provider import Credential, Provider, find_credential, find_provider
 from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
-from clsecure.errors import EgressError
+from clsecure.errors import EgressError, UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, EgressPolicy, allow_rules
+from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules
 from clsecure.session.context import Context
 
 COPY_WARNING = (
@@ -44,7 +44,20 @@ def arrange(context: Context) -> Arrangement:
     """Decide about the session's network; warn of what the user should know at the start.
 
     :raises EgressError: there is no credential where the agent needs one, or something can't be used.
+    :raises UsageError: there is a budget, and a network without a gateway that could count.
     """
+    plan = context.plan
+    arrangement = _arrange(context)
+    if arrangement.gateway is None and plan.network is NetworkPolicy.FULL and plan.budget != Budget():
+        raise UsageError(
+            "the budget can't be kept: this session has no gateway that could count",
+            details="Nothing of it goes through clsecure: it has the full network and no key of yours.",
+            resolution="--budget none",
+        )
+    return arrangement
+
+
+def _arrange(context: Context) -> Arrangement:
     plan = context.plan
     if plan.network is NetworkPolicy.NONE:
         return Arrangement()

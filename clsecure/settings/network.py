@@ -113,8 +113,8 @@ def _of_the_user(said: Said | None, hosts: tuple[Said, ...]) -> Combined:
             counting = hosts if above else ()
     if not counting:
         return Combined(kind=kind, source=source, warnings=_uncounted(hosts, source, kind))
-    left = tuple(host for host in hosts if host not in counting)
-    warnings = _uncounted(left, source, kind)
+    counted = frozenset(counting)
+    warnings = _uncounted([host for host in hosts if host not in counted], source, kind)
     if above and kind in {NetworkPolicy.FULL, NetworkPolicy.NONE}:
         warnings = (f"{said} is {kind} and does not count, because of {above[0]}", *warnings)
     named = kind is NetworkPolicy.ALLOWLIST and not above
@@ -133,7 +133,7 @@ def _narrowed(combined: Combined, said: Said) -> Combined:
     if combined.source.layer is Layer.FLAG:
         # What the user says for this one session stands; what they said for all sessions is narrowed.
         flags = tuple(host for host in combined.hosts if host.source.layer is Layer.FLAG)
-        left = tuple(host for host in combined.hosts if host not in flags)
+        left = tuple(host for host in combined.hosts if host.source.layer is not Layer.FLAG)
         warnings = (*combined.warnings, *_uncounted(left, said.source, kind))
         note = f"{combined.source} stands against the repository ({said.source}), which says {kind}"
         return replace(combined, hosts=flags, warnings=warnings, notes=(*combined.notes, note))

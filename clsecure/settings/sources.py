@@ -33,10 +33,11 @@ __all__ = [
 ENVIRONMENT_PREFIX = "CLSECURE_"
 TOML_NAME = "config.toml"
 
-# Names in our environment that are no settings: what hooks are told, what the tests use.
+# Names in our environment that are no settings: what hooks and sessions are told, what the tests use.
 _OTHER_VARIABLES = (
     "CLSECURE_CLEANUP_LEVEL",
     "CLSECURE_DEV_",
+    "CLSECURE_POLICY_URL",
     "CLSECURE_PROJECT_DIR",
     "CLSECURE_TEST_",
     "CLSECURE_WORKER_",

@@ -249,6 +249,22 @@ def test_a_pattern_is_read_generously(text: str, host: str, port: int, below: bo
     assert parse_pattern(text) == HostPattern(host=host, port=port, subdomains=below)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stra\u00dfe.example",
+        "STRA\u1e9eE.example",
+        "\u03c3\u03bf\u03c2.example",
+        "a\u200db.example",
+        "a\u00adb.example",
+        "a\u3002example",
+    ],
+)
+def test_a_name_that_two_standards_read_differently_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="xn--"):
+        parse_pattern(text)
+
+
 def test_subdomains_are_those_below_and_not_the_domain_itself() -> None:
     policy = EgressPolicy(allow=allow_rules("*.example.org", where="x"))
     assert decide(policy, "a.example.org", 443).allowed

@@ -17,7 +17,7 @@ from clsecure import logs
 from clsecure.agents.spec import AGENTS
 from clsecure.egress.journal import Denials, begin_run
 from clsecure.egress.wire import EgressTotals, HostProxies, HostTotals
-from clsecure.errors import EgressError
+from clsecure.errors import EgressError, UsageError
 from clsecure.model import Credentials, IsolationMode, NetworkPolicy, OnFinish
 from clsecure.policy import Budget, EgressPolicy, allow_rules, decide, deny_rule
 from clsecure.session.context import Context, Surroundings
@@ -173,6 +173,16 @@ def test_without_a_key_the_agent_does_not_start_unless_it_is_to_have_none(contex
 
 
 # ------------------------------------------------------------ the credential itself
+
+
+def test_a_budget_without_a_gateway_that_counts_is_refused(context: Any) -> None:
+    bounded = plan(FULL, command=("make",), budget=Budget(tokens=5))
+    assert arrange(context(bounded, WITH_KEY)).gateway is not None
+    with pytest.raises(UsageError, match="budget can't be kept"):
+        arrange(context(bounded))
+    with pytest.raises(UsageError, match="budget can't be kept"):
+        arrange(context(bounded, WITH_KEY, "demo"))
+    assert arrange(context(plan(NONE, budget=Budget(tokens=5)))).gateway is None
 
 
 @pytest.mark.parametrize("variable", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"])

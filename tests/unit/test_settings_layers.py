@@ -252,6 +252,7 @@ def test_a_misspelt_variable_is_an_error_because_it_might_have_shut_something() 
     [
         "CLSECURE_TEST_CLAUDE",
         "CLSECURE_DEV_VENV",
+        "CLSECURE_POLICY_URL",
         "CLSECURE_WORKER_USER",
         "CLSECURE_PROJECT_DIR",
         "CLSECUREX",
