@@ -259,6 +259,22 @@ def test_a_host_is_opened_in_a_running_session_watched_and_learnt_from(target: T
     assert [each["host"] for each in events if each["event"] == "network_allowed"] == [here]
 
 
+def test_a_host_is_opened_in_a_session_that_was_to_reach_the_api_alone_and_found_no_key(lone: Target) -> None:
+    with Site() as site:
+        script = f"echo up; read _; {CURL} http://{ALIAS}:{site.port}/x"
+        with lone.live(script, "--agent", "claude") as agent:
+            agent.wait_for("up")
+            network(lone, "allow", f"localhost:{site.port}").check()
+            agent.say("")
+            outcome = agent.finish()
+        assert [path for path, _ in site.seen] == ["/x"]
+    assert outcome.json()["network"] == "api"
+    assert "no key for the model's API was found" in outcome.errors
+    with lone.live("echo up; read _") as agent:
+        agent.wait_for("up")
+        assert "has no gateway" in network(lone, "allow", "x.example.org").errors
+
+
 def test_what_was_allowed_for_one_run_does_not_hold_for_the_next(lone: Target) -> None:
     with Site() as site:
         script = f"echo up; read _; {CURL} http://{ALIAS}:{site.port}/x"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -250,6 +251,7 @@ def running(place: SessionDirectory) -> Iterator[SessionDirectory]:
 def test_what_is_no_host_is_refused_before_anything_is_allowed(
     running: SessionDirectory, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
+    running.egress_control.touch()
     asked: list[str] = []
     monkeypatch.setattr(network_allow, "allow_live", lambda _, pattern: asked.append(pattern) or ())
     with pytest.raises(UsageError):
@@ -260,6 +262,7 @@ def test_what_is_no_host_is_refused_before_anything_is_allowed(
 def test_it_says_what_is_allowed_and_how_to_keep_it(
     running: SessionDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    running.egress_control.touch()
     now = tuple(f"h{number}.example.org:443" for number in range(MAX_HOSTS))
     monkeypatch.setattr(network_allow, "allow_live", lambda _path, _pattern: now)
     ui = Ui()
@@ -270,6 +273,12 @@ def test_it_says_what_is_allowed_and_how_to_keep_it(
 
 
 def test_a_session_without_its_gateway_is_an_error(running: SessionDirectory) -> None:
+    with pytest.raises(UsageError) as caught:
+        network_allow.execute(running, RECORD, ("x.example.org",), Ui(), as_json=False)
+    assert "no gateway" in caught.value.brief
+    # A killed one leaves its socket behind.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        left.bind(str(running.egress_control))
     with pytest.raises(EgressError):
         network_allow.execute(running, RECORD, ("x.example.org",), Ui(), as_json=False)
 

@@ -38,6 +38,12 @@ def execute(
             f"session {name} has no list of allowed hosts: its network is {record.network}",
             resolution=f"Start one that has: clsecure --allow-domain {patterns[0]}",
         )
+    if not place.egress_control.exists():
+        raise UsageError(
+            f"session {name} has no gateway that could be told",
+            details="It is still starting, or its agent needs no API and nothing was allowed at its start.",
+            resolution=f"Start one that has: clsecure --allow-domain {patterns[0]}",
+        )
     logs.record(place.events)
     allowed: tuple[str, ...] = ()
     for pattern in patterns:
