@@ -122,18 +122,20 @@ def _check_content(value: object) -> None:
 
 def _objects(value: object) -> Iterator[dict[str, object]]:
     """Yield every object below, but what a tool was called with: that is opaque data to everybody."""
-    stack: list[tuple[object, int]] = [(value, 0)]
-    while stack:
-        item, depth = stack.pop()
-        if depth > _MAX_DEPTH:
-            raise _RefusedError(malformed("body", "the body is nested too deeply"))
-        if isinstance(item, list):
-            stack.extend((child, depth + 1) for child in item if isinstance(child, dict | list))
-        elif isinstance(item, dict):
-            yield item
-            opaque = item.get("type") == "tool_use"
-            stack.extend(
-                (child, depth + 1)
-                for key, child in item.items()
-                if isinstance(child, dict | list) and not (opaque and key == "input")
-            )
+    level: list[object] = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                yield item
+                if item.get("type") == "tool_use":
+                    below += (child for key, child in item.items() if key != "input")
+                else:
+                    below += item.values()
+            elif isinstance(item, list):
+                below += item
+        if not below:
+            return
+        level = below
+    if any(isinstance(item, dict | list) for item in level):
+        raise _RefusedError(malformed("body", "the body is nested too deeply"))

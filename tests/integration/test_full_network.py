@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import sweep
-from tests.support.hostile import Target
+from tests.support.hostile import Target, canary
 from tests.support.leftovers import traces, wait_until
+from tests.support.messages_api import MessagesApi, text
 from tests.support.overlaid import overlaid
 from tests.support.person import Person
 
@@ -239,6 +240,38 @@ def answer_names(server: socket.socket) -> None:
             head = query[:2] + struct.pack("!HHHHH", 0x8180, 1, answers, 0, 0)
             record = struct.pack("!HHHLH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton(INTERNET)
             server.sendto(head + query[12:end] + record * answers, client)
+
+
+ASK = """
+import http.client, json, os, socket, sys, urllib.parse
+url = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
+connection = http.client.HTTPConnection(url.hostname, url.port, timeout=20)
+body = json.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]})
+ours = {"authorization": "Bearer " + os.environ["ANTHROPIC_AUTH_TOKEN"]}
+connection.request("POST", "/v1/messages", body, {"content-type": "application/json", **ours})
+said = {"status": connection.getresponse().status, "environment": dict(os.environ)}
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as direct:
+    said["direct"] = direct.recv(100).decode()
+print(json.dumps(said))
+"""
+
+
+def test_the_models_api_is_reached_by_the_gateway_and_the_key_stays_outside(
+    target: Target, outside: Outside
+) -> None:
+    """Everything else goes out directly: no proxy is named inside."""
+    key = canary()
+    with MessagesApi([[text("hello")]]) as api:
+        env = {"ANTHROPIC_API_KEY": key, "ANTHROPIC_BASE_URL": api.url}
+        attack = replace(target, options=("--allow-network",)).python(
+            ASK, INTERNET, str(outside.port), env=env
+        )
+        assert [request.headers["x-api-key"] for request in api.requests] == [key]
+    said = attack.evidence
+    assert said["status"] == 200
+    assert said["direct"] == "elsewhere"
+    assert key not in attack.said
+    assert not [name for name in said["environment"] if "proxy" in name.lower()]
 
 
 @pytest.mark.parametrize("how", ["end", "kill"])
