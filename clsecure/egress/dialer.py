@@ -66,7 +66,7 @@ class Dialer:
         self._limits = limits
         self._books = AddressBooks(resolve=resolve)
         self._way_out = WayOut(proxies or HostProxies())
-        self._proxy_trust: ssl.SSLContext | None = None
+        self._proxy_trust = tls_context(None) if self._way_out.tls else None
 
     async def connect(self, target: Target, *, tls: ssl.SSLContext | None = None) -> Line:
         """Return a stream of bytes to the target.
@@ -109,8 +109,6 @@ class Dialer:
         return await self._to_proxy(proxy)
 
     async def _to_proxy(self, proxy: Proxy) -> Line:
-        if proxy.tls and self._proxy_trust is None:
-            self._proxy_trust = tls_context(None)
         return await self._direct(proxy.target, tls=self._proxy_trust if proxy.tls else None)
 
     async def _direct(self, target: Target, *, tls: ssl.SSLContext | None) -> Line:

@@ -6,7 +6,9 @@ A target's name is then resolved at the proxy: the gateway can't check or pin th
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 from clsecure.egress.addresses import Target, check_scope, scope_of
@@ -83,7 +85,17 @@ class WayOut:
     def __init__(self, proxies: HostProxies) -> None:
         self._http = parse_proxy(proxies.http) if proxies.http else None
         self._https = parse_proxy(proxies.https) if proxies.https else None
-        self._no_proxy = proxies.no_proxy
+        self._bypassed: Callable[[str], object] | None = None
+        if proxies.no_proxy and (self._http or self._https):
+            # Costly to import, and few machines have a proxy. Not later: the gateway gives up its files.
+            from urllib.request import proxy_bypass
+
+            self._bypassed = partial(proxy_bypass, proxies={"no": proxies.no_proxy})
+
+    @property
+    def tls(self) -> bool:
+        """Some proxy is spoken to over TLS."""
+        return any(proxy is not None and proxy.tls for proxy in (self._http, self._https))
 
     def for_tunnel(self, target: Target) -> Proxy | None:
         """Return the proxy for a stream of bytes, None for the direct way.
@@ -105,12 +117,8 @@ class WayOut:
         loopback = target.host == "localhost" or (address is not None and address.is_loopback)
         if target.connect is not None or target.must_be_private or loopback:
             return False
-        if self._no_proxy:
-            # Costly to import, and few machines have a proxy.
-            from urllib.request import proxy_bypass
-
-            if proxy_bypass(target.authority, {"no": self._no_proxy}):
-                return False
+        if self._bypassed is not None and self._bypassed(target.authority):
+            return False
         if address is not None:
             check_scope(target, scope_of(address))
         return True

@@ -173,7 +173,9 @@ class Tunnel:
                 # Blocked while anything at all is left to be sent: no buffer that is sent from is received
                 # into.
                 side.transport.set_protocol(side)
-                side.transport.set_write_buffer_limits(high=0)
+                # Of TLS a limit is what blocks, of a socket what does not yet.
+                over_tls = side.transport.get_extra_info("sslcontext") is not None
+                side.transport.set_write_buffer_limits(high=int(over_tls), low=0)
             for side, (data, ended) in ((self._upstream, from_upstream), (self._client, from_client)):
                 self._take_over(side, data, ended=ended)
             await self._done
