@@ -163,12 +163,12 @@ def allow_rules(text: str, *, where: str) -> tuple[NetworkRule, ...]:
     :raises ValueError: see :func:`parse_pattern`.
     """
     pattern = parse_pattern(text)
+    if pattern.host == HOST_ALIAS:  # the user's word, and theirs is localhost
+        pattern = replace(pattern, host="localhost")
     rule = NetworkRule(pattern=pattern, where=where)
     if pattern.host not in LOOPBACK_NAMES:
         return (rule,)
     alias = HostPattern(host=HOST_ALIAS, port=pattern.port)
-    if pattern.host == HOST_ALIAS:
-        return (NetworkRule(pattern=alias, where=where, connect="localhost"),)
     return rule, NetworkRule(pattern=alias, where=where, connect=pattern.host)
 
 

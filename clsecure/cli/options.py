@@ -295,7 +295,7 @@ OPTIONS = (
            key="presets", repeat=True,
            help=f"the hosts that your own tools name: {', '.join(values.PRESETS)}; can be repeated"),
     Option(flags=("--allow-private",), verbs=_NETWORK, group=_REACH, key="allow_private",
-           help="with --allow-network: this machine's and private addresses, too"),
+           help="with --allow-network: private networks, too"),
     Option(flags=("--provider-tools",), verbs=_NETWORK, group=_REACH, key="provider_tools",
            help="let the model's provider fetch, search and run code for the agent"),
     Option(flags=("--credentials",), verbs=_NETWORK, group=_REACH, metavar="HOW", check=values.credentials,

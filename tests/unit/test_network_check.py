@@ -187,7 +187,12 @@ def test_without_a_network_all_is_denied(text: str) -> None:
         ("8.8.8.8:53", False, True, None),
         ("10.0.0.5:80", False, False, "--allow-private"),
         ("10.0.0.5:80", True, True, None),
-        ("localhost:80", False, False, "--allow-private"),
+        ("localhost:80", False, False, None),
+        ("localhost:80", True, False, None),
+        ("127.1.2.3:80", True, False, None),
+        ("[::1]:80", True, False, None),
+        ("[::ffff:127.0.0.1]:80", True, False, None),
+        ("host.clsecure.internal:80", True, False, None),
         ("[::ffff:10.0.0.5]:80", False, False, "--allow-private"),
         ("169.254.169.254:80", True, False, None),
     ],
@@ -233,8 +238,7 @@ def test_the_answer_for_people(home: Path) -> None:
     where = f"{home}/home/.config/clsecure/config.toml:2"
     assert ask(home, "https://a.example.org/x") == (
         0,
-        f"a.example.org:443 is allowed: allowed by a.example.org:443 ({where})\n"
-        "it may lead to a private address\n",
+        f"a.example.org:443 is allowed by a.example.org:443 ({where})\nit may lead to a private address\n",
         "",
     )
     status, out, _ = ask(home, "b.example.org")

@@ -20,6 +20,7 @@ from clsecure.model import Credentials, NetworkPolicy
 from clsecure.policy import (
     DEFAULT_PORT,
     HOST_ALIAS,
+    LOOPBACK_NAMES,
     EgressPolicy,
     HostPattern,
     NetworkRule,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 EXIT_DENIED = 1
 
 _PORTS = {"https": 443, "http": 80, "wss": 443, "ws": 80}
+_LOOPBACK = "loopback"
 _METHODS = (b"POST", b"GET", b"HEAD")
 
 
@@ -190,15 +192,18 @@ def _by_full_network(target: Target, question: Question) -> Answer:
     if scope in {None, "public"} or (scope == "private" and private):
         return Answer(
             allowed=True,
-            reason=f"the network is full ({question.where})",
+            reason=f"the network is full ({question.where}), without this machine's own addresses",
             way=Way.FULL,
             private_addresses=private,
         )
-    return Answer(
-        allowed=False,
-        reason="the full network leaves out this machine's, private and special addresses",
-        allow_with="--allow-private" if scope == "private" else None,
-    )
+    if scope == "private":
+        return Answer(
+            allowed=False,
+            reason="the full network leaves out private networks",
+            allow_with="--allow-private",
+        )
+    what = "this machine" if scope == _LOOPBACK else "link-local, metadata and other special addresses"
+    return Answer(allowed=False, reason=f"the full network leaves out {what}")
 
 
 def _by_api(target: Target, question: Question) -> Answer | None:
@@ -275,14 +280,20 @@ def _canonical(host: str) -> str:
 
 
 def _scope(target: Target) -> str | None:
-    """Return where an address leads; None for a name, which is resolved by the session."""
+    """Return where an address leads; None for a name, which is looked up by the session."""
     try:
         address = ipaddress.ip_address(target.host)
     except ValueError:
-        return "private" if target.host in {"localhost", HOST_ALIAS} else None
+        return _LOOPBACK if target.host in LOOPBACK_NAMES else None
+    if address.is_loopback or (address.version == 6 and _is_loopback(address.ipv4_mapped)):
+        return _LOOPBACK
     from clsecure.egress.addresses import scope_here
 
     return scope_here(address).value
+
+
+def _is_loopback(address: ipaddress.IPv4Address | None) -> bool:
+    return address is not None and address.is_loopback
 
 
 def _flag(target: Target) -> str:
@@ -308,14 +319,15 @@ def _document(target: Target, found: Answer, settings: NetworkSettings) -> dict[
 
 
 def _lines(target: Target, found: Answer) -> list[str]:
+    said = "allowed" if found.allowed else "denied"
+    by_rule = found.reason.startswith(f"{said} by ")
+    lines = [f"{target} is {found.reason}" if by_rule else f"{target} is {said}: {found.reason}"]
     if not found.allowed:
-        lines = [f"{target} is denied: {found.reason}"]
         if found.allow_with is not None:
             lines.append(f"to allow it: clsecure {found.allow_with}")
         elif found.rule is not None:
             lines.append(f"a denial always wins; to allow it, take it out: {found.rule.where}")
         return lines
-    lines = [f"{target} is allowed: {found.reason}"]
     if found.rule is not None and found.rule.connect is None and target.host in {"localhost", "127.0.0.1"}:
         lines.append(f"inside it is called {HOST_ALIAS}:{target.port}: localhost is the sandbox's own there")
     private = "may lead" if found.private_addresses else "must not lead"
