@@ -328,7 +328,7 @@ def _lines(target: Target, found: Answer) -> list[str]:
         elif found.rule is not None:
             lines.append(f"a denial always wins; to allow it, take it out: {found.rule.where}")
         return lines
-    if found.rule is not None and found.rule.connect is None and target.host in {"localhost", "127.0.0.1"}:
+    if found.rule is not None and found.rule.connect is None and target.host in LOOPBACK_NAMES:
         lines.append(f"inside it is called {HOST_ALIAS}:{target.port}: localhost is the sandbox's own there")
     private = "may lead" if found.private_addresses else "must not lead"
     lines.append(f"it {private} to a private address")
