@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from clsecure.egress.shared import Shared
 from clsecure.policy import NetworkRule
 
-HELP = (
+_HELP = (
     "Everything else is refused. The user can allow a host while the session runs, outside of it: "
-    "clsecure network allow SESSION HOST[:PORT]"
+    "clsecure network allow {session} HOST[:PORT]"
 )
 
 
@@ -20,7 +20,11 @@ def agents_document(shared: Shared, *, port: int) -> dict[str, object]:
     """
     document = policy_document(shared, where=_without_paths)
     base = f"http://127.0.0.1:{port}" if shared.api is not None else None
-    return {**document, "api": {"base": base, "allowed": shared.api is not None}, "help": HELP}
+    return {
+        **document,
+        "api": {"base": base, "allowed": shared.api is not None},
+        "help": _HELP.format(session=shared.session),
+    }
 
 
 def policy_document(shared: Shared, *, where: Callable[[str], str] = str) -> dict[str, object]:

@@ -125,8 +125,11 @@ def check_proxy_host(headers: Headers, asked: Asked, *, default_port: int) -> De
     return None
 
 
-def denial_of(decision: Decision, asked: Asked) -> Denial:
-    """Return how a target that the policy does not allow is refused."""
+def denial_of(decision: Decision, asked: Asked, *, session: str) -> Denial:
+    """Return how a target that the policy does not allow is refused.
+
+    :param session: how the user calls it.
+    """
     if decision.rule is not None:
         # Not where the rule stands: that is a path of the user's.
         return rules.refuse_proxied(
@@ -136,7 +139,7 @@ def denial_of(decision: Decision, asked: Asked) -> Denial:
     return rules.refuse_proxied(
         rules.NOT_ALLOWED,
         f"{asked.shown} is not allowed in this session; the user can allow it: "
-        f"clsecure network allow SESSION {shown}",
+        f"clsecure network allow {session} {shown}",
     )
 
 

@@ -46,6 +46,7 @@ class Api:
 class Shared:
     """What all connections of a gateway have in common.
 
+    :param session: how the user calls it.
     :param api: None when the session has no credential, so that every API request is refused.
     :param live: what else may be reached, through the gateway as a proxy.
     :param meter: asked before anything is passed on.
@@ -53,6 +54,7 @@ class Shared:
     """
 
     token: str
+    session: str
     api: Api | None
     live: LivePolicy
     meter: Meter
@@ -79,6 +81,7 @@ def make_shared(
         api = Api(provider=config.provider, credential=config.credential, connect=connect)
     return Shared(
         token=token,
+        session=config.session,
         api=api,
         live=LivePolicy(config.policy),
         meter=Meter(config.budget, log),

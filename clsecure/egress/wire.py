@@ -83,6 +83,7 @@ class GatewayConfig:
     :param log: file that receives one JSON line per request, made with mode 0600; None for no log.
     :param control: path of the Unix socket on which the running gateway takes the user's orders
         (``clsecure network allow``), made with mode 0600; None for none.
+    :param session: how the user calls the session, for the commands that refusals name.
     """
 
     provider: Provider | None
@@ -92,6 +93,7 @@ class GatewayConfig:
     proxies: HostProxies = field(default_factory=HostProxies)
     log: Path | None = None
     control: Path | None = None
+    session: str = "SESSION"
     limits: Limits = field(default_factory=Limits)
 
 
@@ -160,6 +162,7 @@ def encode_config(config: GatewayConfig, *, token: str, die_with_parent: bool) -
             "proxies": {"http": proxies.http, "https": proxies.https, "no_proxy": proxies.no_proxy},
             "log": _text(config.log),
             "control": _text(config.control),
+            "session": config.session,
             "limits": asdict(config.limits),
         }
     )
@@ -197,6 +200,7 @@ def decode_config(message: Mapping[str, Any]) -> GatewayConfig:
         proxies=HostProxies(**message["proxies"]),
         log=_path(message["log"]),
         control=_path(message["control"]),
+        session=message["session"],
         limits=Limits(**message["limits"]),
     )
 

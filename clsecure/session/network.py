@@ -90,6 +90,7 @@ def _gateway(context: Context, policy: EgressPolicy, credential: Credential | No
         proxies=host_proxies(context.around.environ),
         log=context.place.egress_log,
         control=context.place.egress_control,
+        session=context.place.path.name,
     )
 
 

@@ -64,7 +64,7 @@ def test_the_agent_reads_what_it_may_reach_with_its_token(api, tmp_path):
         assert document["deny"] == [{"host": "*.evil.example", "where": "settings"}]
         assert document["api"] == {"base": f"http://127.0.0.1:{gateway.port}", "allowed": True}
         assert document["budget"]["requests"] == {"used": 1, "limit": 9}
-        assert "clsecure network allow" in document["help"]
+        assert "clsecure network allow SESSION HOST" in document["help"]
         assert KEY not in json.dumps(document)
         assert "CANARY" not in json.dumps(document)
         totals, events = gateway.gateway.close(), gateway.events()
