@@ -39,6 +39,12 @@ class Arrangement:
             return None
         return self.gateway.credential.variable
 
+    @property
+    def api_host(self) -> str | None:
+        """The host of the API that the gateway asks with the user's credential."""
+        provider = self.gateway and self.gateway.provider
+        return provider.host if provider else None
+
 
 def arrange(context: Context) -> Arrangement:
     """Decide about the session's network; warn of what the user should know at the start.

@@ -25,7 +25,7 @@ from clsecure.privileged.client import HelperConnection
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
 from clsecure.session.execution import Execution
-from clsecure.session.network import arrange
+from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
 from clsecure.session.result import EgressResult, SessionResult
@@ -112,7 +112,7 @@ class SessionRunner:
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            egress = _traffic(context, gateway) if gateway is not None else None
+            egress = _traffic(context, network, gateway) if gateway is not None else None
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
         return self._result(record, status, finished, egress)
@@ -267,11 +267,11 @@ class SessionRunner:
         )
 
 
-def _traffic(context: Context, gateway: Gateway) -> EgressResult:
+def _traffic(context: Context, network: Arrangement, gateway: Gateway) -> EgressResult:
     """End the gateway, and say what went through it."""
     from clsecure.session.traffic import report
 
-    return report(context, gateway.close())
+    return report(context, gateway.close(), api_host=network.api_host)
 
 
 def _load_the_end() -> None:

@@ -24,8 +24,11 @@ _SHOWN_NAME = 80
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def report(context: Context, totals: EgressTotals) -> EgressResult:
-    """Say what went through the session's gateway, which has ended; return it for the result."""
+def report(context: Context, totals: EgressTotals, *, api_host: str | None = None) -> EgressResult:
+    """Say what went through the session's gateway, which has ended; return it for the result.
+
+    :param api_host: of the API behind the gateway: a tunnel past the gateway's eyes is not proposed.
+    """
     place = context.place
     if not totals.complete:
         context.warn("the gateway ended during the session: the agent had no network from then on")
@@ -34,7 +37,7 @@ def report(context: Context, totals: EgressTotals) -> EgressResult:
         if warning not in context.warnings:
             context.warn(warning)
     refused = refused_in(place.egress_log) if totals.denied else Denials()
-    for line in closing_lines(totals, refused, name=place.path.name):
+    for line in closing_lines(totals, refused, name=place.path.name, api_host=api_host):
         context.ui.note(line)
     log.info("network_ended", requests=totals.requests, denied=totals.denied, complete=totals.complete)
     return EgressResult(
@@ -59,12 +62,14 @@ def refused_in(log: Path) -> Denials:
         return Denials()
 
 
-def closing_lines(totals: EgressTotals, refused: Denials, *, name: str) -> Iterator[str]:
+def closing_lines(
+    totals: EgressTotals, refused: Denials, *, name: str, api_host: str | None = None
+) -> Iterator[str]:
     """Say what was asked for; nothing where nothing was.
 
     :param name: of the session, for the commands that tell more.
     """
-    yield from _blocked(refused.hosts, name)
+    yield from _blocked(refused.hosts, name, {API_HOST, api_host})
     if refused.rules:
         yield f"refused by the gateway: {', '.join(_by_rule(refused.rules))}"
     if totals.requests:
@@ -76,12 +81,12 @@ def closing_lines(totals: EgressTotals, refused: Denials, *, name: str) -> Itera
         )
 
 
-def _blocked(hosts: Counter[tuple[str, int]], name: str) -> Iterator[str]:
+def _blocked(hosts: Counter[tuple[str, int]], name: str, apis: set[str | None]) -> Iterator[str]:
     ordered = sorted(hosts.items(), key=lambda item: (-item[1], item[0]))
     for (host, port), count in ordered[:_SHOWN_HOSTS]:
         allowed_by = suggestion(host, port)
         hint = f" — allow with --allow-domain {allowed_by}" if allowed_by else ""
-        if host == API_HOST:
+        if host in apis:
             hint = f" ({API_HINT})"
         yield f"blocked: {shown_host(host)}:{port} {_TIMES}{count}{hint}"
     if len(ordered) > _SHOWN_HOSTS:

@@ -155,6 +155,7 @@ def test_the_gateway_gets_what_the_plan_says_and_the_machines_own_way_out(contex
     config = arrange(context(made, environ)).gateway
     assert config.provider.provider_tools is True
     assert config.provider.base_url == "https://api.corp:8443"
+    assert arrange(context(made, environ)).api_host == "api.corp"
     assert (config.policy, config.budget) == (allowed, budget)
     assert config.proxies == HostProxies(https="http://proxy.corp:3128", no_proxy=".corp")
 
@@ -328,10 +329,11 @@ def test_the_end_names_what_was_blocked_with_the_flag_that_allows_it() -> None:
 
 
 def test_a_tunnel_to_the_models_api_is_not_proposed() -> None:
-    hosts = Counter({("api.anthropic.com", 443): 3})
-    first, *_ = closing_lines(TOTALS, Denials(hosts=hosts), name="app-1")
-    assert first.startswith(f"blocked: api.anthropic.com:443 {X}3")
-    assert "--allow-domain" not in first
+    for host in ("api.anthropic.com", "models.corp.example"):
+        refused = Denials(hosts=Counter({(host, 443): 3}))
+        first, *_ = closing_lines(TOTALS, refused, name="app-1", api_host="models.corp.example")
+        assert first.startswith(f"blocked: {host}:443 {X}3")
+        assert "--allow-domain" not in first
 
 
 def test_names_that_an_agent_made_up_neither_command_the_terminal_nor_get_a_hint() -> None:
