@@ -70,5 +70,8 @@ def test_a_task_is_done_with_the_token_in_the_place_of_the_key(claude_binary, tm
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert {event["rule"] for event in events if event["decision"] == "deny"} == {"provider-tools"}
     assert totals.denied == 1
+    # As the scripted API says: 10 in and 10 out for each of the three, and what side requests cost.
+    assert (totals.tokens or 0) >= 60
+    assert totals.tokens == sum(event["tokens"] or 0 for event in events)
     assert KEY not in log.read_text()
     assert token not in log.read_text()

@@ -18,6 +18,7 @@ from clsecure.privileged.launcher import landlock_abi
 from clsecure.process import Command, run
 from tests.support.gateways import allowing, running_gateway
 from tests.support.messages_api import MessagesApi, text
+from tests.support.tls import make_certificate
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +83,6 @@ attempts = {
     "list the credential's directory": lambda: list((home / "claude").iterdir()),
     "write": lambda: (home / "secret").open("r+").close(),
     "make": lambda: (home / "new").write_text("x"),
-    "make in /tmp": lambda: os.close(os.open("/tmp", os.O_TMPFILE | os.O_RDWR)),
     "truncate": lambda: os.truncate(home / "secret", 0),
     "write the credential": lambda: credential.file.open("r+").close(),
     "rename": lambda: os.rename(home / "secret", home / "secret2"),
@@ -90,7 +90,7 @@ attempts = {
     "remove": lambda: os.unlink(home / "other"),
     "make a directory": lambda: (home / "directory").mkdir(),
     "execute": lambda: spawn("/bin/true"),
-    "look at another process": lambda: Path("/proc/1/status").read_text(),
+    "look at another process": lambda: Path(f"/proc/{os.getppid()}/status").read_text(),
     "listen": listen,
     "reach an abstract socket": connect,
     "reach a local socket": connect_by_path,
@@ -176,6 +176,20 @@ def test_a_confined_gateway_serves_a_provider_by_its_name(tmp_path):
         with running_gateway(url, tmp_path, credential=credential) as gateway:
             assert gateway.ask(gateway.head("GET", "/v1/models")).status == 200
             assert gateway.gateway.residuals == residuals(landlock_abi())
+
+
+def test_authorities_that_a_directory_links_to_are_read_when_a_certificate_is_checked(tmp_path, monkeypatch):
+    pem = make_certificate(tmp_path, "127.0.0.1")
+    (tmp_path / "authorities").mkdir()
+    digest = run(Command(argv=("openssl", "x509", "-hash", "-noout", "-in", str(pem)))).check().stdout
+    (tmp_path / "authorities" / f"{digest.decode().strip()}.0").symlink_to(pem)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "authorities"))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with (
+        MessagesApi([[text("Hello.")]], certificate=pem) as api,
+        running_gateway(api.url, tmp_path) as gateway,
+    ):
+        assert gateway.ask(gateway.head("GET", "/v1/models")).status == 200
 
 
 def test_what_is_left_open_is_said():
