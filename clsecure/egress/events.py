@@ -1,9 +1,9 @@
 """What went out: one JSON line per request, and the totals. Never a body, never a secret.
 
 Lines are told apart by ``event``: ``request`` for what went out or was refused, written when it is over;
-``opened`` for a tunnel that begins; ``asked`` for what the gateway answered about itself; ``allowed`` for a host
-that the user allowed meanwhile; ``budget`` for one that is nearly or wholly used up; ``log_full`` where the
-requests end for want of room. :mod:`clsecure.egress.journal` adds ``session`` where a run begins.
+``opened`` for a tunnel that begins; ``asked`` for what the gateway answered about itself; ``allowed`` for a
+host that the user allowed meanwhile; ``budget`` for one that is nearly or wholly used up; ``log_full`` where
+the requests end for want of room. :mod:`clsecure.egress.journal` adds ``session`` where a run begins.
 """
 
 from __future__ import annotations
