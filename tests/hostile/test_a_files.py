@@ -38,7 +38,7 @@ DOCUMENTED = {
 
 # Run by python3 inside. The needle comes in two parts, so that no argument vector holds it.
 SEARCH = r"""
-import json, os, socket, stat, subprocess, sys
+import json, os, socket, stat, subprocess, sys, urllib.parse, urllib.request
 needle, present = sys.argv[1] + sys.argv[2], sys.argv[3] + sys.argv[4]
 def run(*argv, **options):
     return subprocess.run(argv, capture_output=True, **options).stdout.decode(errors="replace")
@@ -88,6 +88,10 @@ print(json.dumps({
     "homes": listed("/home"), "remotes": run("git", "remote", "-v"), "config": run("git", "config", "--list"),
     "credential": run("git", "credential", "fill", input=b"protocol=https\nhost=example.org\n\n",
                       env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}),
+    "policy": urllib.request.build_opener(urllib.request.ProxyHandler({})).open(urllib.request.Request(
+        "http://127.0.0.1:%d/.clsecure/policy" % urllib.parse.urlsplit(os.environ["HTTPS_PROXY"]).port,
+        headers={"authorization": "Bearer " + urllib.parse.urlsplit(os.environ["HTTPS_PROXY"]).password},
+    ), timeout=20).read().decode(),
     "loot": [read("loot/id"), read("key"), read("loose/id"), read("loose-key")],
 }))
 """
@@ -113,7 +117,7 @@ def world(person, mode) -> Iterator[World]:
     needle, present, key = canary(), f"PRESENT-{secrets.token_hex(12)}", f"sk-ant-{canary()}"
     target = Target(
         person=person, mode=mode, repository=person.repository(f"hostile-world-{mode}"), session="world",
-        options=("--agent", "claude", "--verbose"),
+        options=("--agent", "claude", "--verbose", "--allow-preset=npm,pip,docker,git-remote"),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         _plant_at_home(target, needle, present, stack)
@@ -138,6 +142,8 @@ def world(person, mode) -> Iterator[World]:
             "XDG_RUNTIME_DIR": str(person.home / "tokens"),
             "DISPLAY": ":77",
             "WAYLAND_DISPLAY": "wayland-0",
+            "HTTPS_PROXY": f"http://person:{needle}@127.0.0.1:9",
+            "http_proxy": f"http://person:{needle}@127.0.0.1:9",
         }
         sockets = [_spelled(ear.address) for ear in listeners.values()]
         sockets += [
@@ -169,16 +175,25 @@ def _plant_at_home(target: Target, needle: str, present: str, stack: contextlib.
         ".claude.json": json.dumps({"projects": {"/x": {"history": [needle]}}, "userID": needle}).encode(),
         ".claude/CLAUDE.md": present.encode(),
     }  # fmt: skip
-    others = {"tokens/id": secret, "tokens/deep/er/note": secret, ".netrc": secret}
+    opened = f"https://person:{needle}@registry.example.org/"
+    others = {
+        "tokens/id": secret,
+        "tokens/deep/er/note": secret,
+        ".netrc": secret,
+        # What the presets read: their hosts go in, and nothing that opens them.
+        ".npmrc": f"registry={opened}\n//registry.example.org/:_authToken={needle}\n".encode(),
+        ".pip/pip.conf": f"[global]\nindex-url = {opened}simple\n".encode(),
+        ".docker/config.json": json.dumps({"auths": {"registry.example.org": {"auth": needle}}}).encode(),
+    }
     for name, content in {**claude, **others}.items():
         person.run(["mkdir", "-p", str((home / name).parent)]).check()
         person.write(home / name, content)
     gh = f"#!/bin/sh\necho {needle}\ntouch {home}/tokens/gh-ran\n".encode()
     person.run(["mkdir", "-p", str(home / "tokens/bin")]).check()
     person.write(home / "tokens/bin/gh", gh, mode=0o755)
-    for name in (".claude", "tokens"):
+    for name in (".claude", "tokens", ".pip", ".docker"):
         stack.callback(shutil.rmtree, home / name)
-    for name in (".claude.json", ".netrc"):
+    for name in (".claude.json", ".netrc", ".npmrc"):
         stack.callback((home / name).unlink)
     for place in ("/root", "/srv", "/opt", "/var/lib", "/tmp", "/var/tmp", "/run"):
         path = Path(place, f"clsecure-test-{needle[-8:]}")
@@ -271,12 +286,26 @@ def test_a2_the_users_claude_directory(world):
 def test_a3_ambient_tokens(world):
     """Tokens in the environment, and a gh that prints one when it is asked."""
     environment = world.seen["environment"]
-    assert set(environment) - {"OLDPWD", "PWD", "SHLVL", "_"} <= DOCUMENTED
+    # The certificates are those of the machine's own configuration, where it names some.
+    presets = {
+        "NPM_CONFIG_REGISTRY", "NPM_CONFIG_CAFILE", "PIP_INDEX_URL", "PIP_CERT", "UV_DEFAULT_INDEX",
+    }  # fmt: skip
+    assert set(environment) - {"OLDPWD", "PWD", "SHLVL", "_"} - presets <= DOCUMENTED
     assert environment["ANTHROPIC_AUTH_TOKEN"] not in ("", world.key)
     everything = json.dumps([environment, world.seen["environments"]])
     assert world.canary not in everything
     assert world.key not in everything
     assert not (world.target.person.home / "tokens/gh-ran").exists()
+
+
+def test_a3_what_opens_the_users_registries(world):
+    """Presets tell the tools inside where the registries are, without user, password or token."""
+    environment = world.seen["environment"]
+    assert environment["NPM_CONFIG_REGISTRY"] == "https://registry.example.org/"
+    assert environment["PIP_INDEX_URL"] == "https://registry.example.org/simple"
+    policy = world.seen["policy"]
+    assert "registry.example.org" in policy
+    assert world.canary not in policy
 
 
 def test_a4_secrets_in_argument_vectors_and_logs(world):
