@@ -83,6 +83,11 @@ class FullNetwork:
             self.close()
             raise
 
+    @property
+    def ended(self) -> bool:
+        """Something of it is not there any more, so nothing goes out."""
+        return any(child.poll() is not None for child in self._children)
+
     def close(self) -> None:
         """End it; what is still in the namespace has no way out any more."""
         for fd in (self._hold, self._end, self._words, self._errors, self.namespace):
@@ -142,7 +147,7 @@ class FullNetwork:
     def _wait_for(self, ready: Callable[[], bool], late: str) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while not ready():
-            if any(child.poll() is not None for child in self._children):
+            if self.ended:
                 raise self._failure()
             if time.monotonic() > deadline:
                 raise _unavailable(late, "check that this machine has a route to the internet")

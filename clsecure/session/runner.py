@@ -17,7 +17,6 @@ from clsecure.agents.find import AgentBinary, find_agent
 from clsecure.agents.spec import find_spec
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
-from clsecure.egress.full import FullNetwork
 from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError, UsageError
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
@@ -34,6 +33,7 @@ from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
 
 if TYPE_CHECKING:
+    from clsecure.egress.full import FullNetwork
     from clsecure.session.finish import Finished
 
 log = logs.get("session")
@@ -73,7 +73,7 @@ class SessionRunner:
             with context.clock.phase("provision"):
                 binary = self._binary()
                 network = arrange(context)
-                full = stack.enter_context(FullNetwork()) if plan.network is NetworkPolicy.FULL else None
+                full = stack.enter_context(_full_network()) if plan.network is NetworkPolicy.FULL else None
                 context.place.make()
                 stack.enter_context(context.place.locked())
                 logs.record(context.place.events)
@@ -113,6 +113,8 @@ class SessionRunner:
                     self.workspace = workspace if workspace.resumed else None
                 raise
             egress = _traffic(context, network, gateway) if gateway is not None else None
+            if full is not None and full.ended:
+                context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
         return self._result(record, status, finished, egress)
@@ -272,6 +274,12 @@ def _traffic(context: Context, network: Arrangement, gateway: Gateway) -> Egress
     from clsecure.session.traffic import report
 
     return report(context, gateway.close(), api_host=network.api_host)
+
+
+def _full_network() -> FullNetwork:
+    from clsecure.egress.full import FullNetwork
+
+    return FullNetwork()
 
 
 def _load_the_end() -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support import sweep
 from tests.support.hostile import Target, canary
-from tests.support.leftovers import traces, wait_until
+from tests.support.leftovers import started, traces, wait_until
 from tests.support.messages_api import MessagesApi, text
 from tests.support.overlaid import overlaid
 from tests.support.person import Person
@@ -289,7 +289,7 @@ def test_nothing_of_the_network_is_left(target: Target, connector: str, outside:
             agent.process.kill()
             agent.process.wait()
         else:
-            agent.finish()
+            assert not any("ended" in said for said in agent.finish().json()["warnings"])
         handles.assert_gone(within=30)
     assert "clsecure" not in rules()
     target.person.clsecure("cleanup", "--yes", str(account["name"]))
@@ -302,14 +302,18 @@ def test_without_its_connector_a_session_has_no_network(
     script = f"{connect(outside)}; echo; read _; {connect(outside)}; echo over"
     with target.live(script) as agent:
         agent.wait_for("elsewhere")
-        for pid in connectors(target.person, connector):
+        running = connectors(target.person, connector)
+        for pid in running:
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not connectors(target.person, connector), "it is killed")
+        wait_until(lambda: not any(map(started, running)), "it is killed")
         before = agent.said.count(b"elsewhere")
         agent.say("go")
         agent.wait_for("over")
         assert agent.said.count(b"elsewhere") == before == 1
-        assert agent.finish().returncode == 0
+        outcome = agent.finish()
+        assert outcome.returncode == 0
+        warnings = outcome.json()["warnings"]
+        assert [said for said in warnings if said.startswith(f"{connector} ended before")], warnings
 
 
 def connect(outside: Outside) -> str:
