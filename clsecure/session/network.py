@@ -12,7 +12,7 @@ from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError, UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules
+from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules, decide
 from clsecure.session.context import Context
 
 COPY_WARNING = (
@@ -77,7 +77,9 @@ def _arrange(context: Context) -> Arrangement:
             # With a full network there is another way out: the gateway is for the API alone then.
             if credential is None and plan.network is NetworkPolicy.FULL:
                 return Arrangement()
-            return Arrangement(gateway=_gateway(context, plan.policy, credential))
+            gateway = _gateway(context, plan.policy, credential)
+            _warn_of_tunnel(context, gateway)
+            return Arrangement(gateway=gateway)
         case Credentials.COPY:
             given, policy = _copied(context)
         case Credentials.NONE:
@@ -98,6 +100,16 @@ def _gateway(context: Context, policy: EgressPolicy, credential: Credential | No
         control=context.place.egress_control,
         session=context.place.path.name,
     )
+
+
+def _warn_of_tunnel(context: Context, gateway: GatewayConfig) -> None:
+    """Say so where the model's API is reached past the inspection, too; a rule may mean more than it says."""
+    provider = gateway.provider
+    if provider is not None and decide(gateway.policy, provider.host, provider.port).allowed:
+        context.warn(
+            f"{provider.authority} is among the allowed hosts: what goes there by a tunnel is not inspected, "
+            "and may carry another key than yours"
+        )
 
 
 def _provider(context: Context) -> Provider:

@@ -160,6 +160,17 @@ def test_the_gateway_gets_what_the_plan_says_and_the_machines_own_way_out(contex
     assert config.proxies == HostProxies(https="http://proxy.corp:3128", no_proxy=".corp")
 
 
+@pytest.mark.parametrize("host", ["api.anthropic.com", "*.anthropic.com"])
+def test_b10_a_way_to_the_api_that_nobody_inspects_is_warned_of(context: Any, host: str) -> None:
+    made = context(plan(ALLOWLIST, policy=policy(host)), WITH_KEY)
+    arrange(made)
+    assert len(made.warnings) == 1
+    assert made.warnings[0].startswith("api.anthropic.com is among the allowed hosts")
+    denied = context(plan(ALLOWLIST, policy=policy(host, deny=("api.anthropic.com",))), WITH_KEY)
+    arrange(denied)
+    assert denied.warnings == []
+
+
 def test_without_a_key_the_agent_does_not_start_unless_it_is_to_have_none(context: Any) -> None:
     for credentials in (Credentials.INJECT, Credentials.COPY):
         with pytest.raises(EgressError) as caught:
