@@ -300,7 +300,7 @@ OPTIONS = (
            help="let the model's provider fetch, search and run code for the agent"),
     Option(flags=("--credentials",), verbs=_NETWORK, group=_REACH, metavar="HOW", check=values.credentials,
            key="credentials", help="inject (default: the agent never holds your key), copy or none"),
-    Option(flags=("--budget",), verbs=_RUN, group=_REACH, metavar="WHAT=N,…", check=values.budget,
+    Option(flags=("--budget",), verbs=_NETWORK, group=_REACH, metavar="WHAT=N,…", check=values.budget,
            key="budget", help="stop the network after requests=N, bytes=N, tokens=N"),
     Option(flags=("--on-finish",), verbs=_RUN, group=_END, metavar="WHAT", check=values.on_finish,
            key="on_finish", help="ask (default), import, keep or discard; without a terminal ask means keep"),
