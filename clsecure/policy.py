@@ -135,6 +135,14 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
     return Decision(allowed=False, rule=None, reason="nothing allows it")
 
 
+def denied_addresses(policy: EgressPolicy, port: int) -> frozenset[str]:
+    """Return the addresses that denials name for a port: no name must lead there either."""
+    hosts = {rule.pattern.host for rule in policy.deny if rule.pattern.port in (None, port)}
+    if hosts & LOOPBACK_NAMES:
+        hosts |= LOOPBACK_NAMES
+    return frozenset(host for host in hosts if _is_address(host))
+
+
 def denial_of(policy: EgressPolicy, pattern: HostPattern) -> NetworkRule | None:
     """Return a denial that leaves nothing of what a pattern allows."""
     names = LOOPBACK_NAMES if pattern.host in LOOPBACK_NAMES else {pattern.host}

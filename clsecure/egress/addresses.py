@@ -26,6 +26,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _MAX_BOOKS = 256
 _LIFETIME = 60.0
 _TIMEOUT = 15.0
+_LOOPBACK = "127.0.0.1"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Metadata services that are not link-local: of AWS, Google, Scaleway, Alibaba and Azure.
 _METADATA = frozenset(
@@ -100,6 +101,7 @@ class Target:
     :param connect: the host whose addresses are used in the place of those of ``host``.
     :param may_be_private: the user named this very host and port.
     :param must_be_private: a secret would go there in the clear.
+    :param denied: addresses that the user denied, by whatever name they are reached.
     """
 
     host: str
@@ -107,6 +109,7 @@ class Target:
     connect: str | None = None
     may_be_private: bool = False
     must_be_private: bool = False
+    denied: frozenset[str] = frozenset()
 
     @property
     def address(self) -> Address | None:
@@ -169,6 +172,8 @@ class AddressBook:
         host = self._target.host
         if not found:
             raise EgressError(f"{host} has no address")
+        if any(_is_among(address, self._target.denied) for address in found):
+            raise AddressDeniedError(f"{host} leads to an address that the user denied")
         scopes = {scope_here(address) for address in found}
         if Scope.FORBIDDEN in scopes or len(scopes) != 1:
             raise AddressDeniedError(f"{host} leads to an address that is never allowed, or to mixed ones")
@@ -178,6 +183,12 @@ class AddressBook:
             raise AddressDeniedError(f"{host} led to {self._scope} addresses and now leads to {scope} ones")
         self._scope = scope
         return tuple(str(address) for address in found)
+
+
+def _is_among(address: Address, denied: frozenset[str]) -> bool:
+    inner = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    plain = inner or address
+    return str(plain) in denied or (plain.is_loopback and _LOOPBACK in denied)
 
 
 def check_scope(target: Target, scope: Scope) -> None:

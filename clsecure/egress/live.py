@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from clsecure.errors import EgressError
-from clsecure.policy import MAX_RULES, Decision, EgressPolicy, NetworkRule, decide, denial_of
+from clsecure.policy import (
+    MAX_RULES,
+    Decision,
+    EgressPolicy,
+    NetworkRule,
+    decide,
+    denial_of,
+    denied_addresses,
+)
 
 
 class LivePolicy:
@@ -23,6 +31,10 @@ class LivePolicy:
     def decide(self, host: str, port: int) -> Decision:
         """Return what the rules say about a target in canonical form."""
         return decide(self._policy, host, port)
+
+    def denied_addresses(self, port: int) -> frozenset[str]:
+        """Return the addresses that no name must lead to."""
+        return denied_addresses(self._policy, port)
 
     def allow(self, rules: Iterable[NetworkRule]) -> tuple[NetworkRule, ...]:
         """Add rules; return those that were not there yet.

@@ -98,6 +98,7 @@ class ProxyClient:
             port=asked.port,
             connect=decision.rule.connect,
             may_be_private=decision.rule.may_be_private,
+            denied=self._shared.live.denied_addresses(asked.port),
         )
 
     # Tunnels

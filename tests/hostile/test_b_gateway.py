@@ -131,6 +131,9 @@ class Place:
     web: Web
     """At port 443 of the address that ``web.inside.test`` has."""
 
+    shut: Web
+    """At port 443 of an address that is denied."""
+
     local: Web
     """On the host's loopback."""
 
@@ -153,15 +156,17 @@ class Place:
 def place(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Names, listeners, a provider."""
     address = f"10.214.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+    denied = f"10.215.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
     directory = tmp_path_factory.mktemp("names")
     directory.chmod(0o755)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(own_address(address, METADATA, PUBLIC))
+        stack.enter_context(own_address(address, denied, METADATA, PUBLIC))
         names = stack.enter_context(NameServer(address))
         web = stack.enter_context(Web(address, 443))
+        shut = stack.enter_context(Web(denied, 443))
         local = stack.enter_context(Web("127.0.0.1"))
         public = stack.enter_context(Web(PUBLIC, local.port))
-        for host, listener in ((address, web), ("127.0.0.1", local), (PUBLIC, public)):
+        for host, listener in ((address, web), (denied, shut), ("127.0.0.1", local), (PUBLIC, public)):
             with socket.create_connection((host, listener.port), timeout=20) as client:
                 client.sendall(b"control")
                 assert client.recv(65536) == GREETING
@@ -174,10 +179,12 @@ def place(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         assert asked.text.split()[0] == address
         assert names.asked_about("control"), "the name server does not hear this machine"
         names.table["web.inside.test"] = [address]
+        names.table["shut.inside.test"] = [denied]
         yield Place(
             target=dataclasses.replace(target, person=person, options=("--agent", "claude")),
             names=names,
             web=web,
+            shut=shut,
             local=local,
             public=public,
             env={"ANTHROPIC_API_KEY": canary(), "ANTHROPIC_BASE_URL": api.url},
@@ -323,6 +330,7 @@ def world(place: Place) -> World:
         **first_words(),
         **{f"rebound {name}": connect(f"{name}.sub.test:{port}") for name in REBOUND},
         "rebound exact": connect(f"metadata.test:{port}"),
+        "rebound denied": connect("shut.inside.test:443", hello.client_hello("shut.inside.test")),
         "token none": case("CONNECT web.inside.test:443 HTTP/1.1\r\nHost: web.inside.test:443\r\n\r\n", fine),
         "token other": case(
             "CONNECT web.inside.test:443 HTTP/1.1\r\nHost: web.inside.test:443\r\nProxy-Authorization: Basic "
@@ -343,7 +351,8 @@ def world(place: Place) -> World:
     allowed = ("web.inside.test", f"127.0.0.1:{port}", f"*.sub.test:{port}", f"metadata.test:{port}")
     attack = place.target.attack(
         ["/usr/bin/python3", "-I", "-c", ASK],
-        *(f"--allow-domain={host}" for host in allowed),
+        *(f"--allow-domain={host}" for host in (*allowed, "shut.inside.test")),
+        f"--deny-domain={place.names.table['shut.inside.test'][0]}",
         input=json.dumps(plan).encode(),
         env=place.env,
     )
@@ -392,7 +401,9 @@ def test_b11_an_allowed_name_that_leads_home(world):
     for name in REBOUND:
         assert world.status(f"rebound {name}") in (403, 502), world.said[f"rebound {name}"]
         assert world.place.names.asked_about(f"{name}.sub.test"), "it was not even resolved"
-    assert world.status("rebound exact") in (403, 502)
+    assert world.status("rebound exact") == world.status("rebound denied") == 403
+    assert world.place.names.asked_about("shut.inside.test")
+    assert world.place.shut.connections == 0
     assert len(world.place.local.heard) == 1  # the control, which is allowed by its very name
     assert world.place.local.connections == 1
     assert world.place.public.connections == 0

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from clsecure.egress.addresses import AddressBook, Scope, Target, scope_of
+from clsecure.egress.addresses import AddressBook, AddressDeniedError, Scope, Target, scope_of
 from clsecure.egress.gateway import GatewayServer
 from clsecure.egress.provider import Credential, CredentialKind, Provider
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError
+from clsecure.policy import EgressPolicy, denied_addresses, deny_rule
 
 PUBLIC = "1.1.1.1"
 UNNAMED = Target(host="model.example", port=443)
@@ -104,6 +105,28 @@ def test_a_name_of_the_users_may_be_private_but_not_link_local():
 def test_a_secret_in_the_clear_never_goes_to_a_public_address():
     with pytest.raises(EgressError):
         look_up(replace(NAMED, must_be_private=True), [PUBLIC])
+
+
+@pytest.mark.parametrize(
+    ("denied", "answer"),
+    [
+        ("10.0.0.7", ["10.0.0.7"]),
+        ("10.0.0.7", ["10.0.0.8", "10.0.0.7"]),
+        ("10.0.0.7", ["::ffff:10.0.0.7"]),
+        ("[fd00::7]", ["fd00::7"]),
+        ("localhost", ["127.0.0.1"]),
+        ("127.0.0.1", ["127.0.1.1"]),
+        ("[::1]", ["127.0.0.1"]),
+    ],
+)
+def test_a_denied_address_is_denied_by_every_name(denied, answer):
+    policy = EgressPolicy(deny=(deny_rule(denied, where="test"),))
+    named = replace(NAMED, denied=denied_addresses(policy, NAMED.port))
+    with pytest.raises(AddressDeniedError):
+        look_up(named, answer)
+    assert look_up(named, ["10.0.0.9"]) == [("10.0.0.9",)]
+    other = EgressPolicy(deny=(deny_rule(f"{denied}:1", where="test"),))
+    assert look_up(replace(NAMED, denied=denied_addresses(other, NAMED.port)), answer)
 
 
 def test_an_answer_without_addresses_is_refused():
