@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -20,7 +21,7 @@ import pytest
 
 from tests.support import memory, schema, sweep
 from tests.support.hostile import LiveAgent, Target, canary, files_containing, sampling
-from tests.support.leftovers import descendants, wait_until
+from tests.support.leftovers import all_pids, descendants, namespaces_of, wait_until
 from tests.support.messages_api import MessagesApi, Pause, RecordedRequest, bash, text, tool_use
 from tests.support.person import SYSTEM_PATH, Person
 
@@ -177,9 +178,17 @@ def test_a3_a4_a_task_is_done_and_the_key_is_nowhere_inside(person, path, subscr
         assert kind.prefix not in said.text + said.errors
 
 
+def neighbours(agent: LiveAgent) -> list[int]:
+    """Return what runs in the sandbox's own process namespace, whoever it belongs to."""
+    ours = namespaces_of(os.getpid())
+    spaces = {name for name in namespaces_of(*agent.processes()) - ours if name.startswith("pid:")}
+    assert spaces
+    return [pid for pid in all_pids() if namespaces_of(pid) & spaces]
+
+
 def look_inside(agent: LiveAgent, kind: Kind, key: str) -> str:
     """Search all that the worker has at this moment for the key; return the session's token."""
-    workers = agent.processes()
+    workers = sorted({*agent.processes(), *neighbours(agent)})
     environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in workers}
     mark = f"{kind.inside}=".encode()
     tokens = {
@@ -197,7 +206,7 @@ def look_inside(agent: LiveAgent, kind: Kind, key: str) -> str:
     assert memory.holders(descendants(agent.process.pid), key[13:]) - set(workers), "the gateway has no key"
     assert memory.holders(workers, key[13:]) == set()
 
-    root = Path(f"/proc/{min(with_token)}/root")
+    root = Path(f"/proc/{min(pid for pid, _ in tokens)}/root")
     tops = [
         str(top) for top in root.iterdir() if top.name not in ("proc", "sys", "usr") and not top.is_symlink()
     ]
