@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ _READY_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _END_SECONDS = 5.0
 _WORDS = 4000
+_WAITS = "cat"
 # No port of the host comes in, none of the session's goes out to the host, and the gateway's address is not
 # the host's loopback. Source: pasta(1).
 _PASTA = (
@@ -72,7 +74,7 @@ class FullNetwork:
         if self.connector is None:
             raise _unavailable(f"neither {' nor '.join(CONNECTORS)} is installed", install_command("pasta"))
         self.namespace = -1
-        self._children: list[process.Process[bytes]] = []
+        self._children: list[tuple[process.Process[bytes], int]] = []
         self._end, self._hold = os.pipe2(os.O_CLOEXEC)
         # Never full and never closed while somebody may write: a warning must not end the network.
         self._words, self._errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -86,7 +88,8 @@ class FullNetwork:
     @property
     def ended(self) -> bool:
         """Something of it is not there any more, so nothing goes out."""
-        return any(child.poll() is not None for child in self._children)
+        # By descriptor: who is not waited for keeps its number, which close() needs.
+        return bool(select.select([pidfd for _, pidfd in self._children], [], [], 0)[0])
 
     def close(self) -> None:
         """End it; what is still in the namespace has no way out any more."""
@@ -94,14 +97,15 @@ class FullNetwork:
             if fd >= 0:
                 os.close(fd)
         self._hold = self._end = self._words = self._errors = self.namespace = -1
-        for child in self._children:
-            child.terminate()
-        for child in self._children:
-            try:
-                child.wait(timeout=_END_SECONDS)
-            except process.TimeoutExpired:
-                child.kill()
-                child.wait()
+        deadline = time.monotonic() + _END_SECONDS
+        while self._children:
+            child, pidfd = self._children.pop()
+            select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
+            # All of its group: a pasta that fails early leaves a child that waits for it for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            os.close(pidfd)
 
     def __enter__(self) -> FullNetwork:
         """Return itself."""
@@ -113,14 +117,20 @@ class FullNetwork:
 
     def _pasta(self) -> int:
         """Return a process in the namespace that pasta made and connected."""
-        pasta = self._spawn(*_PASTA, "--", "cat").pid
-        self._wait_for(lambda: _has_route(_first_child(pasta)), "pasta gave the namespace no route in time")
+        pasta = self._spawn(*_PASTA, "--", _WAITS).pid
+
+        def connected() -> bool:
+            first = _first_child(pasta)
+            # It executes its program when all is done, after confining itself.
+            return _is_waiting(first) and _has_route(first)
+
+        self._wait_for(connected, "pasta gave the namespace no route in time")
         return _first_child(pasta)
 
     def _slirp(self) -> int:
         """Return a process in a namespace that is connected by slirp4netns."""
-        first = self._spawn("unshare", "--user", "--map-root-user", "--net", "--", "cat").pid
-        self._wait_for(lambda: _is_mapped(first), "the namespace was not made in time")
+        first = self._spawn("unshare", "--user", "--map-root-user", "--net", "--", _WAITS).pid
+        self._wait_for(lambda: _is_waiting(first), "the namespace was not made in time")
         ready, done = os.pipe2(os.O_CLOEXEC)
         try:
             fds = (f"--ready-fd={done}", f"--exit-fd={self._end}")
@@ -141,7 +151,7 @@ class FullNetwork:
             )
         except ToolError as error:
             raise _unavailable(error.brief, install_command(argv[0])) from error
-        self._children.append(child)
+        self._children.append((child, os.pidfd_open(child.pid)))
         return child
 
     def _wait_for(self, ready: Callable[[], bool], late: str) -> None:
@@ -187,14 +197,10 @@ def _has_route(pid: int) -> bool:
     return False
 
 
-def _is_mapped(pid: int) -> bool:
-    """Tell whether unshare has done what it writes last: the map of groups of its user namespace."""
+def _is_waiting(pid: int) -> bool:
+    """Tell whether a process of the namespace is there, and executes what waits for the end."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/gid_map").read_text(encoding="ascii").split() == [
-            "0",
-            f"{os.getgid()}",
-            "1",
-        ]
+        return Path(f"/proc/{pid}/comm").read_text(encoding="ascii") == f"{_WAITS}\n"
     return False
 
 

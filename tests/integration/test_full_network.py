@@ -13,7 +13,9 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -295,6 +297,58 @@ def test_nothing_of_the_network_is_left(target: Target, connector: str, outside:
     target.person.clsecure("cleanup", "--yes", str(account["name"]))
 
 
+NETWORK = """
+import sys, time
+from clsecure.egress.full import FullNetwork
+print("begins", flush=True)
+with FullNetwork(sys.argv[1]) as network:
+    print("stands", flush=True)
+    if len(sys.argv) > 2:
+        time.sleep(60)
+"""
+
+
+def test_a_network_that_is_closed_at_once_leaves_nothing(person: Person, connector: str) -> None:
+    """As by a session that is refused for something else right after."""
+    for _ in range(5):
+        said = person.run([sys.executable, "-I", "-c", NETWORK, connector]).check().text
+        assert said.split() == ["begins", "stands"]
+        assert connectors(person, connector) == set()
+        assert programs_of(person, "cat") == set()
+
+
+def test_a_kill_at_any_moment_of_the_start_leaves_nothing(person: Person, connector: str) -> None:
+    """Killed with -9 from the first program's start to the moment at which everything stands, and later."""
+    for milliseconds in range(0, 60, 4):
+        process = person.spawn(
+            [sys.executable, "-I", "-c", NETWORK, connector, "stay"], stdout=subprocess.PIPE
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begins\n"
+            time.sleep(milliseconds / 1000)  # the moment of the kill, no wait for anything
+            process.kill()
+        wait_until(lambda: not connectors(person, connector), f"{connector} ends", 20)
+        wait_until(lambda: not programs_of(person, "cat") | programs_of(person, "unshare"), "all end", 20)
+
+
+def test_a_pasta_that_fails_early_leaves_nothing(person: Person, tmp_path: Path) -> None:
+    """Its child would wait for a signal from it for ever."""
+    program = CONNECTORS[installed("pasta")]
+    assert program is not None
+    real, failing = person.home / "real" / "pasta", tmp_path / "failing"
+    person.run(["mkdir", str(real.parent)]).check()
+    person.run(["cp", program, str(real)]).check()
+    failing.write_text(
+        f'#!/bin/sh\n{real} "$@" &\n'
+        'until read -r child </proc/$!/task/$!/children || [ "$child" ]; do :; done\nkill -9 $!\nexit 1\n'
+    )
+    failing.chmod(0o755)
+    done = overlaid(person, {program: failing}).run([sys.executable, "-I", "-c", NETWORK, "pasta"])
+    assert "there is no way to a full network here" in done.errors
+    assert programs_of(person, "pasta") == set()
+
+
 def test_without_its_connector_a_session_has_no_network(
     target: Target, connector: str, outside: Outside
 ) -> None:
@@ -327,12 +381,16 @@ def rules() -> str:
 
 
 def connectors(person: Person, name: str) -> set[int]:
-    """Return the person's processes that connect a network; pasta may call itself by another of its names."""
+    """Return the person's processes that connect a network; pasta is a name of passt's."""
+    return programs_of(person, "passt" if name == "pasta" else name)
+
+
+def programs_of(person: Person, name: str) -> set[int]:
+    """Return the person's processes whose program's name begins so."""
     found = set()
     for pid in sweep.processes_of(person.uid):
         with contextlib.suppress(OSError):
-            program = Path(f"/proc/{pid}/exe").readlink().name
-            if program.startswith("passt" if name == "pasta" else name):
+            if Path(f"/proc/{pid}/exe").readlink().name.startswith(name):
                 found.add(pid)
     return found
 
