@@ -36,15 +36,14 @@ def main() -> int:
     control = socket.socket(fileno=os.dup(0))
     try:
         confine()
-        data = control.recv(wire.MAX_MESSAGE)
-        if not data:
+        message = wire.receive_config(control)
+        if message is None:
             return 0
-        message = wire.decode(data)
         if message["die_with_parent"]:
             die_with(parent)
         config = wire.decode_config(message)
         token = message["token"]
-        del data, message
+        del message
         asyncio.run(run(control, config, token=token))
     except EgressError as error:
         report = {

@@ -154,7 +154,7 @@ def start_gateway(config: GatewayConfig) -> Gateway:
             )
         in_main_thread = threading.current_thread() is threading.main_thread()
         with contextlib.suppress(BrokenPipeError):
-            ours.send(wire.encode_config(config, token=token, die_with_parent=in_main_thread))
+            wire.send_config(ours, wire.encode_config(config, token=token, die_with_parent=in_main_thread))
         undo.pop_all()
     return Gateway(child, ours, token=token, config=config)
 

@@ -41,16 +41,16 @@ class LivePolicy:
 
         :raises EgressError: a denial covers one of them (it would win), or there are too many.
         """
-        policy = self._policy
-        known = {rule.pattern for rule in policy.allow}
-        new = tuple(rule for rule in rules if rule.pattern not in known)
-        for rule in new:
+        policy, wanted = self._policy, tuple(rules)
+        for rule in wanted:
             denial = denial_of(policy, rule.pattern)
             if denial is not None:
                 raise EgressError(
                     f"{rule.pattern} can't be allowed: {denial.pattern} is denied by {denial.where}",
                     resolution="A denial always wins; take it out and start a new session",
                 )
+        known = {rule.pattern for rule in policy.allow}
+        new = tuple(rule for rule in wanted if rule.pattern not in known)
         if len(policy.allow) + len(new) > MAX_RULES:
             raise EgressError(f"a session can't have more than {MAX_RULES} allowed hosts")
         self._policy = replace(policy, allow=policy.allow + new)

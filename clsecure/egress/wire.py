@@ -1,8 +1,9 @@
 """What the session and its gateway say to each other: JSON messages over a SOCK_SEQPACKET socket.
 
-To the gateway: ``config`` first, then any number of ``serve`` with one listening descriptor each, ``close``
-last. From it: ``serving`` for each ``serve``, with what it could not take from itself, ``totals`` for
-``close``, ``error`` instead of either, and then it ends. It also ends when the socket does.
+To the gateway: ``config`` first (in memory that comes as a descriptor, since a thousand rules are more than
+a message holds), then any number of ``serve`` with one listening descriptor each, ``close`` last. From it:
+``serving`` for each ``serve``, with what it could not take from itself, ``totals`` for ``close``, ``error``
+instead of either, and then it ends. It also ends when the socket does.
 
 The user's orders come over a socket of their own (:mod:`clsecure.egress.control`): ``allow`` with a host is
 answered by ``allowed`` with all rules, ``policy`` by ``policy`` with the document, either by ``error``.
@@ -11,6 +12,8 @@ answered by ``allowed`` with all rules, ``policy`` by ``policy`` with the docume
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +25,7 @@ from clsecure.model import NetworkPolicy
 from clsecure.policy import Budget, EgressPolicy, HostPattern, NetworkRule
 
 MAX_MESSAGE = 160 << 10
+_MAX_CONFIG = 4 << 20
 MAX_HOSTS = 200
 """Targets that totals are kept of; an agent can ask for any number of names."""
 
@@ -133,12 +137,9 @@ class EgressTotals:
 
 
 def encode_config(config: GatewayConfig, *, token: str, die_with_parent: bool) -> bytes:
-    """Return the first message. It holds the secrets, so it goes through the socket and nowhere else.
-
-    :raises EgressError: it would be too large.
-    """
+    """Return the first message. It holds the secrets, so it goes by :func:`send_config` and nowhere else."""
     provider, credential, proxies = config.provider, config.credential, config.proxies
-    message = encode(
+    return encode(
         {
             "type": "config",
             "token": token,
@@ -166,11 +167,31 @@ def encode_config(config: GatewayConfig, *, token: str, die_with_parent: bool) -
             "limits": asdict(config.limits),
         }
     )
-    if len(message) > MAX_MESSAGE:
-        raise EgressError(
-            "there are more network rules than a session can have", resolution="use fewer, or *.SUB.DOMAIN"
-        )
-    return message
+
+
+def send_config(control: socket.socket, config: bytes) -> None:
+    """Send the first message.
+
+    :raises OSError: the gateway is gone.
+    """
+    with os.fdopen(os.memfd_create("clsecure-gateway", os.MFD_CLOEXEC), "wb") as memory:
+        memory.write(config)
+        memory.flush()
+        socket.send_fds(control, [encode({"type": "config"})], [memory.fileno()])
+
+
+def receive_config(control: socket.socket) -> dict[str, Any] | None:
+    """Return the first message, None when the session is gone before it.
+
+    :raises EgressError: it is none.
+    """
+    data, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+    if not data or not descriptors:
+        return None
+    with os.fdopen(descriptors[0], "rb") as memory:
+        # The sender's position is ours, too.
+        memory.seek(0)
+        return decode(memory.read(_MAX_CONFIG))
 
 
 def decode_config(message: Mapping[str, Any]) -> GatewayConfig:

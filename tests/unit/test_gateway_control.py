@@ -160,6 +160,21 @@ def test_a_policy_of_all_the_rules_that_fit_is_still_told(api, tmp_path, path):
             allow_live(path, "one.more.example")
 
 
+def test_as_many_rules_as_a_session_may_have_reach_the_gateway(api, tmp_path, path):
+    name = ".".join(["x" * 60] * 3)
+    rules = [
+        allow_rules(f"n{number}.{name}.example", where="/a/path/to/settings:100")[0]
+        for number in range(MAX_RULES)
+    ]
+    policy = EgressPolicy(allow=tuple(rules), deny=tuple(rules[:-1]))
+    with running_gateway(api.url, tmp_path, policy=policy, control=path):
+        last = f"n{MAX_RULES - 1}.{name}.example"
+        with pytest.raises(EgressError, match="denied"):
+            allow_live(path, f"n0.{name}.example")
+        assert live_policy(path)["cut"]
+        assert allow_live(path, last)
+
+
 @pytest.mark.parametrize(
     "order",
     [b"x", b"[]", b'{"type": "allow"}', b'{"type": "allow", "host": 3}', b'{"type": "close"}', b"y" * 5000],
