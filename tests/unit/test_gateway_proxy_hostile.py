@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from clsecure.egress.tunnel import Buffers, Expected, Tunnel, TunnelLimits, TunnelRefusedError
+from clsecure.egress.tunnel import BUFFER, Buffers, Expected, Tunnel, TunnelLimits, TunnelRefusedError
 from clsecure.egress.wire import Limits
 from clsecure.policy import EgressPolicy, HostPattern, NetworkRule
 from tests.support.gateways import (
@@ -363,6 +365,28 @@ def test_b12_tunnels_that_say_nothing_cost_nothing(server, tmp_path):
             open_ones.enter_context(gateway.connect())
         # Whatever idles makes room; what works stays.
         open_ones.enter_context(gateway.tunnel(f"localhost:{server.port}"))
+
+
+def test_b12_tunnels_that_nobody_reads_from_hold_no_more_than_their_buffers(server, gateway):
+    tunnels = 20
+    with contextlib.ExitStack() as open_ones:
+        before = memory(gateway)
+        for _ in range(tunnels):
+            ends = [
+                open_ones.enter_context(gateway.tunnel(f"localhost:{server.port}")),
+                open_ones.enter_context(server.accept()),
+            ]
+            for end in ends:
+                end.setblocking(False)
+            # Whatever is taken in either direction is taken: the rest waits at whom it comes from.
+            deadline = time.monotonic() + TIMEOUT
+            while select.select([], ends, [], 0.1)[1]:
+                assert time.monotonic() < deadline
+                for end in ends:
+                    with contextlib.suppress(BlockingIOError):
+                        end.send(bytes(1 << 20))
+        # In both directions a buffer, and on some Pythons a copy of what is left of it.
+        assert memory(gateway) - before < tunnels * 4 * BUFFER + (10 << 20)
 
 
 def memory(gateway) -> int:
