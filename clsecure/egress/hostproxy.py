@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from clsecure.egress.addresses import Target, check_scope, scope_of
 from clsecure.egress.wire import HostProxies
@@ -59,8 +59,12 @@ def parse_proxy(url: str) -> Proxy:
         raise _bad_proxy("it names no host")
     authorization = None
     if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        authorization = b"Basic " + base64.b64encode(pair.encode())
+        # Environments hold any bytes, and so do passwords.
+        user, password = (
+            unquote_to_bytes((part or "").encode("utf-8", "surrogateescape"))
+            for part in (parts.username, parts.password)
+        )
+        authorization = b"Basic " + base64.b64encode(user + b":" + password)
     return Proxy(
         host=host,
         port=port or _DEFAULT_PORTS[parts.scheme],

@@ -168,6 +168,10 @@ class ProxyClient:
             await upstream.open()
             await conversation.ask_for_body()
             reply = await upstream.stream(onward, self._body())
+        if proxy is not None and reply.status_code == rules.PROXY_TOKEN_STATUS:
+            # Passed on it would ask the agent for a password, and blame the session's token.
+            upstream.close()
+            raise EgressError(f"This machine's own proxy refuses {target.host} with status 407")
         conversation.exchange.status = reply.status_code
         headers = proxy_rules.forwarded_back(list(reply.headers))
         # Pages of errors that a proxy writes may repeat the request, with the user's password for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
 import socket
 import threading
 
@@ -125,6 +126,20 @@ def test_plain_http_is_asked_of_the_proxy_by_absolute_url(proxy, tmp_path):
             assert gateway.token not in head
 
 
+def test_a_proxy_that_wants_another_password_does_not_ask_the_agent_for_it(proxy, tmp_path):
+    with (
+        running_gateway(
+            None, tmp_path, policy=allowing("name.example:80"), proxies=through(proxy)
+        ) as gateway,
+        gateway.connect() as client,
+    ):
+        client.sendall(gateway.proxied("GET", "http://name.example/", "Host: name.example"))
+        with proxy.accept() as other:
+            read_until(other, b"\r\n\r\n")
+            other.sendall(b"HTTP/1.1 407 Password\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n")
+            assert read_reply(client).status == 502
+
+
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "localhost", ""])
 def test_what_needs_no_proxy_is_reached_directly(proxy, tmp_path, no_proxy):
     """Loopback never needs one: at the proxy it would be another machine's."""
@@ -196,6 +211,8 @@ def test_a_proxys_url_is_read():
     assert (secured.host, secured.port, secured.tls) == ("2001:db8::1", 443, True)
     assert base64.b64decode((secured.authorization or b"").split()[1]) == b"a:b:c"
     assert "b:c" not in repr(secured)
+    odd = parse_proxy(os.fsdecode(b"http://a:\xff%fe@p.example"))
+    assert base64.b64decode((odd.authorization or b"").split()[1]) == b"a:\xff\xfe"
 
 
 def test_addresses_that_are_never_reached_are_not_asked_of_a_proxy_either():
