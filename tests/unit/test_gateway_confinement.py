@@ -89,6 +89,10 @@ attempts = {
     "link": lambda: os.link(home / "other", home / "another"),
     "remove": lambda: os.unlink(home / "other"),
     "make a directory": lambda: (home / "directory").mkdir(),
+    "open to others": lambda: os.chmod(home / "other2", 0o666),
+    "open to others by a descriptor": lambda: os.fchmod(log, 0o666),
+    "give away": lambda: os.chown(home / "other2", os.getuid(), os.getgid()),
+    "change a time": lambda: os.utime(home / "other2", (0, 0)),
     "execute": lambda: spawn("/bin/true"),
     "look at another process": lambda: Path(f"/proc/{os.getppid()}/status").read_text(),
     "listen": listen,
@@ -118,13 +122,16 @@ WORK = {
     "write to the log", "resolve a name", "read the resolver's settings", "take an international name",
     "load a library", "import", "load certificate authorities", "read a renewed credential",
 }  # fmt: skip
+BY_FILTER = {"open to others", "open to others by a descriptor", "give away", "change a time"}
+"""What Landlock knows nothing of."""
+
 NEWER = {"truncate": 3, "listen": 4, "reach an abstract socket": 6, "signal": 6}
 """What only later versions of Landlock forbid."""
 
 
 @pytest.fixture
 def home(tmp_path):
-    for name in ("secret", "other"):
+    for name in ("secret", "other", "other2"):
         (tmp_path / name).write_text("CANARY")
     (tmp_path / "claude").mkdir()
     for name, token in ((".credentials.json", "oat-first"), ("new", "oat-second")):
@@ -161,12 +168,13 @@ def test_a_confined_gateway_does_its_work_and_nothing_else(home):
     } == set()
     assert {name: results[name] for name in WORK} == dict.fromkeys(WORK)
     assert (home / "secret").read_text() == "CANARY"
+    assert (home / "other2").stat().st_mtime > 0
 
 
 def test_without_landlock_no_program_and_no_local_socket_is_left(home):
     results = attempted(home, "without Landlock")
     failed = {name for name, error in results.items() if error is not None}
-    assert failed == {"execute", "reach an abstract socket", "reach a local socket"}
+    assert failed == {"execute", "reach an abstract socket", "reach a local socket", *BY_FILTER}
 
 
 def test_a_confined_gateway_serves_a_provider_by_its_name(tmp_path):
