@@ -207,6 +207,8 @@ def _gateway_env(agent: AgentSpec, gateway: GatewayAccess) -> dict[str, str]:
         env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url)
         env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1,::1")
         env |= {"CLSECURE_POLICY_URL": f"{url}/.clsecure/policy", "NODE_USE_ENV_PROXY": "1"}
+        # By itself git asks each time without the token first, and that stands in the log as denied.
+        env |= {"GIT_HTTP_PROXY_AUTHMETHOD": "basic"}
     if gateway.credential_variable is not None and agent.base_url_env is not None:
         env[agent.base_url_env] = f"http://127.0.0.1:{gateway.port}"
         try:

@@ -11,12 +11,15 @@ import select
 import socket
 import ssl
 import threading
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
+from clsecure import process
+from clsecure.agents.spec import AGENTS, GatewayAccess, environment
 from clsecure.egress.wire import Limits
 from clsecure.policy import HOST_ALIAS, Budget
+from clsecure.process import Command
 from tests.support.gateways import (
     TIMEOUT,
     allowing,
@@ -320,6 +323,21 @@ def test_a_client_that_first_asks_without_credential_may_ask_again(server, gatew
         assert read_reply(client).status == 407
         client.sendall(gateway.proxied("CONNECT", server.authority, host))
         assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_git_shows_the_token_at_once_with_the_environment_of_a_session(gateway):
+    env = environment(
+        AGENTS["demo"],
+        {},
+        user="worker",
+        home=PurePosixPath(gateway.log.parent),
+        session="default",
+        terminal=False,
+        gateway=GatewayAccess(port=gateway.port, token=gateway.token),
+    )
+    refused = process.run(Command(argv=("git", "ls-remote", "https://evil.example/x"), env=env))
+    assert b"403" in refused.stderr
+    assert [event["rule"] for event in gateway.events()] == ["not-allowed"]
 
 
 def test_a_target_that_does_not_answer_is_an_error_and_no_denial(gateway, server):
