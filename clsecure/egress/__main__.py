@@ -46,14 +46,8 @@ def main() -> int:
         del message
         asyncio.run(run(control, config, token=token))
     except EgressError as error:
-        report = {
-            "type": "error",
-            "brief": error.brief,
-            "details": error.details,
-            "resolution": error.resolution,
-        }
         with contextlib.suppress(OSError):
-            control.send(wire.encode(report))
+            control.send(wire.encode_error(error))
         return 1
     return 0
 

@@ -55,15 +55,11 @@ class Gateway:
         # Where it is gone, what it said before tells why.
         with listener, contextlib.suppress(OSError):
             socket.send_fds(self._control, [wire.encode({"type": "serve"})], [listener.fileno()])
-        self.residuals = tuple(self._receive("serving")["residuals"])
+        self.residuals = wire.decode_residuals(self._receive("serving"))
 
     def alive(self) -> bool:
         """Tell whether the gateway runs. When it does not, the sandbox reaches nothing any more."""
         return self._child.poll() is None
-
-    def fileno(self) -> int:
-        """Return a descriptor that becomes readable when the gateway ends, for a selector."""
-        return self._control.fileno()
 
     def close(self) -> EgressTotals:
         """End the gateway and every connection; return what went through. May be called again."""
@@ -118,7 +114,7 @@ class Gateway:
             raise EgressError("The gateway has ended", details="Its network is closed, not open.")
         message = wire.decode(data)
         if message["type"] == "error":
-            raise EgressError(message["brief"], details=message["details"], resolution=message["resolution"])
+            raise wire.decode_error(message)
         if message["type"] != kind:
             raise EgressError("The gateway and its session don't understand each other")
         return message

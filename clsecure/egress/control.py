@@ -73,7 +73,7 @@ def _ask(path: Path, order: dict[str, object], *, answer: str) -> dict[str, Any]
         raise EgressError(_NOT_RUNNING)
     reply = wire.decode(data)
     if reply["type"] == "error":
-        raise EgressError(reply["brief"], details=reply["details"], resolution=reply["resolution"])
+        raise wire.decode_error(reply)
     if reply["type"] != answer:
         raise EgressError("the session's gateway is of another version of clsecure")
     return reply

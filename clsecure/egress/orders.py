@@ -90,14 +90,7 @@ class Orders:
                 raise EgressError("The order is too long")
             return self._obey(wire.decode(data))
         except EgressError as error:
-            return wire.encode(
-                {
-                    "type": "error",
-                    "brief": error.brief,
-                    "details": error.details,
-                    "resolution": error.resolution,
-                }
-            )
+            return wire.encode_error(error)
 
     def _obey(self, order: Mapping[str, Any]) -> bytes:
         match order:

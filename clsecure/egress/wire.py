@@ -26,6 +26,7 @@ from clsecure.policy import Budget, EgressPolicy, HostPattern, NetworkRule
 
 MAX_MESSAGE = 160 << 10
 _MAX_CONFIG = 4 << 20
+_MAX_COUNT = 1 << 80
 MAX_HOSTS = 200
 """Targets that totals are kept of; an agent can ask for any number of names."""
 
@@ -232,17 +233,56 @@ def encode_totals(totals: EgressTotals) -> bytes:
 
 
 def decode_totals(message: Mapping[str, Any]) -> EgressTotals:
-    """Return what :func:`encode_totals` was given."""
-    return EgressTotals(
-        requests=message["requests"],
-        denied=message["denied"],
-        bytes_in=message["bytes_in"],
-        bytes_out=message["bytes_out"],
-        tokens=message["tokens"],
-        hosts=tuple(HostTotals(**host) for host in message["hosts"]),
-        warnings=tuple(message["warnings"]),
-        complete=message["complete"],
+    """Return what :func:`encode_totals` was given.
+
+    :raises EgressError: a gateway that is not itself any more made it up.
+    """
+    try:
+        tokens = message["tokens"]
+        return EgressTotals(
+            requests=_count(message["requests"]),
+            denied=_count(message["denied"]),
+            bytes_in=_count(message["bytes_in"]),
+            bytes_out=_count(message["bytes_out"]),
+            tokens=None if tokens is None else _count(tokens),
+            hosts=tuple(_host_totals(host) for host in message["hosts"]),
+            warnings=tuple(_sentence(warning) for warning in message["warnings"]),
+            complete=message["complete"] is True,
+        )
+    except (KeyError, TypeError, ValueError):
+        raise _not_understood() from None
+
+
+def decode_residuals(message: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a gateway that serves could not take from itself.
+
+    :raises EgressError: see :func:`decode_totals`.
+    """
+    try:
+        return tuple(_sentence(residual) for residual in message["residuals"])
+    except (KeyError, TypeError, ValueError):
+        raise _not_understood() from None
+
+
+def encode_error(error: EgressError) -> bytes:
+    """Return the message that something went wrong."""
+    return encode(
+        {
+            "type": "error",
+            "brief": error.brief,
+            "details": error.details,
+            "resolution": error.resolution,
+        }
     )
+
+
+def decode_error(message: Mapping[str, Any]) -> EgressError:
+    """Return what :func:`encode_error` was given."""
+    brief, *more = (message.get(name) for name in ("brief", "details", "resolution"))
+    if not isinstance(brief, str):
+        return _not_understood()
+    details, resolution = (text if isinstance(text, str) else None for text in more)
+    return EgressError(brief, details=details, resolution=resolution)
 
 
 def encode_allowed(rules: list[str]) -> bytes:
@@ -292,8 +332,35 @@ def decode(data: bytes) -> dict[str, Any]:
     """
     try:
         message = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-        raise EgressError("The gateway and its session don't understand each other")
+        raise _not_understood()
     return message
+
+
+def _host_totals(host: Mapping[str, Any]) -> HostTotals:
+    return HostTotals(
+        host=_sentence(host["host"]),
+        port=_count(host["port"]),
+        requests=_count(host["requests"]),
+        denied=_count(host["denied"]),
+        bytes_in=_count(host["bytes_in"]),
+        bytes_out=_count(host["bytes_out"]),
+    )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+        raise ValueError
+    return value
+
+
+def _sentence(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _not_understood() -> EgressError:
+    return EgressError("The gateway and its session don't understand each other")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
+from clsecure import process
 from clsecure.egress import wire
+from clsecure.egress.client import Gateway
 from clsecure.egress.events import EventLog, Exchange
 from clsecure.egress.tally import Tally, totals_of_log
-from clsecure.egress.wire import MAX_HOSTS, MAX_MESSAGE, HostTotals
+from clsecure.egress.wire import MAX_HOSTS, MAX_MESSAGE, EgressTotals, GatewayConfig, HostTotals
+from clsecure.process import Command
 
 
 def host(totals, name: str) -> HostTotals:
@@ -151,3 +155,29 @@ def test_what_the_user_did_is_written_into_a_full_log_too(tmp_path):
     for _ in range(10_000):
         log.note("allowed", host="b" * 200)
     assert (tmp_path / "log").stat().st_size < 300_000
+
+
+NOTHING = {"requests": 0, "denied": 0, "bytes_in": 0, "bytes_out": 0, "tokens": None, "complete": True}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"type": "totals"},
+        {"type": "totals", **NOTHING, "hosts": [{"host": 5}], "warnings": []},
+        {"type": "totals", **NOTHING, "hosts": [], "warnings": [["a"]]},
+        {"type": "totals", **NOTHING, "hosts": 7, "warnings": []},
+        {"type": "totals", **NOTHING, "hosts": [], "warnings": [], "requests": "\x1b[31m"},
+        {"type": "error"},
+        {"type": "error", "brief": ["a"], "details": 1},
+        [[]],
+    ],
+)
+def test_a_gateway_that_talks_nonsense_at_the_end_is_one_that_died(told):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = process.spawn(Command(argv=("/bin/cat",), cwd=Path("/")), stdin=theirs.fileno())
+    config = GatewayConfig(provider=None, credential=None)
+    with theirs, Gateway(child, ours, token="t", config=config) as gateway:
+        theirs.send(json.dumps(told).encode())
+        assert gateway.close() == EgressTotals(complete=False)
+    assert child.poll() is not None
