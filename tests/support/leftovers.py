@@ -67,7 +67,7 @@ def traces(pid: int, *, worker: str, uid: int) -> Traces:
     return Traces(
         worker=worker,
         uid=uid,
-        processes=frozenset((each, started(each)) for each in mine if started(each)),
+        processes=frozenset((each, when) for each in mine if (when := started(each))),
         namespaces=_held(mine, namespaces_of(*mine) - namespaces_of(*others)),
         sockets=sockets_of(*mine) - sockets_of(*others),
     )
