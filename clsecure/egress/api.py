@@ -112,8 +112,8 @@ class ApiClient:
 
     async def _read_inspected(self, headers: rules.Headers, *, provider_tools: bool) -> bytes | Denial:
         media = rules.values(headers, b"content-type")
-        if len(media) != 1 or media[0].split(b";")[0].strip().lower() != b"application/json":
-            return rules.malformed("body", "the body must be application/json")
+        if len(media) != 1 or not rules.JSON_MEDIA.fullmatch(media[0]):
+            return rules.malformed("body", "the body must be application/json, in UTF-8")
         if rules.values(headers, b"content-encoding"):
             return rules.malformed("body", "an encoded body is not forwarded")
         limits = self._shared.limits

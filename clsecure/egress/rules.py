@@ -20,6 +20,9 @@ _PATH = re.compile(rb"/[A-Za-z0-9._~:@/-]{0,511}")
 _QUERY = re.compile(rb"[A-Za-z0-9._~:@/?%&=+,;!$'()*-]{0,1024}")
 _FORWARDED = frozenset({b"accept", b"content-type", b"user-agent", b"x-app", b"x-client-request-id"})
 _FORWARDED_PREFIXES = (b"anthropic-", b"x-stainless-", b"x-claude-")
+JSON_MEDIA = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.IGNORECASE)
+"""No other charset: in UTF-7, for one, what is plain text here would be quotes and braces there."""
+
 OWN_NAMES = frozenset({b"127.0.0.1", b"localhost"})
 
 

@@ -128,6 +128,29 @@ def test_b10_a_body_that_cannot_be_inspected_is_refused(api, gateway, header):
     assert api.requests == []
 
 
+@pytest.mark.parametrize(
+    "parameters", ["charset=utf-7", "charset=utf-8; charset=utf-7", "a=b", "charset=UTF-16"]
+)
+def test_b10_a_body_that_another_charset_would_make_another_body_of_is_refused(api, gateway, parameters):
+    # What the provider would read in UTF-7: {"a":"","tools":[…]}.
+    body = b'{"a":"+ACI-,+ACI-tools+ACI-:[+AHsAIg-type+ACI-:+ACI-web_search_20250305+ACIAfQ-],+ACI-b+ACI-:+ACI-"}'
+    assert body.decode("utf-7").startswith('{"a":"","tools":[{"type":"web_search')
+    head = gateway.head(
+        "POST", "/v1/messages", f"Content-Type: application/json;{parameters}", f"Content-Length: {len(body)}"
+    )
+    assert gateway.ask(head + body).status == 400
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("parameters", ["charset=utf-8", ' Charset="UTF-8"'])
+def test_a_body_that_says_its_usual_charset_passes(api, gateway, parameters):
+    body = json.dumps(ASK).encode()
+    head = gateway.head(
+        "POST", "/v1/messages", f"Content-Type: application/json;{parameters}", f"Content-Length: {len(body)}"
+    )
+    assert gateway.ask(head + body).status == 200
+
+
 def test_b12_a_client_that_sends_its_head_slowly_is_let_go(api, tmp_path):
     with running_gateway(api.url, tmp_path, limits=Limits(header_time=0.2)) as gateway:
         with gateway.connect() as silent, gateway.connect() as slow:
