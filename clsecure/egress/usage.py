@@ -2,7 +2,7 @@
 
 The stream is never held back or changed: a reader is shown each piece and keeps a bounded rest of it. Where
 a stream ends before its last counts came (the agent hung up), each piece of content counts as the one token
-that it is at least, so that hanging up early is not free.
+that it is at least, and of a document that came in part each few bytes, so that hanging up early is not free.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _MAX_EVENT = 64 << 10
 _MAX_USAGE = 64 << 10
 _MAX_KEY = 16
 _MAX_TOKENS = 1 << 40
+_BYTES_OF_A_TOKEN = 4
 
 _NO_BRACKETS = re.compile(rb'[^"{}\[\]]*')
 # Possessive: a text of many escapes must not be remembered for going back.
@@ -40,12 +41,13 @@ class UsageReader:
         self._known = False
         self._told = 0
         self._events: _Events | None = None
+        self._document: _Document | None = None
         self._reader: _Reader | None = None
         match content_type.split(b";")[0].strip().lower():
             case b"text/event-stream":
                 self._reader = self._events = _Events(self._found)
             case b"application/json":
-                self._reader = _Document(self._found)
+                self._reader = self._document = _Document(self._found)
             case _:
                 pass
 
@@ -64,6 +66,10 @@ class UsageReader:
         """Take the end, early or not; return the tokens that became known by it."""
         if self._events is not None and self._known:
             self._counts["output_tokens"] = max(self._counts["output_tokens"], self._events.pieces)
+        if self._document is not None and not self._known and self._document.broken_off:
+            # The usage stands behind the content, which somebody may have read until just before it.
+            self._known = True
+            self._counts["output_tokens"] = self._document.size // _BYTES_OF_A_TOKEN
         return self._news()
 
     def _news(self) -> int:
@@ -139,9 +145,13 @@ class _Events:
 
 
 class _Document:
-    """Finds the member ``usage`` of one JSON object, and keeps nothing else of it."""
+    """Finds the member ``usage`` of one JSON object, and keeps nothing else of it.
+
+    :ivar size: of what came until now.
+    """
 
     def __init__(self, found: Callable[[object], None]) -> None:
+        self.size = 0
         self._found = found
         self._depth = 0
         self._in_string = False
@@ -150,7 +160,13 @@ class _Document:
         self._between = b""
         self._usage: bytearray | None = None
 
+    @property
+    def broken_off(self) -> bool:
+        """Its end did not come."""
+        return self._depth > 0
+
     def feed(self, data: bytes) -> None:
+        self.size += len(data)
         at = 0
         while at < len(data):
             start = at

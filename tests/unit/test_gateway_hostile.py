@@ -133,7 +133,8 @@ def test_b10_a_body_that_cannot_be_inspected_is_refused(api, gateway, header):
 )
 def test_b10_a_body_that_another_charset_would_make_another_body_of_is_refused(api, gateway, parameters):
     # What the provider would read in UTF-7: {"a":"","tools":[…]}.
-    body = b'{"a":"+ACI-,+ACI-tools+ACI-:[+AHsAIg-type+ACI-:+ACI-web_search_20250305+ACIAfQ-],+ACI-b+ACI-:+ACI-"}'
+    tool = b"+AHsAIg-type+ACI-:+ACI-web_search_20250305+ACIAfQ-"
+    body = b'{"a":"+ACI-,+ACI-tools+ACI-:[' + tool + b'],+ACI-b+ACI-:+ACI-"}'
     assert body.decode("utf-7").startswith('{"a":"","tools":[{"type":"web_search')
     head = gateway.head(
         "POST", "/v1/messages", f"Content-Type: application/json;{parameters}", f"Content-Length: {len(body)}"

@@ -72,6 +72,14 @@ def test_hanging_up_before_the_last_count_is_not_free():
     assert read(STREAM, [START, *[delta("word ")] * 40]).tokens == 3210 + 40
 
 
+def test_a_document_that_breaks_off_before_its_usage_is_not_free():
+    document = json.dumps({"content": [{"type": "text", "text": "word " * 8000}], "usage": USAGE}).encode()
+    at = document.index(b'"usage"')
+    for length in (at, at + 10, at + 30):
+        assert read(DOCUMENT, cut(document[:length], 1)).tokens == length // 4
+    assert read(DOCUMENT, cut(document, 1)).tokens == 3211
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_document_counts_its_own_usage_only(seed):
     document = {
@@ -91,8 +99,8 @@ def test_a_document_counts_its_own_usage_only(seed):
 @pytest.mark.parametrize(
     "reply",
     [
-        b"", b"{", b"}}}}", b'{"usage": 3}', b'{"usage": {"input_tokens": 3', b"[" * 1000, b'{"usage": [1]}',
-        b'{"usage": "x"}', b'"usage": {"input_tokens": 3}', b'{"usage": {"input_tokens": 1,,}}',
+        b"", b"{}", b"}}}}", b'{"usage": 3}', b'{"a": {"usage": 3}}', b"[1]",
+        b'{"usage": [1]}', b'{"usage": "x"}', b'"usage": {"input_tokens": 3}', b'{"usage": {"input_tokens": 1,,}}',
     ],
     ids=range(10),
 )  # fmt: skip
