@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from enum import IntEnum
 
 MAX_SIZE = 16 << 10
 """Most that a client may send until its hello is complete."""
@@ -23,7 +24,7 @@ _SERVER_NAME = 0
 _ENCRYPTED = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
 
 
-class Alert:
+class Alert(IntEnum):
     """Reasons in TLS's own words."""
 
     DECODE_ERROR = 50
