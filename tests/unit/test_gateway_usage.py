@@ -100,7 +100,8 @@ def test_a_document_counts_its_own_usage_only(seed):
     "reply",
     [
         b"", b"{}", b"}}}}", b'{"usage": 3}', b'{"a": {"usage": 3}}', b"[1]",
-        b'{"usage": [1]}', b'{"usage": "x"}', b'"usage": {"input_tokens": 3}', b'{"usage": {"input_tokens": 1,,}}',
+        b'{"usage": [1]}', b'{"usage": "x"}', b'"usage": {"input_tokens": 3}',
+        b'{"usage": {"input_tokens": 1,,}}',
     ],
     ids=range(10),
 )  # fmt: skip
