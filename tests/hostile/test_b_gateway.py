@@ -600,6 +600,9 @@ def test_b12_a_killed_gateway_closes_the_network(stressed):
     assert said["target after"] == "OSError 101"
     assert stressed.document["exit_code"] == 0
     assert any("gateway" in warning for warning in stressed.document["warnings"])
+    assert stressed.document["egress"]["complete"] is False
+    # What it wrote down until then is not lost.
+    assert stressed.document["egress"]["denied"] >= said["asked"]["403"]
 
 
 def test_b6_no_usable_list_of_hosts_refuses_the_session(person):

@@ -385,6 +385,9 @@ def test_b13_helpers_outside_keep_quiet(target):
         call = call.replace(b"/bin/sh", b"/bin/bash")
         person.run(["mkdir", str(repository / "hooks")]).check()
         for hook in (
+            "npm",
+            "python3",
+            "git",
             "post-checkout",
             "post-merge",
             "pre-commit",
@@ -417,5 +420,19 @@ def test_b13_helpers_outside_keep_quiet(target):
         assert done.result["import"]["branch"]
         person.clsecure("diff", "default", cwd=repository)
         person.clsecure("cleanup", "default", "--yes", cwd=repository)
+        # Presets ask the user's tools: nothing of the repository is run or believed, and nobody is called.
+        presets = person.clsecure(
+            "--dry-run", "--allow-preset=npm,pip,git-remote", cwd=repository,
+            env={
+                "PATH": f"{repository}/hooks:.:{person.environment()['PATH']}",
+                "npm_config_registry": "https://registry.example.org/",
+                "PIP_INDEX_URL": "https://registry.example.org/simple",
+            },
+        ).check()  # fmt: skip
+        lines = [line for line in presets.errors.splitlines() if line.startswith("allowed ")]
+        assert any("registry.example.org" in line for line in lines)
+        # Of the listener only what the person's own remote says.
+        (named,) = [line for line in lines if str(ear.port) in line]
+        assert "remote origin" in named
         assert ear.heard == []
         ear.control()
