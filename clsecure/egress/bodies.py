@@ -9,6 +9,7 @@ NaN.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from clsecure.egress.rules import Denial, deny, malformed
@@ -17,7 +18,10 @@ MAX_STRUCTURE = 1_000_000
 """Most brackets, commas and colons in a body: parsing costs memory by them, not by the length."""
 
 _MAX_DEPTH = 100
-_CLIENT_TOOLS = ("bash_", "text_editor_", "computer_", "memory_", "tool_search_tool_")
+# Each with its date and nothing else: bash_code_execution is what the provider's own tool calls itself.
+_CLIENT_TOOL = re.compile(
+    r"(?:bash|text_editor|computer|memory)_[0-9]{8}|tool_search_tool_(?:regex|bm25)(?:_[0-9]{8})?"
+)
 """Types of tools that run on the agent's side, or search nothing but the request itself."""
 
 _CARRIED_SOURCES = frozenset({"base64", "text", "content"})
@@ -90,7 +94,7 @@ def _check_tools(tools: object) -> None:
         for kind in kinds:
             if kind is None or kind == "custom":
                 continue
-            if not isinstance(kind, str) or not kind.startswith(_CLIENT_TOOLS):
+            if not isinstance(kind, str) or not _CLIENT_TOOL.fullmatch(kind):
                 shown = kind[:60] if isinstance(kind, str) else "of no known type"
                 raise _RefusedError(
                     deny(
