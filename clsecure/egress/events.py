@@ -20,6 +20,7 @@ from clsecure.egress.wire import EgressTotals
 
 _MAX_TEXT = 512
 _RESERVE = 256 << 10
+_TOTALS_ONLY = "what was asked for after that is in the totals only"
 HIDDEN = "[hidden]"
 
 
@@ -144,16 +145,21 @@ class EventLog:
             return
         line = _encode(event)
         self._left -= len(line)
-        self._append(line if self._left > 0 else _encode({"event": "log_full"}))
+        if self._left <= 0:
+            self.warn(f"the network log is full; {_TOTALS_ONLY}")
+            line = _encode({"event": "log_full"})
+        self._append(line)
 
     def _append(self, line: bytes) -> None:
         if self._descriptor is None:
             return
         try:
             os.write(self._descriptor, line)
-        except OSError:
+        except OSError as error:
             # A full disk must not end the session; the totals are kept in memory.
             self._left = self._reserve = 0
+            why = error.strerror or "unknown error"
+            self.warn(f"the network log can't be written ({why}); {_TOTALS_ONLY}")
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:

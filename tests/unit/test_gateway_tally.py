@@ -80,6 +80,17 @@ def lines_of(tmp_path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
 
 
+def test_a_full_disk_takes_the_lines_and_not_the_totals_and_the_user_hears_of_it():
+    log = EventLog(Path("/dev/full"), max_size=1 << 20, secrets=())
+    for _ in range(3):
+        log.record(Exchange(host="a.example", port=443, decision="allow", bytes_out=4))
+    log.note("budget", what="bytes")
+    log.close()
+    assert (log.totals.requests, log.totals.bytes_out) == (3, 12)
+    (warning,) = log.totals.warnings
+    assert warning.startswith("the network log can't be written (No space left on device)")
+
+
 def test_a_log_tells_the_same_totals_as_its_gateway(tmp_path):
     log = log_of(tmp_path)
     log.record(Exchange(host="a.example", port=443, decision="allow", bytes_in=3, bytes_out=4, tokens=5))

@@ -338,6 +338,7 @@ def test_a_full_log_stops_growing_and_the_totals_go_on(api, tmp_path):
     assert totals.requests == 30
     assert gateway.log.stat().st_size < 2500
     assert events[-1] == {"event": "log_full"}
+    assert [warning.partition(";")[0] for warning in totals.warnings] == ["the network log is full"]
 
 
 def test_a_refusal_is_in_the_providers_own_shape_and_says_who_can_allow_it(gateway):
