@@ -85,7 +85,9 @@ class Upstream:
             if unsent:
                 self._sending.cancel()
                 await asyncio.wait(unsent)
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+        done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        # What comes behind a whole reply was not asked for, and would be taken for the next one.
+        if done and not self._http.trailing_data[0]:
             self._http.start_next_cycle()
             self._sending = None
         else:

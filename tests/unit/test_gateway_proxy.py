@@ -530,6 +530,19 @@ def test_a_connection_to_the_target_is_kept_and_made_anew_when_it_was_closed(ser
             assert read_reply(client).body == b"hi"
 
 
+def test_what_a_target_sends_behind_its_reply_is_no_reply_to_what_is_asked_next(server, gateway):
+    url = f"http://{server.authority}/"
+    one = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
+    with contextlib.ExitStack() as open_until_the_end:
+        client = open_until_the_end.enter_context(gateway.connect())
+        for number in range(2):
+            client.sendall(gateway.proxied("GET", url, f"Host: {server.authority}"))
+            target = open_until_the_end.enter_context(server.accept())
+            read_until(target, b"\r\n\r\n")
+            target.sendall(one + b"%d. " % number + one + b"bad")
+            assert read_reply(client).body == b"%d. " % number
+
+
 def test_http_1_0_is_answered_and_closed(server, gateway):
     with gateway.connect() as client:
         request = gateway.proxied("GET", f"http://{server.authority}/")
