@@ -143,11 +143,14 @@ class Place:
     env: dict[str, str]
     api: MessagesApi
 
+    def state(self) -> Path:
+        """Return the directory in which clsecure keeps what it knows of the target's session."""
+        sessions = self.target.person.home / ".local/state/clsecure/sessions"
+        return sessions / session_key(str(self.target.repository), self.target.session)
+
     def events(self) -> list[dict[str, Any]]:
         """Return the requests of the target's last session, as they stand in its log."""
-        state = self.target.person.home / ".local/state/clsecure/sessions"
-        log = state / session_key(str(self.target.repository), self.target.session) / "egress.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        lines = [json.loads(line) for line in (self.state() / "egress.jsonl").read_text().splitlines()]
         begun = max(at for at, line in enumerate(lines) if line["event"] == "session")
         return [line for line in lines[begun:] if line["event"] == "request"]
 
@@ -674,6 +677,25 @@ sys.stdin.readline()
 """
 
 
+KNOCK = """
+import os, socket, sys
+# The whole path may be longer than an address can be.
+os.chdir(sys.argv[1])
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+    probe.settimeout(20)
+    probe.connect("egress.sock")
+    probe.send(b'{"type": "policy"}')
+    print(probe.recv(1 << 20).decode())
+"""
+
+
+def as_nobody(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as an account that has nothing to do with the session."""
+    return subprocess.run(
+        argv, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=60
+    )
+
+
 def test_b12_another_session_and_another_account(place):
     """A session reaches its own gateway only, with its own token; other accounts reach none."""
     host = f"host.clsecure.internal:{place.local.port}"
@@ -691,16 +713,13 @@ def test_b12_another_session_and_another_account(place):
         for port, _ in keys:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", int(port)), timeout=5)
-        # The way into the session's network is closed as well.
-        for pid in one.processes():
-            entered = subprocess.run(
-                ["/usr/bin/nsenter", f"--net=/proc/{pid}/ns/net", "true"],
-                user=65534,
-                group=65534,
-                extra_groups=[],
-                capture_output=True,
-            )
-            assert entered.returncode != 0
+        # The ways into the session's network, and to the gateway's orders, are closed as well.
+        knock = ["/usr/bin/python3", "-I", "-c", KNOCK, str(place.state())]
+        for pid in (pids := one.processes()):
+            assert as_nobody("/usr/bin/nsenter", f"--net=/proc/{pid}/ns/net", "true").returncode != 0
+        assert pids
+        assert "PermissionError" in as_nobody(*knock).stderr
+        assert '"policy": "allowlist"' in place.target.person.run(knock).check().text
         for agent, (port, token) in ((one, keys[1]), (two, keys[0])):
             agent.say(f"{port.decode()} {token.decode()}")
             agent.wait_for("} over")
