@@ -203,10 +203,11 @@ def test_an_agent_that_hangs_up_ends_the_providers_work(provider, tmp_path):
 
 
 def test_a_provider_that_is_not_there_is_said_to_the_agent(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = url_of(closed)
-    with running_gateway(url, tmp_path) as gateway:
-        reply = gateway.ask(gateway.post(ASK))
+    with socket.socket() as deaf:
+        # Bound, so that nobody else gets the port, and not listening.
+        deaf.bind(("127.0.0.1", 0))
+        with running_gateway(url_of(deaf), tmp_path) as gateway:
+            reply = gateway.ask(gateway.post(ASK))
     assert reply.status == 502
     assert reply.error["type"] == "api_error"
     assert "can't be reached" in reply.error["message"]
