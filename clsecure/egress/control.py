@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,27 @@ _TIMEOUT = 10.0
 _NOT_RUNNING = "the session is not running"
 
 
-def allow_live(path: Path, host: str) -> tuple[str, ...]:
-    """Allow a host for a running session; return every pattern that it allows now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """What became of an order to allow a host.
+
+    :param rules: every pattern that the session allows now.
+    :param warning: what the user should know of it.
+    """
+
+    rules: tuple[str, ...] = ()
+    warning: str | None = None
+
+
+def allow_live(path: Path, host: str) -> Allowed:
+    """Allow a host for a running session.
 
     :param path: of the session's control socket.
     :param host: ``HOST[:PORT]`` or ``*.SUB.DOMAIN[:PORT]``, as the user wrote it.
     :raises EgressError: the session does not run, or refuses.
     """
-    return tuple(_ask(path, {"type": "allow", "host": host}, answer="allowed")["rules"])
+    answer = _ask(path, {"type": "allow", "host": host}, answer="allowed")
+    return Allowed(rules=tuple(answer["rules"]), warning=answer["warning"])
 
 
 def live_policy(path: Path) -> dict[str, Any]:

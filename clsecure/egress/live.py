@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from clsecure.egress.provider import Provider
 from clsecure.errors import EgressError
 from clsecure.policy import (
     MAX_RULES,
@@ -15,6 +16,16 @@ from clsecure.policy import (
     denial_of,
     denied_addresses,
 )
+
+
+def tunnel_warning(provider: Provider, policy: EgressPolicy) -> str | None:
+    """Return what to tell the user where the model's API is reached past the inspection, too."""
+    if not decide(policy, provider.host, provider.port).allowed:
+        return None
+    return (
+        f"{provider.authority} is among the allowed hosts: what goes there by a tunnel is not inspected, "
+        "and may carry another key than yours"
+    )
 
 
 class LivePolicy:

@@ -13,6 +13,7 @@ from typing import Any
 from clsecure.egress import wire
 from clsecure.egress.control import address_in, remove_socket
 from clsecure.egress.document import policy_document
+from clsecure.egress.live import tunnel_warning
 from clsecure.egress.shared import Shared
 from clsecure.egress.tally import printable
 from clsecure.errors import EgressError
@@ -109,7 +110,11 @@ class Orders:
         live, log = self._shared.live, self._shared.log
         new = live.allow(rules)
         log.note("allowed", host=printable(host), rules=[str(rule.pattern) for rule in rules], new=bool(new))
-        return wire.encode_allowed([str(rule.pattern) for rule in live.policy.allow])
+        api = self._shared.api
+        warning = None if api is None else tunnel_warning(api.provider, live.policy)
+        if new and warning:
+            log.warn(warning)
+        return wire.encode_allowed([str(rule.pattern) for rule in live.policy.allow], warning=warning)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -88,7 +88,9 @@ class ProxyClient:
     def _decide(self, asked: proxy_rules.Asked) -> Target | Denial:
         decision = self._shared.live.decide(asked.host, asked.port)
         if not decision.allowed or decision.rule is None:
-            return proxy_rules.denial_of(decision, asked, session=self._shared.session)
+            provider = None if self._shared.api is None else self._shared.api.provider
+            api = None if provider is None else (provider.host, provider.port)
+            return proxy_rules.denial_of(decision, asked, session=self._shared.session, api=api)
         if (denial := self._shared.meter.request()) is not None:
             return replace(denial, proxied=True)
         exchange = self._conversation.exchange

@@ -125,15 +125,24 @@ def check_proxy_host(headers: Headers, asked: Asked, *, default_port: int) -> De
     return None
 
 
-def denial_of(decision: Decision, asked: Asked, *, session: str) -> Denial:
+def denial_of(
+    decision: Decision, asked: Asked, *, session: str, api: tuple[str, int] | None = None
+) -> Denial:
     """Return how a target that the policy does not allow is refused.
 
     :param session: how the user calls it.
+    :param api: host and port of the model's API, where the session reaches it.
     """
     if decision.rule is not None:
         # Not where the rule stands: that is a path of the user's.
         return rules.refuse_proxied(
             DENIED, f"{asked.shown} is denied in this session ({decision.rule.pattern}), whatever allows it"
+        )
+    if (asked.host, asked.port) == api:
+        # A tunnel past the inspection is not what an agent should make its user open.
+        return rules.refuse_proxied(
+            rules.NOT_ALLOWED,
+            f"{asked.shown} is the model's API: it is reached through ANTHROPIC_BASE_URL, not by the proxy",
         )
     shown = asked.shown.removesuffix(":443")
     return rules.refuse_proxied(

@@ -285,9 +285,12 @@ def decode_error(message: Mapping[str, Any]) -> EgressError:
     return EgressError(brief, details=details, resolution=resolution)
 
 
-def encode_allowed(rules: list[str]) -> bytes:
-    """Return the answer to an order to allow a host: all that is allowed now, as far as it fits."""
-    return _fitting({"type": "allowed"}, lambda most: {"rules": rules[:most]}, len(rules))
+def encode_allowed(rules: list[str], *, warning: str | None) -> bytes:
+    """Return the answer to an order to allow a host: all that is allowed now, as far as it fits.
+
+    :param warning: what the user should know of it.
+    """
+    return _fitting({"type": "allowed", "warning": warning}, lambda most: {"rules": rules[:most]}, len(rules))
 
 
 def encode_policy(document: Mapping[str, Any]) -> bytes:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from clsecure import logs
 from clsecure.agents.environment import cloud_credentials
+from clsecure.egress.live import tunnel_warning
 from clsecure.egress.provider import Credential, Provider, find_credential, find_provider
 from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError, UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules, decide
+from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules
 from clsecure.session.context import Context
 
 COPY_WARNING = (
@@ -104,12 +105,9 @@ def _gateway(context: Context, policy: EgressPolicy, credential: Credential | No
 
 def _warn_of_tunnel(context: Context, gateway: GatewayConfig) -> None:
     """Say so where the model's API is reached past the inspection, too; a rule may mean more than it says."""
-    provider = gateway.provider
-    if provider is not None and decide(gateway.policy, provider.host, provider.port).allowed:
-        context.warn(
-            f"{provider.authority} is among the allowed hosts: what goes there by a tunnel is not inspected, "
-            "and may carry another key than yours"
-        )
+    warning = gateway.provider and tunnel_warning(gateway.provider, gateway.policy)
+    if warning:
+        context.warn(warning)
 
 
 def _provider(context: Context) -> Provider:

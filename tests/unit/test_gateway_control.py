@@ -58,8 +58,8 @@ def told_inside(gateway) -> list[str]:
 
 
 def test_a_host_is_allowed_while_the_session_runs(gateway, path):
-    assert allow_live(path, "Files.Example.org") == ("*.allowed.example:443", "files.example.org:443")
-    assert allow_live(path, "files.example.org:8443")[-1] == "files.example.org:8443"
+    assert allow_live(path, "Files.Example.org").rules == ("*.allowed.example:443", "files.example.org:443")
+    assert allow_live(path, "files.example.org:8443").rules[-1] == "files.example.org:8443"
     assert told_inside(gateway) == [
         "*.allowed.example:443",
         "files.example.org:443",
@@ -70,6 +70,21 @@ def test_a_host_is_allowed_while_the_session_runs(gateway, path):
         ("Files.Example.org", ["files.example.org:443"], True),
         ("files.example.org:8443", ["files.example.org:8443"], True),
     ]
+
+
+def test_a_tunnel_past_the_inspection_is_not_proposed_and_warned_of_when_it_is_opened(api, tmp_path, path):
+    target = f"127.0.0.1:{api.port}"
+    with running_gateway(api.url, tmp_path, control=path) as gateway:
+        refused = gateway.ask(gateway.proxied("CONNECT", target, f"Host: {target}"))
+        assert refused.status == 403
+        assert b"ANTHROPIC_BASE_URL" in refused.body
+        assert b"network allow" not in refused.body
+        assert allow_live(path, "files.example.org").warning is None
+        warning = allow_live(path, target).warning
+        gateway.tunnel(target).close()
+        totals = gateway.gateway.close()
+    assert f"{target} is among the allowed hosts" in (warning or "")
+    assert totals.warnings == (warning,)
 
 
 def test_an_allowed_host_is_reached_from_the_next_request_on(api, tmp_path, path):
@@ -83,7 +98,7 @@ def test_an_allowed_host_is_reached_from_the_next_request_on(api, tmp_path, path
         for name in names:
             with pytest.raises(ConnectionError, match=" 403 "):
                 gateway.tunnel(name)
-        assert allow_live(path, names[0]) == names
+        assert allow_live(path, names[0]).rules == names
         for name in names:
             with gateway.tunnel(name) as client:
                 there, _ = target.accept()
@@ -97,7 +112,7 @@ def test_an_allowed_host_is_reached_from_the_next_request_on(api, tmp_path, path
 
 def test_what_is_allowed_already_is_no_error_and_not_added_again(gateway, path):
     allow_live(path, "files.example.org")
-    assert allow_live(path, "files.example.org") == ("*.allowed.example:443", "files.example.org:443")
+    assert allow_live(path, "files.example.org").rules == ("*.allowed.example:443", "files.example.org:443")
     assert [event["new"] for event in gateway.events() if event["event"] == "allowed"] == [True, False]
 
 
@@ -124,7 +139,7 @@ def test_a_host_that_is_denied_stays_so_and_the_rule_is_named(gateway, path, hos
 
 @pytest.mark.parametrize("host", ["port.example", "bad.example", "*.denied.example"])
 def test_what_a_denial_leaves_can_be_allowed(gateway, path, host):
-    assert f"{host}:443" in allow_live(path, host)
+    assert f"{host}:443" in allow_live(path, host).rules
 
 
 @pytest.mark.parametrize(
@@ -155,7 +170,7 @@ def test_a_policy_of_all_the_rules_that_fit_is_still_told(api, tmp_path, path):
         document = live_policy(path)
         assert document["cut"]
         assert len(document["allow"]) > 100
-        assert len(allow_live(path, f"n0.{name}.example")) > 100
+        assert len(allow_live(path, f"n0.{name}.example").rules) > 100
         with pytest.raises(EgressError, match="more than"):
             allow_live(path, "one.more.example")
 
@@ -172,7 +187,7 @@ def test_as_many_rules_as_a_session_may_have_reach_the_gateway(api, tmp_path, pa
         with pytest.raises(EgressError, match="denied"):
             allow_live(path, f"n0.{name}.example")
         assert live_policy(path)["cut"]
-        assert allow_live(path, last)
+        assert allow_live(path, last).rules
 
 
 @pytest.mark.parametrize(
@@ -230,7 +245,7 @@ def test_silent_clients_do_not_keep_the_user_out(gateway, path):
     with contextlib.ExitStack() as stack:
         for _ in range(30):
             stack.enter_context(connected(path))
-        assert "a.example:443" in allow_live(path, "a.example")
+        assert "a.example:443" in allow_live(path, "a.example").rules
 
 
 def test_a_stale_socket_does_not_hinder_the_next_start(api, tmp_path, path):

@@ -18,6 +18,7 @@ import pytest
 from clsecure.cli.commands import network, network_allow, network_learn, network_watch
 from clsecure.cli.options import Invocation, NetworkAction, NetworkOptions
 from clsecure.cli.parser import parse
+from clsecure.egress.control import Allowed
 from clsecure.egress.journal import Journal, begin_run
 from clsecure.egress.wire import MAX_HOSTS
 from clsecure.errors import EgressError, SessionNotFoundError, UsageError
@@ -253,7 +254,7 @@ def test_what_is_no_host_is_refused_before_anything_is_allowed(
 ) -> None:
     running.egress_control.touch()
     asked: list[str] = []
-    monkeypatch.setattr(network_allow, "allow_live", lambda _, pattern: asked.append(pattern) or ())
+    monkeypatch.setattr(network_allow, "allow_live", lambda _, pattern: asked.append(pattern) or Allowed())
     with pytest.raises(UsageError):
         network_allow.execute(running, RECORD, ("good.example.org", host), Ui(), as_json=False)
     assert asked == []
@@ -263,7 +264,7 @@ def test_it_says_what_is_allowed_and_how_to_keep_it(
     running: SessionDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running.egress_control.touch()
-    now = tuple(f"h{number}.example.org:443" for number in range(MAX_HOSTS))
+    now = Allowed(rules=tuple(f"h{number}.example.org:443" for number in range(MAX_HOSTS)))
     monkeypatch.setattr(network_allow, "allow_live", lambda _path, _pattern: now)
     ui = Ui()
     network_allow.execute(running, RECORD, ("Files.Example.org", "x.example.org:80"), ui, as_json=False)

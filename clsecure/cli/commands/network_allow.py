@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clsecure import logs
 from clsecure.cli import render
-from clsecure.egress.control import allow_live
+from clsecure.egress.control import Allowed, allow_live
 from clsecure.errors import EgressError, UsageError
 from clsecure.model import NetworkPolicy
 from clsecure.policy import allow_rules
@@ -45,19 +45,22 @@ def execute(
             resolution=f"Start one that has: clsecure --allow-domain {patterns[0]}",
         )
     logs.record(place.events)
-    allowed: tuple[str, ...] = ()
+    now = Allowed()
     for pattern in patterns:
         try:
-            allowed = allow_live(place.egress_control, pattern)
+            now = allow_live(place.egress_control, pattern)
         except EgressError as error:
             log.warning("network_allow_failed", host=pattern, why=error.brief)
             raise
         log.info("network_allowed", host=pattern)
+    if now.warning:
+        ui.warn(now.warning)
     if as_json:
-        document = {"session_id": record.session_id, "added": patterns, "allowed": allowed}
+        document = {"session_id": record.session_id, "added": patterns, "allowed": now.rules}
         render.write_json(document)
         return 0
     ui.note(f"session {name} may reach from now on: {', '.join(patterns)}")
+    allowed = now.rules
     more = f" and {len(allowed) - _SHOWN_RULES} more" if len(allowed) > _SHOWN_RULES else ""
     ui.note(f"all that is allowed now: {', '.join(escape(each) for each in allowed[:_SHOWN_RULES])}{more}")
     ui.note(
