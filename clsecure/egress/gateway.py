@@ -32,7 +32,7 @@ class GatewayServer:
     """
 
     def __init__(self, config: GatewayConfig, *, token: str, resolve: Resolver = system_resolver) -> None:
-        secrets = (token, "" if config.credential is None else config.credential.value)
+        secrets = (token, "" if config.credential is None else config.credential.value, *config.hidden)
         try:
             log = EventLog(config.log, max_size=config.limits.log_size, secrets=secrets)
         except OSError as error:

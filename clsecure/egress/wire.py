@@ -89,6 +89,7 @@ class GatewayConfig:
     :param control: path of the Unix socket on which the running gateway takes the user's orders
         (``clsecure network allow``), made with mode 0600; None for none.
     :param session: how the user calls the session, for the commands that refusals name.
+    :param hidden: what the agent itself holds and the log must not.
     """
 
     provider: Provider | None
@@ -99,6 +100,7 @@ class GatewayConfig:
     log: Path | None = None
     control: Path | None = None
     session: str = "SESSION"
+    hidden: tuple[str, ...] = field(repr=False, default=())
     limits: Limits = field(default_factory=Limits)
 
 
@@ -165,6 +167,7 @@ def encode_config(config: GatewayConfig, *, token: str, die_with_parent: bool) -
             "log": _text(config.log),
             "control": _text(config.control),
             "session": config.session,
+            "hidden": config.hidden,
             "limits": asdict(config.limits),
         }
     )
@@ -223,6 +226,7 @@ def decode_config(message: Mapping[str, Any]) -> GatewayConfig:
         log=_path(message["log"]),
         control=_path(message["control"]),
         session=message["session"],
+        hidden=tuple(message["hidden"]),
         limits=Limits(**message["limits"]),
     )
 

@@ -82,14 +82,20 @@ def _arrange(context: Context) -> Arrangement:
             _warn_of_tunnel(context, gateway)
             return Arrangement(gateway=gateway)
         case Credentials.COPY:
-            given, policy = _copied(context)
+            given, secrets, policy = _copied(context)
         case Credentials.NONE:
-            given, policy = {}, plan.policy
+            given, secrets, policy = {}, (), plan.policy
     full = plan.network is NetworkPolicy.FULL
-    return Arrangement(gateway=None if full else _gateway(context, policy), given=given)
+    return Arrangement(gateway=None if full else _gateway(context, policy, hidden=secrets), given=given)
 
 
-def _gateway(context: Context, policy: EgressPolicy, credential: Credential | None = None) -> GatewayConfig:
+def _gateway(
+    context: Context,
+    policy: EgressPolicy,
+    credential: Credential | None = None,
+    *,
+    hidden: tuple[str, ...] = (),
+) -> GatewayConfig:
     plan = context.plan
     return GatewayConfig(
         provider=_provider(context) if credential is not None else None,
@@ -100,6 +106,7 @@ def _gateway(context: Context, policy: EgressPolicy, credential: Credential | No
         log=context.place.egress_log,
         control=context.place.egress_control,
         session=context.place.path.name,
+        hidden=hidden,
     )
 
 
@@ -136,8 +143,8 @@ def _credential(context: Context) -> Credential | None:
     return credential
 
 
-def _copied(context: Context) -> tuple[dict[str, str], EgressPolicy]:
-    """Return the variables that open the API for whoever has them, and the policy that lets the agent there.
+def _copied(context: Context) -> tuple[dict[str, str], tuple[str, ...], EgressPolicy]:
+    """Return the variables that open the API for whoever has them, what of them nothing may log, the policy.
 
     A cloud's hosts are not known here: the user allows them.
     """
@@ -147,10 +154,10 @@ def _copied(context: Context) -> tuple[dict[str, str], EgressPolicy]:
         for secret in cloud.secrets:
             logs.register_secret(secret)
         context.warn(COPY_WARNING)
-        return dict(cloud.env), plan.policy
+        return dict(cloud.env), cloud.secrets, plan.policy
     credential = _credential(context)
     if credential is None:
-        return {}, plan.policy
+        return {}, (), plan.policy
     value = credential.current()
     logs.register_secret(value)
     context.warn(COPY_WARNING)
@@ -164,4 +171,4 @@ def _copied(context: Context) -> tuple[dict[str, str], EgressPolicy]:
         authority = f"{HOST_ALIAS}:{provider.port}" if alias else provider.authority
         scheme = "https" if provider.tls else "http"
         given[agent.base_url_env] = f"{scheme}://{authority}{provider.prefix}"
-    return given, replace(plan.policy, allow=(*plan.policy.allow, *rules))
+    return given, (value,), replace(plan.policy, allow=(*plan.policy.allow, *rules))

@@ -121,6 +121,7 @@ def running_gateway(
     budget: Budget | None = None,
     proxies: HostProxies | None = None,
     control: Path | None = None,
+    hidden: tuple[str, ...] = (),
 ) -> Iterator[RunningGateway]:
     """Start a gateway in front of ``base_url``, as if the user had named that URL; None for no API at all."""
     log = directory / "network.jsonl"
@@ -136,6 +137,7 @@ def running_gateway(
         log=log,
         limits=limits or Limits(),
         control=control,
+        hidden=hidden,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -330,6 +330,16 @@ def test_every_request_is_one_line_without_bodies_and_secrets(api, tmp_path):
     assert (totals.bytes_in, totals.bytes_out) == (events[0]["bytes_in"], events[0]["bytes_out"])
 
 
+def test_a_key_that_the_agent_holds_is_not_in_the_log(tmp_path):
+    target = "http://files.example.org/"
+    with running_gateway(None, tmp_path, hidden=(KEY,)) as gateway:
+        gateway.ask(gateway.proxied("GET", f"{target}{KEY}", "Host: files.example.org"))
+        gateway.ask(gateway.proxied("CONNECT", f"{KEY}.example.org:443", "Host: a"))
+        gateway.ask(gateway.proxied(KEY, target, "Host: files.example.org"))
+        assert len(gateway.events()) == 3
+    assert KEY not in gateway.log.read_text()
+
+
 def test_a_full_log_stops_growing_and_the_totals_go_on(api, tmp_path):
     with running_gateway(api.url, tmp_path, limits=Limits(log_size=2000)) as gateway:
         for _ in range(30):

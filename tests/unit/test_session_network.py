@@ -208,6 +208,9 @@ def test_a_copied_credential_keeps_its_name_and_the_user_is_warned(
     assert made.warnings == [COPY_WARNING]
     assert made.ui.said == [f"warning: {COPY_WARNING}"]
     assert logs.redact(f"it is {KEY}") == "it is ***"
+    assert arranged.gateway is not None
+    assert arranged.gateway.hidden == (KEY,)
+    assert KEY not in repr(arranged.gateway)
 
 
 def test_a_subscription_is_copied_as_the_token_that_it_is_now(context: Any, tmp_path: Path) -> None:
