@@ -78,6 +78,14 @@ def _check_document(document: object, *, provider_tools: bool) -> None:
                 raise _RefusedError(deny("provider-tools", "connectors (mcp_servers) are refused" + _ASK))
             case "container" if value:
                 raise _RefusedError(deny("provider-tools", "containers of the provider are refused" + _ASK))
+            case "api_base" | "base_url" | "api_key" | "extra_headers" | "extra_body":
+                # Model gateways that the user may have in the provider's place go where these say.
+                raise _RefusedError(
+                    deny(
+                        "provider-tools",
+                        f"the request must not say where it is sent ({key.casefold()}){_ASK}",
+                    )
+                )
             case "tools":
                 _check_tools(value)
             case "messages" | "system":
@@ -110,7 +118,9 @@ def _check_content(value: object) -> None:
             match key.casefold():
                 case "source" if isinstance(item, dict):
                     kinds = [kind for name, kind in item.items() if name.casefold() == "type"]
-                    if not kinds or any(kind not in _CARRIED_SOURCES for kind in kinds):
+                    if not kinds or not all(
+                        isinstance(kind, str) and kind in _CARRIED_SOURCES for kind in kinds
+                    ):
                         raise _RefusedError(
                             deny(
                                 "url-source",
@@ -118,6 +128,9 @@ def _check_content(value: object) -> None:
                                 + _ASK,
                             )
                         )
+                case "image_url":
+                    # Not the provider's own, but what gateways of other models understand.
+                    raise _RefusedError(deny("url-source", "images must carry their content" + _ASK))
                 case "file_id":
                     raise _RefusedError(deny("url-source", "files stored at the provider are refused" + _ASK))
                 case _:

@@ -186,6 +186,13 @@ REACHING_OUT = [
             "source": {"type": "content", "content": [{"type": "image", "source": {"type": "url"}}]},
         }
     ),
+    message({"type": "document", "source": {"type": ["base64"]}}),
+    message({"type": "document", "source": {"type": {"base64": 1}}}),
+    message({"type": "document", "source": {"type": None}}),
+    message({"type": "image_url", "image_url": {"url": "https://example.org/"}}),
+    message(api_base="https://example.org/"),
+    message(Base_URL="https://example.org/"),
+    message(extra_headers={"x-forwarded-host": "example.org"}),
     message(system=[{"type": "image", "source": {"type": "url", "url": "https://example.org/"}}]),
 ]
 
