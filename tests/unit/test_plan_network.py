@@ -87,7 +87,7 @@ def test_what_differs_from_the_default_is_shown(place: Path) -> None:
         assert line in shown
     shown, _ = plan(place, "--allow-network", "--allow-private", "--credentials", "none")
     assert "network    the internet (--allow-network)\n" in shown
-    assert "private    networks are reached, too\n" in shown
+    assert "private    addresses of private networks are reached, this machine's own are not\n" in shown
     assert "key        none: " in shown
     found = document(place, "--allow-network", "--allow-private", "--budget", "tokens=1M")
     assert (found["allow_private"], found["budget"]) == (
