@@ -217,7 +217,8 @@ def _by_api(target: Target, question: Question) -> Answer | None:
     names = ", ".join(api.prefix + rule.path.decode() for rule in MESSAGES_API_RULES)
     refused = None if target.path is None else _refusal(target.path, api.prefix)
     if refused is not None:
-        return Answer(allowed=False, reason=refused, allow_with=_flag(target))
+        # Nothing would allow it but a tunnel past the inspection, which is no way to propose.
+        return Answer(allowed=False, reason=refused)
     return Answer(
         allowed=True,
         reason=f"the model's API, through the gateway's API rules: {names} and nothing else",
