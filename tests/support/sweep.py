@@ -20,6 +20,7 @@ from pathlib import Path
 
 HELPERS = (Path("/usr/local/lib/clsecure/helper"), Path("/usr/lib/clsecure/helper"))
 REGISTRY = Path("/var/lib/clsecure/registry")
+AGENTS = Path("/var/lib/clsecure/agents")
 DEADLINE = 30.0
 
 
@@ -114,6 +115,7 @@ def remove_person(name: str) -> None:
         raise SweepError(f"userdel {name}: {done.stderr}")
     shutil.rmtree(entry.pw_dir, ignore_errors=True)
     Path("/var/mail", name).unlink(missing_ok=True)
+    shutil.rmtree(AGENTS / str(entry.pw_uid), ignore_errors=True)
 
 
 def main(run: str) -> int:
