@@ -53,4 +53,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Without waiting for threads, of which one may ask a name server that never answers.
+    os._exit(main())

@@ -13,8 +13,10 @@ import ipaddress
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from clsecure.errors import EgressError
 
@@ -26,6 +28,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _MAX_BOOKS = 256
 _LIFETIME = 60.0
 _TIMEOUT = 15.0
+_THREADS = 3
 _LOOPBACK = "127.0.0.1"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Metadata services that are not link-local: of AWS, Google, Scaleway, Alibaba and Azure.
@@ -87,10 +90,17 @@ def _is_own(address: Address) -> bool:
         return False
 
 
-async def system_resolver(host: str, port: int) -> list[str]:
-    """Ask the machine's own resolver."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
+class SystemResolver:
+    """The machine's own resolver, in threads of its own: a name that nobody answers for holds one up."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS)
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """Ask it."""
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +145,7 @@ class AddressBook:
     :param resolve: how a name becomes addresses.
     """
 
-    def __init__(self, target: Target, *, resolve: Resolver = system_resolver) -> None:
+    def __init__(self, target: Target, *, resolve: Resolver) -> None:
         self._target = target
         self._resolve = resolve
         self._scope: Scope | None = None
@@ -208,10 +218,15 @@ def check_scope(target: Target, scope: Scope) -> None:
 
 
 class AddressBooks:
-    """The address books of a gateway. Those of names below a ``*.domain`` are an agent's to multiply."""
+    """Address books of several targets. Those of names below a ``*.domain`` are an agent's to multiply.
 
-    def __init__(self, *, resolve: Resolver) -> None:
-        self._resolve = resolve
+    :param resolve: how names become addresses, the machine's own way by default: names that the user named
+        don't wait for those that an agent makes up.
+    """
+
+    def __init__(self, *, resolve: Resolver | None = None) -> None:
+        self._resolve_named = resolve or SystemResolver()
+        self._resolve_others = resolve or SystemResolver()
         # Never forgotten: a name that was public must not turn private, and only these may be private. There
         # are no more of them than rules.
         self._named: dict[Target, AddressBook] = {}
@@ -219,10 +234,12 @@ class AddressBooks:
 
     def of(self, target: Target) -> AddressBook:
         """Return the one book of a target."""
-        books = self._named if target.may_be_private else self._others
+        named = target.may_be_private
+        books = self._named if named else self._others
         book = books.get(target)
         if book is None:
-            book = books[target] = AddressBook(target, resolve=self._resolve)
+            resolve = self._resolve_named if named else self._resolve_others
+            book = books[target] = AddressBook(target, resolve=resolve)
             if len(self._others) > _MAX_BOOKS:
                 self._others.popitem(last=False)
         return book

@@ -105,7 +105,11 @@ class Gateway:
     def _receive(self, kind: str, *, timeout: float = _READY_TIME) -> dict[str, Any]:
         self._control.settimeout(timeout)
         try:
-            data = self._control.recv(wire.MAX_MESSAGE)
+            try:
+                data = self._control.recv(wire.MAX_MESSAGE)
+            except ConnectionResetError:
+                # It ended before it read all that was said to it. Its own last words are still there.
+                data = self._control.recv(wire.MAX_MESSAGE)
         except TimeoutError as error:
             raise EgressError("The gateway does not answer") from error
         except OSError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import h11
 
-from clsecure.egress.addresses import AddressBooks, Resolver, Target, system_resolver
+from clsecure.egress.addresses import AddressBooks, Resolver, Target
 from clsecure.egress.hostproxy import Proxy, WayOut
 from clsecure.egress.wire import HostProxies, Limits
 from clsecure.errors import EgressError
@@ -61,7 +61,7 @@ class Dialer:
     """
 
     def __init__(
-        self, limits: Limits, *, proxies: HostProxies | None = None, resolve: Resolver = system_resolver
+        self, limits: Limits, *, proxies: HostProxies | None = None, resolve: Resolver | None = None
     ) -> None:
         self._limits = limits
         self._books = AddressBooks(resolve=resolve)

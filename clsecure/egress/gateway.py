@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clsecure.egress import wire
-from clsecure.egress.addresses import Resolver, system_resolver
+from clsecure.egress.addresses import Resolver
 from clsecure.egress.confine import seal
 from clsecure.egress.connection import ClientConnection
 from clsecure.egress.dialer import Inbound
@@ -31,7 +31,7 @@ class GatewayServer:
     :raises EgressError: the configuration can't be used (certificate authorities, proxy, log file).
     """
 
-    def __init__(self, config: GatewayConfig, *, token: str, resolve: Resolver = system_resolver) -> None:
+    def __init__(self, config: GatewayConfig, *, token: str, resolve: Resolver | None = None) -> None:
         secrets = (token, "" if config.credential is None else config.credential.value, *config.hidden)
         try:
             log = EventLog(config.log, max_size=config.limits.log_size, secrets=secrets)

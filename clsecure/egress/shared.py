@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clsecure.egress.addresses import Resolver, Target, system_resolver
+from clsecure.egress.addresses import Resolver, Target
 from clsecure.egress.budget import Meter
 from clsecure.egress.dialer import Dialer, Line, tls_context
 from clsecure.egress.events import EventLog
@@ -67,7 +67,7 @@ class Shared:
 
 
 def make_shared(
-    config: GatewayConfig, *, token: str, log: EventLog, resolve: Resolver = system_resolver
+    config: GatewayConfig, *, token: str, log: EventLog, resolve: Resolver | None = None
 ) -> Shared:
     """Return what a gateway with this configuration works with.
 
@@ -77,7 +77,9 @@ def make_shared(
     dialer = Dialer(limits, proxies=config.proxies, resolve=resolve)
     api = None
     if config.provider is not None and config.credential is not None:
-        connect = _way_to(config.provider, dialer)
+        # Its own, so that no other name can keep it waiting.
+        own = Dialer(limits, proxies=config.proxies, resolve=resolve)
+        connect = _way_to(config.provider, own)
         api = Api(provider=config.provider, credential=config.credential, connect=connect)
     return Shared(
         token=token,

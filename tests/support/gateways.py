@@ -203,7 +203,7 @@ class InThread:
     :ivar failures: what nobody caught in it.
     """
 
-    def __init__(self, config: GatewayConfig, *, resolve: Resolver) -> None:
+    def __init__(self, config: GatewayConfig, *, resolve: Resolver | None) -> None:
         self.token = "t" * 64
         self.failures: list[dict[str, Any]] = []
         self._loop = asyncio.new_event_loop()

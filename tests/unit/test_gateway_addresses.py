@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+import threading
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,9 @@ from clsecure.egress.provider import Credential, CredentialKind, Provider
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError
 from clsecure.policy import EgressPolicy, denied_addresses, deny_rule
+from tests.support.gateways import KEY, InThread, RunningGateway, allowing
+from tests.support.messages_api import MessagesApi, text
+from tests.support.origin import origin
 
 PUBLIC = "1.1.1.1"
 UNNAMED = Target(host="model.example", port=443)
@@ -170,3 +175,38 @@ def test_b11_a_gateway_connects_to_what_was_checked_or_not_at_all(user_named):
     reached, line = asyncio.run(scenario())
     assert reached is user_named
     assert line.startswith(b"HTTP/1.1 502")
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """Names below .silent.example are asked for until the end of the test."""
+    answered, real = threading.Event(), socket.getaddrinfo
+
+    def ask(host, *args, **kwargs):
+        if str(host).endswith("silent.example"):
+            assert answered.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    yield
+    answered.set()
+
+
+def test_names_that_nobody_answers_for_hold_up_neither_the_users_own_hosts_nor_the_api(silent, tmp_path):
+    with origin() as target, MessagesApi([[text("Hello.")]]) as api, contextlib.ExitStack() as stack:
+        allowed = allowing("*.silent.example", f"localhost:{target.port}")
+        provider = Provider(base_url=f"http://localhost:{api.port}", user_named=True)
+        credential = Credential(kind=CredentialKind.API_KEY, value=KEY)
+        config = GatewayConfig(provider=provider, credential=credential, policy=allowed)
+        gateway = InThread(config, resolve=None)
+        stack.callback(gateway.close)
+        listener = socket.create_server(("127.0.0.1", 0))
+        running = RunningGateway(gateway=gateway, port=listener.getsockname()[1], log=tmp_path)
+        gateway.serve(listener)
+        for number in range(30):
+            client = stack.enter_context(running.connect())
+            name = f"n{number}.silent.example:443"
+            client.sendall(running.proxied("CONNECT", name, f"Host: {name}"))
+        running.tunnel(f"localhost:{target.port}").close()
+        assert running.ask(running.head("GET", "/v1/models")).status == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from clsecure.egress.client import Gateway
 from clsecure.egress.events import EventLog, Exchange
 from clsecure.egress.tally import Tally, totals_of_log
 from clsecure.egress.wire import MAX_HOSTS, MAX_MESSAGE, EgressTotals, GatewayConfig, HostTotals
+from clsecure.errors import EgressError
 from clsecure.process import Command
 
 
@@ -166,6 +168,32 @@ def test_what_the_user_did_is_written_into_a_full_log_too(tmp_path):
     for _ in range(10_000):
         log.note("allowed", host="b" * 200)
     assert (tmp_path / "log").stat().st_size < 300_000
+
+
+def test_the_last_words_of_a_gateway_that_ended_with_orders_unread_are_heard():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = process.spawn(Command(argv=("/bin/true",), cwd=Path("/")))
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    class Late(socket.socket):
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            assert ended.wait(20)
+            return super().recv(size, flags)
+
+    def fail() -> None:
+        with theirs:
+            theirs.recv(1, socket.MSG_PEEK)
+            theirs.send(wire.encode_error(EgressError("why")))
+        ended.set()
+
+    threading.Thread(target=fail).start()
+    ours = Late(fileno=ours.detach())
+    with (
+        Gateway(child, ours, token="t", config=GatewayConfig(provider=None, credential=None)) as gateway,
+        pytest.raises(EgressError, match="why"),
+    ):
+        gateway.serve(listener)
 
 
 NOTHING = {"requests": 0, "denied": 0, "bytes_in": 0, "bytes_out": 0, "tokens": None, "complete": True}
