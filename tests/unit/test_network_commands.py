@@ -24,6 +24,7 @@ from clsecure.egress.wire import MAX_HOSTS
 from clsecure.errors import EgressError, SessionNotFoundError, UsageError
 from clsecure.session.learn import learn, suggestion, toml_lines
 from clsecure.session.store import SessionDirectory, SessionRecord, SessionStatus, Store
+from clsecure.session.ui import SilentUi
 from clsecure.settings.values import OutputFormat
 from tests.support import schema
 from tests.unit.test_journal import append, line
@@ -109,7 +110,7 @@ def test_the_document_holds_the_last_requests_and_says_what_it_left_out(
     monkeypatch.setattr(network_watch, "MAX_LISTED", 3)
     append(place.egress_log, b"".join(line(host=f"h{number}.example.org") for number in range(10)))
     append(place.egress_log, b'{"event": "log_full"}\n')
-    assert network_watch.execute(place, RECORD, as_json=True) == 0
+    assert network_watch.execute(place, RECORD, SilentUi(), as_json=True) == 0
     document = json.loads(output(capsys))
     schema.check(document, schema.load("network-watch"))
     assert [each["host"] for each in document["requests"]] == [
@@ -140,7 +141,7 @@ def test_watching_goes_on_until_the_session_is_over(
 
     thread = threading.Thread(target=session)
     thread.start()
-    assert network_watch.execute(place, RECORD, as_json=False) == 0
+    assert network_watch.execute(place, RECORD, SilentUi(), as_json=False) == 0
     thread.join()
     assert [text.split()[3] for text in written] == ["first.example.org:443", "last.example.org:443"]
 
@@ -148,7 +149,7 @@ def test_watching_goes_on_until_the_session_is_over(
 def test_a_session_without_a_log_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = SessionDirectory(tmp_path / "none")
     empty.make()
-    assert network_watch.execute(empty, RECORD, as_json=False) == 0
+    assert network_watch.execute(empty, RECORD, SilentUi(), as_json=False) == 0
     assert output(capsys) == ""
     assert network_watch.document(empty, RECORD)["requests"] == []
 

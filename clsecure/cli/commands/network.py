@@ -26,7 +26,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         case NetworkAction.WATCH:
             from clsecure.cli.commands import network_watch
 
-            return network_watch.execute(*_session(invocation, *options.arguments), as_json=as_json)
+            return network_watch.execute(*_session(invocation, *options.arguments), ui, as_json=as_json)
         case NetworkAction.ALLOW:
             from clsecure.cli.commands import network_allow
 

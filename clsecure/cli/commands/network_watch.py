@@ -7,27 +7,37 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from clsecure.cli import render
 from clsecure.cli.main import EXIT_INTERRUPTED
+from clsecure.egress.control import live_policy
 from clsecure.egress.journal import OPEN, Entry, Journal, Remark
 from clsecure.egress.rules import NOT_ALLOWED
+from clsecure.errors import EgressError
 from clsecure.session.store import SessionDirectory, SessionRecord
 from clsecure.session.words import human_size
 from clsecure.terminal import escape
+
+if TYPE_CHECKING:
+    from clsecure.session.ui import Ui
 
 MAX_LISTED = 10_000
 """Requests in the JSON document: the last ones."""
 
 _POLL_SECONDS = 0.2
 _MAX_TEXT = 300
+_SHOWN_HOSTS = 12
 
 
-def execute(place: SessionDirectory, record: SessionRecord, *, as_json: bool) -> int:
+def execute(place: SessionDirectory, record: SessionRecord, ui: Ui, *, as_json: bool) -> int:
     """Show what there is, and what comes, or write down what there is now."""
     if as_json:
         render.write_json(document(place, record))
         return 0
+    if place.busy():
+        for words in rules_now(place):
+            ui.note(words)
     try:
         for line in _follow(place):
             render.write(f"{text(line)}\n")
@@ -35,6 +45,24 @@ def execute(place: SessionDirectory, record: SessionRecord, *, as_json: bool) ->
         # The way to stop looking on while the session goes on.
         return EXIT_INTERRUPTED
     return 0
+
+
+def rules_now(place: SessionDirectory) -> Iterator[str]:
+    """Say what a running session may reach, and what of its budget is used; nothing without a gateway."""
+    try:
+        now = live_policy(place.egress_control)
+    except EgressError:
+        return
+    hosts = [rule["host"] for rule in now["allow"]]
+    more = f", and {len(hosts) - _SHOWN_HOSTS} more" if len(hosts) > _SHOWN_HOSTS else ""
+    yield f"network {now['policy']}; allowed hosts: {', '.join(hosts[:_SHOWN_HOSTS]) or 'none'}{more}"
+    used = [
+        f"{part['used']:,} of {part['limit']:,} {what}"
+        for what, part in now["budget"].items()
+        if part["limit"]
+    ]
+    if used:
+        yield f"used: {', '.join(used)}"
 
 
 def document(place: SessionDirectory, record: SessionRecord) -> dict[str, object]:
