@@ -114,11 +114,11 @@ def test_npm_inside_installs_from_the_users_own_registries(target: Target, regis
 def test_npm_inside_takes_packages_that_name_the_registry_as_it_is_called_outside(
     target: Target, registries: Registries
 ) -> None:
-    npmrc = f"registry=http://localhost:{registries.port}/npm/\n"
+    npmrc = f"registry=http://localhost:{registries.port}/\n"
     target.person.write(target.person.home / ".npmrc", npmrc.encode())
     done = session(target, NPM_INSTALL, stand_in.FIXED_PACKAGE, options=("--allow-preset", "npm")).check()
     assert f"{stand_in.FIXED_PACKAGE}: {stand_in.WORD}" in done.errors
-    assert "/npm/-/fixed.tgz" in registries.log
+    assert "/-/fixed.tgz" in registries.log
 
 
 @pytest.mark.usefixtures("configured")

@@ -90,11 +90,11 @@ class Registries(_Server):
                 return _npm_document(NPM_PACKAGE, f"http://{host}/npm/-/sample.tgz")
             case "/team/@clsteam/sample":
                 return _npm_document(SCOPED_PACKAGE, f"http://{host}/team/-/sample.tgz")
-            case "/npm/clsecure-fixed":
-                return _npm_document(FIXED_PACKAGE, f"http://localhost:{self.port}/npm/-/fixed.tgz")
+            case "/clsecure-fixed":
+                return _npm_document(FIXED_PACKAGE, f"http://localhost:{self.port}/-/fixed.tgz")
             case "/npm/-/sample.tgz":
                 return "application/octet-stream", _tarball(NPM_PACKAGE)
-            case "/npm/-/fixed.tgz":
+            case "/-/fixed.tgz":
                 return "application/octet-stream", _tarball(FIXED_PACKAGE)
             case "/team/-/sample.tgz":
                 return "application/octet-stream", _tarball(SCOPED_PACKAGE)

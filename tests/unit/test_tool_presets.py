@@ -144,6 +144,13 @@ CASES: dict[str, Case] = {
             "NPM_CONFIG_REPLACE_REGISTRY_HOST": "always",
         },
     ),
+    "npm's registry on this machine, below a path": (
+        "npm",
+        {"home/.npmrc": "registry=http://localhost:4873/npm/\n"},
+        {},
+        {"localhost:4873", f"{HOST_ALIAS}:4873"},
+        {"NPM_CONFIG_REGISTRY": f"http://{HOST_ALIAS}:4873/npm/"},
+    ),
     "npm's registries on this machine, each with a path of its own": (
         "npm",
         {"home/.npmrc": "registry=http://localhost:4873/\n@team:registry=http://localhost:4873/team/\n"},

@@ -52,9 +52,8 @@ def find(person: Person) -> Preset:
             )
         else:
             preset.env[f"npm_config_{key}"] = url.inside
-    if registry is not None and registry[0].loopback and len({url.inside for url in used}) == 1:
-        # Packages and lock files name it as it is called outside. npm puts its registry's host and path in
-        # their place, for whatever scope: only where there is but one.
+    if registry is not None and _is_all_of_this_machine(registry[0], used):
+        # Packages and lock files name it as it is called outside; npm puts the name inside in its place.
         preset.env["NPM_CONFIG_REPLACE_REGISTRY_HOST"] = "always"
     _note_credentials(layers, used, preset)
     for layer in layers:
@@ -90,6 +89,14 @@ def _scoped(layers: list[_Layer]) -> dict[str, tuple[ToolUrl, str]]:
             if _SCOPED.fullmatch(key) and key not in found and text:
                 found[key] = read_url(text, where=f"{key} in {layer.where}"), layer.where
     return found
+
+
+def _is_all_of_this_machine(registry: ToolUrl, used: list[ToolUrl]) -> bool:
+    """Tell whether npm may put one registry in the place of whatever a package names.
+
+    It does so for packages of all scopes, so there must be but one. Older versions (9.2) put a path in twice.
+    """
+    return registry.loopback and registry.path in ("", "/") and len({url.inside for url in used}) == 1
 
 
 def _note_credentials(layers: list[_Layer], used: list[ToolUrl], preset: Collection) -> None:
