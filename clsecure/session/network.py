@@ -162,6 +162,9 @@ def _copied(context: Context) -> tuple[dict[str, str], tuple[str, ...], EgressPo
     logs.register_secret(value)
     context.warn(COPY_WARNING)
     provider = _provider(context)
+    # The gateway puts a key in where it is public only over TLS; here it can't hold anybody to that.
+    if not provider.tls and provider.host not in LOOPBACK_NAMES:
+        context.warn(f"the key goes to {provider.host} in the clear: the API's address is plain http")
     host = f"[{provider.host}]" if ":" in provider.host else provider.host
     rules = allow_rules(f"{host}:{provider.port}", where="credentials = copy")
     given = {credential.variable: value}

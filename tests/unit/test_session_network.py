@@ -241,6 +241,16 @@ def test_an_address_that_the_user_named_goes_with_a_copied_key(
         assert decide(arranged.gateway.policy, parts.hostname, parts.port).allowed
 
 
+def test_a_copied_key_that_goes_in_the_clear_is_said(context: Any) -> None:
+    said = {}
+    for named in ("http://models.lan:8080", "https://models.lan:8080", "http://127.0.0.1:8080"):
+        environ = {**WITH_KEY, "ANTHROPIC_BASE_URL": named}
+        made = context(plan(credentials=Credentials.COPY), environ)
+        arrange(made)
+        said[named] = any("models.lan in the clear" in warning for warning in made.warnings)
+    assert list(said.values()) == [True, False, False]
+
+
 def test_a_copied_key_opens_the_way_to_the_providers_host_and_no_other(context: Any) -> None:
     allowed = policy("files.example.org", deny=("api.anthropic.com",))
     made = plan(ALLOWLIST, credentials=Credentials.COPY, policy=dataclasses.replace(allowed, deny=()))
