@@ -60,9 +60,7 @@ class HostPattern:
 
     def __str__(self) -> str:
         """Return it as it would be written in settings, with the port: what its absence means depends."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port is None else f":{self.port}"
-        return f"{'*.' if self.subdomains else ''}{host}{port}"
+        return f"{'*.' if self.subdomains else ''}{host_and_port(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +116,12 @@ class Budget:
     requests: int | None = None
     bytes: int | None = None
     tokens: int | None = None
+
+
+def host_and_port(host: str, port: int | None) -> str:
+    """Return a host and its port as they stand in a URL."""
+    name = f"[{host}]" if ":" in host else host
+    return name if port is None else f"{name}:{port}"
 
 
 def decide(policy: EgressPolicy, host: str, port: int) -> Decision:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from clsecure.egress.provider import Provider, find_provider
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import MAX_RULES, EgressPolicy, NetworkRule, denial_of, parse_pattern
+from clsecure.policy import MAX_RULES, EgressPolicy, NetworkRule, denial_of, host_and_port, parse_pattern
 from clsecure.settings.values import human_budget
 
 if TYPE_CHECKING:
@@ -70,12 +70,6 @@ def reach(
     )
 
 
-def authority(provider: Provider) -> str:
-    """Return the provider's host and port as a pattern has them."""
-    host = f"[{provider.host}]" if ":" in provider.host else provider.host
-    return f"{host}:{provider.port}"
-
-
 def described(plan: SessionPlan) -> list[str]:
     """Return what a plan says of the network beyond its kind, a line for each thing; may need escaping."""
     policy, budget = plan.policy, human_budget(plan.budget)
@@ -121,7 +115,7 @@ def _presets(
 
 
 def _refuse_denied_provider(provider: Provider, deny: tuple[NetworkRule, ...]) -> None:
-    pattern = parse_pattern(authority(provider))
+    pattern = parse_pattern(host_and_port(provider.host, provider.port))
     rule = denial_of(EgressPolicy(deny=deny), pattern)
     if rule is not None:
         raise UsageError(

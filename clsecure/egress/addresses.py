@@ -19,6 +19,7 @@ from enum import StrEnum
 from functools import partial
 
 from clsecure.errors import EgressError
+from clsecure.policy import host_and_port
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """Host and port to addresses as text."""
@@ -132,7 +133,7 @@ class Target:
     @property
     def authority(self) -> str:
         """Host and port as they stand in a URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 class AddressDeniedError(EgressError):

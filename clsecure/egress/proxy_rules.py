@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from clsecure.egress import rules
 from clsecure.egress.rules import Denial, Headers
-from clsecure.policy import Decision, parse_target
+from clsecure.policy import Decision, host_and_port, parse_target
 
 DENIED = "denied"
 """The rule of refusals of a target that the user denied."""
@@ -40,7 +40,7 @@ class Asked:
     @property
     def shown(self) -> str:
         """Host and port, for people."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 def check_proxy_token(headers: Headers, *, token: str) -> Denial | None:

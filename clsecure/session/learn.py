@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from clsecure.egress.provider import DEFAULT_BASE_URL
-from clsecure.policy import DEFAULT_PORT, HOST_ALIAS, HostPattern, parse_target
+from clsecure.policy import DEFAULT_PORT, HOST_ALIAS, HostPattern, host_and_port, parse_target
 from clsecure.session.words import number
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Learned:
 def suggestion(host: str, port: int) -> str | None:
     """Return what would allow a target, as settings write it; None for what is no host name."""
     try:
-        host, port = parse_target(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        host, port = parse_target(host_and_port(host, port))
     except ValueError:
         return None
     # Inside, this machine's loopback has another name than in settings.

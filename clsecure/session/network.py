@@ -13,7 +13,7 @@ from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError, UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules
+from clsecure.policy import HOST_ALIAS, LOOPBACK_NAMES, Budget, EgressPolicy, allow_rules, host_and_port
 from clsecure.session.context import Context
 
 COPY_WARNING = (
@@ -165,8 +165,7 @@ def _copied(context: Context) -> tuple[dict[str, str], tuple[str, ...], EgressPo
     # The gateway puts a key in where it is public only over TLS; here it can't hold anybody to that.
     if not provider.tls and provider.host not in LOOPBACK_NAMES:
         context.warn(f"the key goes to {provider.host} in the clear: the API's address is plain http")
-    host = f"[{provider.host}]" if ":" in provider.host else provider.host
-    rules = allow_rules(f"{host}:{provider.port}", where="credentials = copy")
+    rules = allow_rules(host_and_port(provider.host, provider.port), where="credentials = copy")
     given = {credential.variable: value}
     if provider.user_named and agent.base_url_env is not None:
         # What is this machine's loopback outside has another name inside.

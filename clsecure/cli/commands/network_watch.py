@@ -15,6 +15,7 @@ from clsecure.egress.control import live_policy
 from clsecure.egress.journal import OPEN, Entry, Journal, Remark
 from clsecure.egress.rules import NOT_ALLOWED
 from clsecure.errors import EgressError
+from clsecure.policy import host_and_port
 from clsecure.session.store import SessionDirectory, SessionRecord
 from clsecure.session.words import human_size
 from clsecure.terminal import escape
@@ -88,8 +89,7 @@ def text(line: Entry | Remark) -> str:
     """Return one line for people; nothing in it can command a terminal."""
     if isinstance(line, Remark):
         return f"{_clock(line.time)} ----- {_shown(line.text)}"
-    host = f"[{line.host}]" if ":" in line.host else line.host
-    target = f"{host}:{line.port}" if line.port else host
+    target = host_and_port(line.host, line.port or None)
     path = "" if line.path == "-" else line.path
     words = [_clock(line.time), f"{line.decision:<5}", line.method, f"{target}{path}"]
     if line.decision != OPEN:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from clsecure.errors import EgressError
-from clsecure.policy import HOST_ALIAS, HostPattern, parse_pattern
+from clsecure.policy import HOST_ALIAS, HostPattern, host_and_port, parse_pattern
 
 BY_HAND = "Correct it, or leave the preset out and name the hosts with --allow-domain HOST[:PORT]"
 
@@ -44,15 +44,14 @@ class ToolUrl:
     @property
     def target(self) -> str:
         """Host and port, always both."""
-        host = self.pattern.host
-        return f"[{host}]:{self.pattern.port}" if ":" in host else f"{host}:{self.pattern.port}"
+        return host_and_port(self.pattern.host, self.pattern.port)
 
     @property
     def inside_host(self) -> str:
         """What its host is called inside, as a part of a URL."""
         if self.loopback:
             return HOST_ALIAS
-        return f"[{self.pattern.host}]" if ":" in self.pattern.host else self.pattern.host
+        return host_and_port(self.pattern.host, None)
 
     @property
     def inside(self) -> str:
@@ -112,6 +111,6 @@ def _pattern(host: str, port: int, *, where: str) -> HostPattern:
     try:
         if host.startswith("*"):
             raise ValueError("must be one host")
-        return parse_pattern(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        return parse_pattern(host_and_port(host, port))
     except ValueError as error:
         raise bad_url(f"its host {error}", where=where) from None
