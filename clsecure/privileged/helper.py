@@ -579,11 +579,19 @@ def cgroup_write(entry: Entry, name: str, value: str) -> None:
 
 
 def cgroup_remove(entry: Entry) -> None:
-    """Take the account's group away."""
-    if root := cgroup_root():
-        with contextlib.suppress(OSError):
-            os.rmdir(f"{root}/clsecure/{entry['name']}")
-            os.rmdir(f"{root}/clsecure")
+    """Take the account's group away; it is busy for a moment after its last process was killed."""
+    deadline, root = time.monotonic() + CLEAR_SECONDS, cgroup_root()
+    with contextlib.suppress(OSError):
+        while root:
+            try:
+                os.rmdir(f"{root}/clsecure/{entry['name']}")
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                select.select([], [], [], 0.005)
+            else:
+                os.rmdir(f"{root}/clsecure")
+                return
 
 
 # ---------------------------------------------------------------- accounts

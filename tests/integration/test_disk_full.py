@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.person import Outcome, Person
 
-pytestmark = pytest.mark.root
+# One after the other: the mount point of the helper's settings is the machine's.
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("disk_full")]
 
 MODES = ("user", "namespace")
 CONFIGURATION = Path("/etc/clsecure")
