@@ -87,7 +87,8 @@ def test_a_full_state_directory_at_the_end(person, mode, repository):
         failed = person.clsecure(*session(mode, "import", script), cwd=repository, env=env)
         assert_full(failed, "no room for the agent's work")
         assert person.git(repository, "branch", "--list", "claude/*") == ""
-        (listed,) = person.clsecure("list", "--output", "json", env=env).check().json()["sessions"]
+        sessions = person.clsecure("list", "--output", "json", env=env).check().json()["sessions"]
+        (listed,) = [each for each in sessions if each["project"] == str(repository)]
         assert listed["status"] in ("kept", "interrupted")
         assert not list(disk.rglob("export"))
         subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True, timeout=30)
@@ -95,7 +96,7 @@ def test_a_full_state_directory_at_the_end(person, mode, repository):
         branch = done.json()["import"]["branch"]
         said = person.run(["sh", "-c", f"git show {branch}:new.bin | sha256sum"], cwd=repository).check().text
         assert said.strip() == person.git(repository, "show", f"{branch}:sum")
-        person.clsecure("cleanup", "--all", "--yes", env=env).check()
+        person.clsecure("cleanup", listed["session_id"], "--yes", env=env).check()
 
 
 @pytest.fixture
