@@ -75,6 +75,24 @@ class CheckStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLimits:
+    """Most that a session may take of the machine; None leaves it to the defaults, or to nobody.
+
+    :param memory: bytes, of all processes and memory file systems together.
+    :param cpus: processors' worth of time, 0.5 for half of one.
+    :param pids: processes and threads at the same time.
+    :param disk: bytes that the worker's home takes.
+    :param open_files: descriptors that one process may have.
+    """
+
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk: int | None = None
+    open_files: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
     """A directory or file of the host that the session sees.
 

@@ -44,6 +44,7 @@ class RunOptions:
     branch: str | None = None
     message: str | None = None
     dry_run: bool = False
+    skip_setup: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +273,12 @@ OPTIONS = (
     Option(flags=("--shell",), verbs=_RUN, group=_SESSION, help="a shell instead of the agent"),
     Option(flags=("--resume",), verbs=_RUN, group=_SESSION, help="go on with the kept session"),
     Option(flags=("--fresh",), verbs=_RUN, group=_SESSION, help="start anew; the kept session is removed"),
+    Option(flags=("--provider",), verbs=_NETWORK, group=_SESSION, metavar="NAME", check=values.provider,
+           key="provider", help="who serves the model: anthropic (default), kimi, or one of your settings"),
+    Option(flags=("--install-deps",), verbs=_RUN, group=_SESSION, key="install_dependencies",
+           help="install what the repository's lock files name, inside"),
+    Option(flags=("--skip-setup",), verbs=_RUN, group=_SESSION,
+           help="run neither your setup script nor the installation"),
     Option(flags=("--full-clone",), verbs=_RUN, group=_SESSION, key="full_clone",
            help="the whole history instead of 50 commits"),
     Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
@@ -280,6 +287,9 @@ OPTIONS = (
     Option(flags=("--mount",), verbs=_RUN, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
            key="mounts", repeat=True,
            help="show a directory or file inside, read-only unless :rw; can be repeated"),
+    Option(flags=("--limit",), verbs=_RUN, group=_SANDBOX, metavar="WHAT=N,…", check=values.limits,
+           key="limits", repeat=True,
+           help="most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096"),
     Option(flags=("--time-limit",), verbs=_RUN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
            key="time_limit", help="end the agent after this time: 90, 90s, 30m, 2h"),
     Option(flags=("--no-network",), verbs=_NETWORK, group=_REACH, key="network", text="none",
@@ -319,10 +329,7 @@ OPTIONS = (
     Option(flags=("--verbose", "-v"), verbs=_EVERY, group=GENERAL, key="verbose", help="show what happens"),
     # The predecessor's. What they ask for is so anyway, or it is not there yet and must not be ignored.
     Option(flags=("--no-docker",), verbs=_RUN),
-    Option(flags=("--skip-setup",), verbs=_RUN),
     Option(flags=("--allow-docker",), verbs=_RUN, later=True),
-    Option(flags=("--install-deps",), verbs=_RUN, later=True),
-    Option(flags=("--provider",), verbs=_RUN, metavar="NAME", later=True),
     Option(flags=("--config",), verbs=_EVERY, later=True),
     Option(flags=("--info",), verbs=_EVERY, later=True),
 )  # fmt: skip

@@ -374,6 +374,7 @@ def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> R
         branch=found.get("--branch"),
         message=found.get("--message"),
         dry_run=found.get("--dry-run", False),
+        skip_setup=found.get("--skip-setup", False),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
 from clsecure.policy import Budget, EgressPolicy
 from clsecure.session.store import DEFAULT_SESSION
 
@@ -28,6 +28,12 @@ class SessionPlan:
     :param tool_env: variables that tell the tools inside where the user's registries are, without secrets.
     :param provider_tools: the provider may fetch, search and run code for the agent.
     :param allow_private: full network may reach private addresses, too.
+    :param limits: most that the session may take of the machine.
+    :param setup_script: a program of the user's that runs inside, once per fresh workspace.
+    :param install_dependencies: what the repository's lock files name is installed then, too.
+    :param cleanup_hook_timeout: seconds.
+    :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
+    :param provider: who serves the model.
     :param warnings: what the user was told about the settings, for the result.
     """
 
@@ -56,6 +62,12 @@ class SessionPlan:
     credentials: Credentials = Credentials.INJECT
     provider_tools: bool = False
     allow_private: bool = False
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+    setup_script: Path | None = None
+    install_dependencies: bool = False
+    cleanup_hook_timeout: int = 30
+    skip_docker_autodetect: bool = False
+    provider: str = "anthropic"
     warnings: tuple[str, ...] = ()
 
     @property

@@ -7,18 +7,20 @@ from collections.abc import Iterable
 
 KEYS = (
     "mode", "network", "allow_domains", "deny_domains", "presets", "credentials", "provider_tools",
-    "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "time_limit",
-    "base_url", "output", "verbose",
+    "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "toolchains",
+    "limits", "time_limit", "provider", "base_url", "kimi_api_key", "install_dependencies", "setup_script",
+    "setup_network", "github_token", "cleanup_hook_timeout", "skip_docker_autodetect", "notify",
+    "notify_command", "notify_after", "output", "verbose",
 )  # fmt: skip
 """The keys of the model, by name; a test keeps the two the same."""
 
-LATER = (
-    "docker", "install_dependencies", "setup_script", "cleanup_hook_timeout", "skip_docker_autodetect",
-    "provider", "kimi_api_key",
-)  # fmt: skip
+LATER = ("docker",)
 """Keys of the predecessor that do nothing yet: an old file stays usable, and a warning says so."""
 
-TOGETHER = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "budget"})
+SECRET = frozenset({"kimi_api_key"})
+"""Keys whose values are never shown."""
+
+TOGETHER = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "budget", "limits"})
 """Keys whose layers count together: one may be said several times by flags and in lists."""
 
 SPELLINGS = {
@@ -29,6 +31,7 @@ SPELLINGS = {
     "preset": "presets",
     "allow_preset": "presets",
     "mount": "mounts",
+    "limit": "limits",
     "allow_docker": "docker",
     "install_deps": "install_dependencies",
 }

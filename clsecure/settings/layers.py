@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
 from clsecure.settings import network, values
 from clsecure.settings.keys import KEYS, TOGETHER
@@ -142,13 +142,23 @@ def _joined(found: Sequence[Said]) -> tuple[tuple[object, ...], _Sources]:
 
 
 def _budget(found: Sequence[Said]) -> tuple[Budget, _Sources]:
+    parts, used = _parts(found)
+    return Budget(**parts), used
+
+
+def _limits(found: Sequence[Said]) -> tuple[ResourceLimits, _Sources]:
+    parts, used = _parts(found)
+    return ResourceLimits(**parts), used
+
+
+def _parts(found: Sequence[Said]) -> tuple[dict[str, Any], _Sources]:
     """Return the strongest layer's word on each part."""
-    parts: dict[str, int | None] = {}
+    parts: dict[str, Any] = {}
     used = []
     for read in found:
         used += [read.source] if read.value.keys() - parts.keys() else []
         parts = {**read.value, **parts}
-    return Budget(**parts), used
+    return parts, used
 
 
 _TOGETHER: Mapping[str, Callable[[Sequence[Said]], tuple[object, _Sources]]] = {
@@ -157,6 +167,7 @@ _TOGETHER: Mapping[str, Callable[[Sequence[Said]], tuple[object, _Sources]]] = {
     "deny_domains": _joined,
     "presets": _joined,
     "budget": _budget,
+    "limits": _limits,
 }
 """Keys whose layers count together, strongest first, and how."""
 
@@ -177,6 +188,10 @@ def _read(entry: Entry, layers: Layers) -> object:
                 return values.allow_domains(entry.text, where=str(entry.source))
             case "deny_domains":
                 return values.deny_domains(entry.text, where=str(entry.source))
+            case "setup_network":
+                return values.setup_network(entry.text, where=str(entry.source))
+            case "setup_script" | "notify_command":
+                return values.own_path(entry.text, home=layers.home)
             case _:
                 return values.READERS[entry.key](entry.text)
     except ValueError as error:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
 from clsecure.settings.layers import DEFAULT_MODE, settle
 from clsecure.settings.sources import DEFAULT, Layer, Layers, Source
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values import OutputFormat, Secret, SetupNetwork
+
+DEFAULT_HOOK_SECONDS = 30
 
 # How load() hands its layers through pydantic-settings, which makes its sources from the class alone.
 _LOADING: ContextVar[dict[Layer, dict[str, object]] | None] = ContextVar("layers", default=None)
@@ -55,10 +58,36 @@ class Settings(BaseSettings):
     """The whole history instead of its last 50 commits."""
     mounts: tuple[Mount, ...] = ()
     """Of all layers together, a stronger layer's first; for one target the strongest counts."""
+    toolchains: bool = True
+    """What several users of this machine share (Homebrew) is mounted, read-only."""
+    limits: ResourceLimits = ResourceLimits()
+    """Most that a session may take of the machine; of each part the strongest layer that names it decides."""
     time_limit: timedelta | None = None
     """How long the agent may run."""
+    provider: str = "anthropic"
+    """Who serves the model: a built-in name, or a table of the user's."""
     base_url: str | None = None
     """The provider's API; None leaves it to ANTHROPIC_BASE_URL and the provider's own default."""
+    kimi_api_key: Secret | None = None
+    """The key of the built-in provider ``kimi``."""
+    install_dependencies: bool = False
+    """What the repository's lock files name is installed inside, once per fresh workspace."""
+    setup_script: Path | None = None
+    """A program of the user's that runs inside, once per fresh workspace."""
+    setup_network: SetupNetwork = SetupNetwork()
+    """What both may reach."""
+    github_token: bool = False
+    """The setup script gets the user's GitHub token as GH_TOKEN."""
+    cleanup_hook_timeout: int = DEFAULT_HOOK_SECONDS
+    """Seconds that ``.clsecure/on-cleanup`` may take."""
+    skip_docker_autodetect: bool = False
+    """Compose files don't stand in for a cleanup hook."""
+    notify: tuple[str, ...] = ()
+    """How the user is called when a session that took long ends."""
+    notify_command: Path | None = None
+    """A program of the user's that is started then, too."""
+    notify_after: timedelta = timedelta(minutes=1)
+    """How long that is."""
     output: OutputFormat = OutputFormat.HUMAN
     verbose: bool = False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from clsecure.settings import files
+from clsecure.settings import files, keys
 from clsecure.settings.files import Assignment
 from clsecure.settings.sources import TOML_NAME, Entry, Layer, Layers, Once, assignments, to_entries
 
@@ -22,7 +22,8 @@ FLAGS = {
     "allow_domains": "--allow-domain", "presets": "--allow-preset", "credentials": "--credentials",
     "provider_tools": "--provider-tools", "allow_private": "--allow-private", "budget": "--budget",
     "session": "--session", "agent": "--agent", "on_finish": "--on-finish", "full_clone": "--full-clone",
-    "mounts": "--mount", "time_limit": "--time-limit", "output": "--output", "verbose": "--verbose",
+    "mounts": "--mount", "limits": "--limit", "time_limit": "--time-limit", "provider": "--provider",
+    "install_dependencies": "--install-deps", "output": "--output", "verbose": "--verbose",
 }  # fmt: skip
 """What the user can say in the place of the repository; a test holds it against the command line's."""
 
@@ -62,6 +63,6 @@ def _does_nothing(path: Path, assignment: Assignment) -> str:
     flag = FLAGS.get(assignment.key or "")
     if flag is not None:
         return f"{where} is not taken from a repository, which may only narrow; you can say {flag}"
-    if assignment.key == "base_url":
+    if assignment.key in keys.KEYS:
         return f"{where} is not taken from a repository; you can say it in your own settings file"
     return f"{where} is no key that a repository can set; it does nothing"

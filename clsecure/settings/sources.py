@@ -226,10 +226,12 @@ def _of_files(paths: Sequence[Path]) -> list[Entry]:
 def _meant(written: str, path: Path) -> str:
     if path.name != TOML_NAME:
         return nearest(written)
-    from clsecure.settings.tables import EGRESS, TABLE
+    from clsecure.settings.tables import TABLES
 
     table, dot, name = written.partition(".")
-    return nearest(name, EGRESS) if dot else nearest(table, (*KEYS, *LATER, *SPELLINGS, TABLE))
+    return (
+        nearest(name, TABLES.get(table, ())) if dot else nearest(table, (*KEYS, *LATER, *SPELLINGS, *TABLES))
+    )
 
 
 def _from_environment(env: Mapping[str, str]) -> list[Entry]:

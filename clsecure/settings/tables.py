@@ -15,7 +15,6 @@ from pathlib import Path
 from clsecure.settings import keys, values
 from clsecure.settings.files import Assignment, Text, decode, line_error
 
-TABLE = "egress"
 EGRESS = {
     "allow": "allow_domains",
     "deny": "deny_domains",
@@ -26,8 +25,29 @@ EGRESS = {
 }
 """The keys of the table ``[egress]``, and which of the model each is."""
 
-_BOOLEANS = frozenset({"full_clone", "verbose", "provider_tools", "allow_private"})
-_LISTS = frozenset({"mounts", "allow_domains", "deny_domains", "presets"})
+LIMITS = {**dict.fromkeys(values.LIMIT_PARTS, "limits"), "time": "time_limit"}
+"""The keys of the table ``[limits]``."""
+
+SETUP = {
+    "script": "setup_script",
+    "network": "setup_network",
+    "github_token": "github_token",
+    "install_dependencies": "install_dependencies",
+}
+"""The keys of the table ``[setup]``."""
+
+TABLES: Mapping[str, Mapping[str, str]] = {"egress": EGRESS, "limits": LIMITS, "setup": SETUP}
+"""The tables whose keys are keys of the model."""
+
+_BOOLEANS = frozenset(
+    {
+        "full_clone", "verbose", "provider_tools", "allow_private", "toolchains", "install_dependencies",
+        "github_token", "skip_docker_autodetect",
+    }
+)  # fmt: skip
+_LISTS = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "setup_network", "notify"})
+_NUMBERS = frozenset({"time_limit", "cleanup_hook_timeout", "notify_after"})
+_PARTS = {"budget": values.BUDGET_PARTS, "limits": values.LIMIT_PARTS}
 _MAX_INTEGER = 1 << 63
 _MAX_AHEAD = 50
 # tomllib's time grows with the square of a dotted key's parts; a host name in quotes has 127 at most.
@@ -58,13 +78,22 @@ def parse(data: bytes, path: Path) -> list[Assignment]:
 
 
 def _top(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
-    if keys.normal(name) != TABLE:
+    table = keys.normal(name)
+    if table not in TABLES:
         yield _assignment((name,), keys.canonical(name), value, lines)
-    elif isinstance(value, dict):
-        for inner, item in value.items():
-            yield _assignment((name, inner), EGRESS.get(keys.normal(inner)), item, lines)
+    elif not isinstance(value, dict):
+        wrong = f"must be a table: [{table}]"
+        yield Assignment(written=name, key=table, line=lines.of((name,)), wrong=wrong)
     else:
-        yield Assignment(written=name, key=TABLE, line=lines.of((name,)), wrong=f"must be a table: [{TABLE}]")
+        parts = {}
+        for inner, item in value.items():
+            key = TABLES[table].get(keys.normal(inner))
+            if key == table:  # the table's own key has parts, and they are one value
+                parts[keys.normal(inner)] = item
+            else:
+                yield _assignment((name, inner), key, item, lines)
+        if parts:
+            yield _assignment((name,), table, parts, lines)
 
 
 def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> Assignment:
@@ -72,8 +101,8 @@ def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> A
     try:
         if key is None or key in keys.LATER:
             texts: Sequence[Text] = (Text(text="", line=line),)
-        elif path[1:] and key == "budget" and isinstance(value, dict):
-            texts = _budget(path, value, lines)
+        elif key in _PARTS and isinstance(value, dict) and (path[1:] or key in TABLES):
+            texts = _parts_of(key, path, value, lines)
         elif key in _LISTS and isinstance(value, list):
             texts = _items(value, line, lines)
         else:
@@ -91,7 +120,7 @@ def _scalar(key: str, value: object) -> str:
         raise ValueError("must be true or false, without quotes")
     if isinstance(value, bool) and key == "network":
         return str(value).lower()
-    if isinstance(value, int) and not isinstance(value, bool) and key == "time_limit":
+    if isinstance(value, int) and not isinstance(value, bool) and key in _NUMBERS:
         return _integer(value)
     if isinstance(value, str):
         return value
@@ -108,13 +137,15 @@ def _items(value: list[object], line: int, lines: _Lines) -> list[Text]:
     return texts
 
 
-def _budget(path: _Name, value: Mapping[str, object], lines: _Lines) -> list[Text]:
+def _parts_of(key: str, path: _Name, value: Mapping[str, object], lines: _Lines) -> list[Text]:
     texts = []
     for name, amount in value.items():
-        if name not in values.BUDGET_PARTS:
-            raise ValueError(f"must have no other key than {', '.join(values.BUDGET_PARTS)}")
+        if name not in _PARTS[key]:
+            raise ValueError(f"must have no other key than {', '.join(_PARTS[key])}")
         if isinstance(amount, int) and not isinstance(amount, bool):
             word = _integer(amount)
+        elif isinstance(amount, float) and name == "cpus":
+            word = f"{amount:g}"
         elif isinstance(amount, str):
             word = amount
         else:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
 from clsecure.policy import Budget, NetworkRule, allow_rules, deny_rule
 
 PRESETS = ("npm", "pip", "apt", "cargo", "go", "git-remote", "docker")
 """Named sets of hosts that are read from the user's own tools."""
 
 BUDGET_PARTS = tuple(part.name for part in fields(Budget))
+LIMIT_PARTS = tuple(part.name for part in fields(ResourceLimits))
+NOTIFICATIONS = ("desktop", "bell", "osc9")
+"""Ways to call the user: a desktop notification, the terminal's bell, the terminal's own notification."""
+
+MIN_HOOK_SECONDS, MAX_HOOK_SECONDS = 5, 300
 
 MAX_TIME_LIMIT = timedelta(days=30)
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -43,6 +48,31 @@ class OutputFormat(StrEnum):
 
     HUMAN = "human"
     JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A value that nothing shows."""
+
+    value: str = field(repr=False)
+
+    def __str__(self) -> str:
+        """Return what is shown in its place."""
+        return "********"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupNetwork:
+    """What the setup script and the installation of dependencies may reach.
+
+    :param kind: None for the session's own policy.
+    :param allow: with ``ALLOWLIST``, these hosts.
+    :param presets: with ``ALLOWLIST``, the hosts of these presets.
+    """
+
+    kind: NetworkPolicy | None = None
+    allow: tuple[NetworkRule, ...] = ()
+    presets: tuple[str, ...] = ()
 
 
 _Member = TypeVar("_Member", bound=StrEnum)
@@ -153,6 +183,110 @@ def budget_part(name: str, text: str) -> int | None:
     if not 0 < amount <= _MAX_AMOUNT:
         raise ValueError(f"must leave more than nothing for {name}: --no-network is no request at all")
     return amount
+
+
+def limits(text: str) -> Mapping[str, int | float | None]:
+    """Read ``memory=4G,cpus=2,pids=512,disk=20G,open_files=4096``, each at most once; ``none`` is no limit.
+
+    A part that is not named stays what a weaker layer says of it.
+    """
+    if text.strip().lower() == "none":
+        return dict.fromkeys(LIMIT_PARTS)
+    parts: dict[str, int | float | None] = {}
+    for item in items(text):
+        name, equals, amount = (word.strip().lower() for word in item.partition("="))
+        name = name.replace("-", "_")
+        if not equals or name not in LIMIT_PARTS or name in parts:
+            raise ValueError(
+                "must be such as memory=4G,cpus=2,pids=512,disk=20G,open_files=4096, each at most once"
+            )
+        parts[name] = limit_part(name, amount)
+    return parts
+
+
+_LEAST = {"memory": 64 << 20, "pids": 16, "disk": 1 << 20, "open_files": 64}
+_CPUS = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,3})?")
+
+
+def limit_part(name: str, text: str) -> int | float | None:
+    """Read one limit: K, M, G and T count by 1024 for memory and disk, by 1000 else; ``none`` is no limit."""
+    word = text.strip().lower()
+    if word == "none":
+        return None
+    if name == "cpus":
+        if not _CPUS.fullmatch(word) or not 0.01 <= float(word) <= 10_000:
+            raise ValueError("must have a number of processors for cpus, such as 2 or 0.5, or none")
+        return float(word)
+    match = _AMOUNT.fullmatch(word)
+    if match is None:
+        raise ValueError(f"must have a whole number for {name}, with K, M, G or T after it, or none")
+    power = " kmgt".index(match[2] or " ")
+    amount = int(match[1]) * int((1024 if name in {"memory", "disk"} else 1000) ** power)
+    if not _LEAST[name] <= amount <= _MAX_AMOUNT:
+        raise ValueError(f"must have at least {_LEAST[name]} for {name}, or nothing could run")
+    return amount
+
+
+def cleanup_hook_timeout(text: str) -> int:
+    """Read how many seconds a cleanup hook may take."""
+    word = text.strip().lower().removesuffix("s")
+    if not re.fullmatch(r"[0-9]{1,4}", word) or not MIN_HOOK_SECONDS <= int(word) <= MAX_HOOK_SECONDS:
+        raise ValueError(f"must be a number of seconds from {MIN_HOOK_SECONDS} to {MAX_HOOK_SECONDS}")
+    return int(word)
+
+
+def provider(text: str) -> str:
+    """Read the name of a provider; which ones there are is known where the tables are."""
+    if not _AGENT.fullmatch(text.strip().lower()):
+        raise ValueError("must be 1 to 32 lower-case letters, digits or dashes, a letter first")
+    return text.strip().lower()
+
+
+def secret(text: str) -> Secret:
+    """Read a key. What is refused is never shown."""
+    if not re.fullmatch(r"[\x21-\x7e]{1,16384}", text.strip()):
+        raise ValueError("must be one word of printable ASCII characters")
+    return Secret(value=text.strip())
+
+
+def own_path(text: str, *, home: Path | None = None) -> Path:
+    """Read a file of the user's: absolute, or in the home with ``~/`` before it."""
+    return _source(text.strip(), relative_to=None, home=home)
+
+
+def setup_network(text: str, *, where: str) -> SetupNetwork:
+    """Read ``session``, ``none``, ``api``, ``full``, or hosts and presets with commas between them."""
+    word = text.strip().lower()
+    if word == "session":
+        return SetupNetwork()
+    if word in {"none", "api", "full"}:
+        return SetupNetwork(kind=NetworkPolicy(word))
+    names = items(text)
+    return SetupNetwork(
+        kind=NetworkPolicy.ALLOWLIST,
+        allow=tuple(
+            rule for name in names if name.lower() not in PRESETS for rule in allow_rules(name, where=where)
+        ),
+        presets=tuple(name.lower() for name in names if name.lower() in PRESETS),
+    )
+
+
+def notify(text: str) -> tuple[str, ...]:
+    """Read how the user is called: ``desktop``, ``bell``, ``osc9``, commas between several, or ``none``."""
+    if text.strip().lower() == "none":
+        return ()
+    names = tuple(dict.fromkeys(item.lower() for item in items(text)))
+    if not set(names) <= set(NOTIFICATIONS):
+        raise ValueError(f"must be none, or one or more of {', '.join(NOTIFICATIONS)}")
+    return names
+
+
+def notify_after(text: str) -> timedelta:
+    """Read how long a session must have taken before its end is worth a call."""
+    limit = time_limit(text) if text.strip() != "0" else timedelta(0)
+    if limit is None:
+        raise ValueError("must be a duration such as 30s, 5m or 0")
+    return limit
 
 
 def session(text: str) -> str:
@@ -298,7 +432,17 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "provider_tools": boolean,
     "allow_private": boolean,
     "budget": budget,
+    "toolchains": boolean,
+    "limits": limits,
+    "provider": provider,
+    "kimi_api_key": secret,
+    "install_dependencies": boolean,
+    "github_token": boolean,
+    "cleanup_hook_timeout": cleanup_hook_timeout,
+    "skip_docker_autodetect": boolean,
+    "notify": notify,
+    "notify_after": notify_after,
     "output": output,
     "verbose": boolean,
 }
-"""The reader of each key of the model but ``mounts`` and the hosts, whose values know where they stand."""
+"""The reader of each key whose value needs to know neither where it stands nor whose home it is."""

@@ -103,6 +103,12 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         credentials=settings.credentials,
         provider_tools=settings.provider_tools,
         allow_private=settings.allow_private and settings.network is NetworkPolicy.FULL,
+        limits=settings.limits,
+        setup_script=None if options.skip_setup else settings.setup_script,
+        install_dependencies=settings.install_dependencies and not options.skip_setup,
+        cleanup_hook_timeout=settings.cleanup_hook_timeout,
+        skip_docker_autodetect=settings.skip_docker_autodetect,
+        provider=settings.provider,
         warnings=(*settings.warnings, *reached.warnings),
     )
 
