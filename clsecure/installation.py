@@ -45,6 +45,7 @@ PIECES = (
     Piece(source="launcher.py", target="launcher.py", mode=0o644),
     Piece(source="unpack.py", target="unpack.py", mode=0o644),
     Piece(source="export.py", target="export.py", mode=0o644),
+    Piece(source="portable.py", target="portable.py", mode=0o644),
     Piece(source="firejail.profile", target="firejail.profile", mode=0o644),
 )
 

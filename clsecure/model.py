@@ -103,6 +103,8 @@ class Mount:
     source: Path
     target: Path
     read_only: bool = True
+    direct: bool = False
+    """The source is refused where a link is on the way to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,16 +213,44 @@ class StartUnit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """A string of an agent file that reads differently in the private copy.
+
+    :param place: the keys that lead there, see docs/architecture.md, "Portable files".
+    :param outside: the JSON string as it is written in the user's file, quotes and all.
+    :param inside: the one that stands in its place inside.
+    """
+
+    place: tuple[str, ...]
+    outside: str
+    inside: str
+
+    @property
+    def rule(self) -> dict[str, object]:
+        """As ``privileged/portable.py`` takes it."""
+        return {"place": list(self.place), "outside": self.outside, "inside": self.inside}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartState:
-    """All that was cloned in. ``units[0]`` is the top repository."""
+    """All that was cloned in. ``units[0]`` is the top repository.
+
+    :param portable: per path of the top repository, what is rewritten in the copy, and only there.
+    """
 
     units: tuple[StartUnit, ...]
     warnings: tuple[str, ...] = ()
+    portable: Mapping[str, tuple[Rewrite, ...]] = field(default_factory=dict)
 
     @property
     def top(self) -> StartUnit:
         """The user's repository itself."""
         return self.units[0]
+
+    @property
+    def rules(self) -> dict[str, list[dict[str, object]]]:
+        """What is rewritten, as ``privileged/portable.py`` takes it."""
+        return {path: [each.rule for each in rewrites] for path, rewrites in self.portable.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

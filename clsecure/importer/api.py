@@ -67,6 +67,7 @@ def export_request(
             }
             for unit in start.units
         ],
+        "portable": start.rules,
         "message": message,
         "author_name": author_name,
         "author_email": author_email,

@@ -194,6 +194,11 @@ class Scratch:
         line = self.run("cat-file", "--batch-check=%(objecttype)", data=name + b"\n").strip()
         return b"" if b" " in line else line
 
+    def blob(self, name: bytes, limit: int) -> bytes:
+        """The content of a blob, b"" for one that is larger than that."""
+        size = self.run("cat-file", "--batch-check=%(objectsize)", data=name + b"\n").strip()
+        return self.run("cat-file", "blob", name) if size.isdigit() and int(size) <= limit else b""
+
     def ignored(self, paths: Iterable[bytes], *flags: str) -> set[bytes]:
         """Those of the paths that the tree's own rules leave out."""
         # check-ignore knows no literal pathspecs; behind "./" no name is taken for a pattern.
@@ -497,6 +502,7 @@ class Unit:
         self.absent = self.unborn = self.rewritten = False
         self.uncommitted: bytes | None = None
         self.others: list[Json] = []
+        self.taken_back: dict[bytes, bytes] = {}  # path → the file as it is outside
         self.counts = {"untracked": 0, "deleted": 0, "ignored": 0}
         self.pack: str | None = None
         self.workspace, self.deadline = workspace, deadline
@@ -657,6 +663,7 @@ class Unit:
         plain = wanted - set(pointers)
         if plain:
             git.run("update-index", "--add", "--replace", "-z", "--stdin", data=nul(plain))
+        self._take_back(plain, at_tip)
         info = [b"%s %s\t%s" % (mode, i, p) for p, (mode, i) in pointers.items()]
         info += [b"160000 %s\t%s" % (self._link_id(p, ready, start, at_tip), p) for p in sorted(kept)]
         if info:
@@ -664,6 +671,43 @@ class Unit:
         self._keep_identical(wanted, start)
         self._refusals(wanted, kept, repositories)
         self.tree = git.run("write-tree").strip()
+
+    def _take_back(self, plain: set[bytes], at_tip: Entries) -> None:
+        """Put files that were made portable into the index as they are outside, with the agent's changes."""
+        rules = {} if self.path else {os.fsencode(p): r for p, r in self.request.get("portable", {}).items()}
+        if plain.isdisjoint(rules):
+            return
+        portable = sibling("portable")
+        place = os.fsencode(tempfile.mkdtemp(dir=self.temp))
+        for path in sorted(plain.intersection(rules)):
+            full = os.path.join(self.root, path)
+            info = os.lstat(full)
+            if not stat.S_ISREG(info.st_mode) or info.st_size > portable.LIMIT:
+                continue
+            data = read_regular(full, portable.LIMIT)
+            mode, blob = at_tip.get(path, (b"", b""))
+            committed = self.git.blob(blob, portable.LIMIT) if mode.startswith(b"100") else b""
+            ours = portable.taken_back(data, rules[path], committed)
+            if ours == data:
+                continue
+            made = os.path.join(place, path)
+            os.makedirs(os.path.dirname(made), exist_ok=True)
+            with open(made, "wb") as file:
+                file.write(ours)
+            os.chmod(made, info.st_mode & 0o777 | 0o400)
+            self.taken_back[path] = made
+        if not self.taken_back:
+            return
+        # The attributes of the work tree say what becomes of line ends there, too.
+        for path in self.taken_back:
+            for part in (b"", *parents(path)):
+                rule = os.path.join(part, b".gitattributes")
+                if rule in self.work.files and stat.S_ISREG(kind_of(os.path.join(self.root, rule))):
+                    shutil.copyfile(os.path.join(self.root, rule), os.path.join(place, rule))
+        self.git.run(
+            "update-index", "--add", "--replace", "-z", "--stdin", data=nul(self.taken_back),
+            env={"GIT_WORK_TREE": os.fsdecode(place)},
+        )  # fmt: skip
 
     def _leave_out_large(self, paths: Iterable[bytes], most: int, wanted: set[bytes]) -> None:
         """Name what the host refuses anyway: a sparse file costs the agent nothing, and hashing it hours."""
@@ -755,7 +799,7 @@ class Unit:
         info = []
         for path in changed:
             mode, blob = start.get(path, (b"", b""))
-            full = os.path.join(self.root, path)
+            full = self.taken_back.get(path) or os.path.join(self.root, path)
             if not mode.startswith(b"100") or path not in wanted or os.path.islink(full):
                 continue
             if os.access(full, os.R_OK) and file_blob_id(full, self.format) == blob:
@@ -856,6 +900,17 @@ class Unit:
             with os.fdopen(fd, "rb") as file:
                 record(out, {"type": "lfs", "size": size, "oid": oid})
                 shutil.copyfileobj(file, out, 1 << 20)
+
+
+def sibling(name: str) -> Any:
+    """Import another of the root-owned pieces; isolated, python looks for none."""
+    import importlib.util  # takes its time, and few repositories need it
+
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
+    spec: Any = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def nul(items: Iterable[bytes]) -> bytes:

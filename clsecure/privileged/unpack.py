@@ -14,10 +14,12 @@ import base64
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import subprocess
@@ -59,6 +61,13 @@ class Stream:
     def __init__(self, source: BinaryIO) -> None:
         self.source = source
         self.left = 0
+
+    @classmethod
+    def of(cls, data: bytes) -> Stream:
+        """Return a stream that holds the bytes of one record."""
+        made = cls(io.BytesIO(data))
+        made.left = len(data)
+        return made
 
     def next(self) -> Json:
         """Return the next record; its bytes have to be read before the one after."""
@@ -212,6 +221,7 @@ class Unit:
         self.index_tree = oid(record["index_tree"])
         self.lfs: set[bytes] = set()
         self.intended: list[bytes] = []
+        self.rules: Json = {}
         self.checked_out = False
         if self.path:
             tree = Tree(workspace)
@@ -271,6 +281,9 @@ class Unit:
             self._receive(kind, record, stream)
             return
         self.check_out()
+        if kind == "portable":
+            self.rules = json.loads(stream.bytes())
+            return
         path = base64.b64decode(record["path"])
         if path.split(b"/")[0].lower() == b".git":
             raise UnpackError(f"not a path: {shown(path)}")
@@ -362,7 +375,59 @@ class Unit:
         if self.intended:
             names = b"".join(path + b"\0" for path in self.intended)
             self.git("add", "-N", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", data=names)
+        if self.rules:
+            self._make_portable()
         self.tree.close()
+
+    def _make_portable(self) -> None:
+        """Let agent files name what is there inside, and git take them for what they were."""
+        top = os.fsdecode(self.top)
+        if "\n" in top:
+            return  # the filter's command can't name it
+        portable = sibling("portable")
+        names = b"".join(os.fsencode(path) + b"\0" for path in self.rules)
+        words = self.git("check-attr", "-z", "--stdin", "filter", data=names).split(b"\0")
+        # A filter of the repository's own stays: two can't follow each other.
+        free = [
+            p
+            for p, value in zip(words[0::3], words[2::3], strict=False)
+            if value in (b"unspecified", b"unset")
+        ]
+        kept = {os.fsdecode(path): self.rules[os.fsdecode(path)] for path in free}
+        kept = {path: rules for path, rules in kept.items() if self._rewrite(path, rules, portable)}
+        if not kept:
+            return
+        lines = "".join(f"/{path} filter={portable.FILTER}\n" for path in kept)
+        self.tree.write(b".git/info/attributes", 0o644, Stream.of(lines.encode()))
+        self.tree.write(portable.RULES, 0o644, Stream.of(json.dumps(kept).encode()))
+        rules = shlex.quote(os.path.join(top, os.fsdecode(portable.RULES)))
+        command = f"/usr/bin/python3 -I -S {shlex.quote(portable.__file__)}"
+        self.configure(
+            [
+                ("filter", portable.FILTER, "clean", f"{command} clean {rules} %f"),
+                ("filter", portable.FILTER, "smudge", f"{command} smudge {rules} %f"),
+            ]
+        )
+        # git takes another size for a change, whatever a filter makes of the file: let it forget the size.
+        known = [os.fsencode(path) for path in kept if os.fsencode(path) not in self.intended]
+        staged = self.git("ls-files", "--stage", "-z", "--", *map(os.fsdecode, known)) if known else b""
+        self.git("update-index", "-z", "--index-info", data=staged)
+        self.git("update-index", "-q", "--refresh")
+
+    def _rewrite(self, path: str, rules: list[Json], portable: Any) -> bool:
+        """Rewrite one file; False when it is none or says nothing of it."""
+        try:
+            parent, name = self.tree.parent(os.fsencode(path), make=None)
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        except OSError:
+            return False
+        with open(fd, "rb") as file:
+            mode = os.fstat(fd).st_mode
+            data = file.read(portable.LIMIT + 1) if stat.S_ISREG(mode) else b""
+        inside = portable.replaced(data, rules)
+        if len(data) > portable.LIMIT or inside == data:
+            return False
+        return self.tree.write(os.fsencode(path), mode & 0o777, Stream.of(inside))
 
 
 class Unpacker:
@@ -434,6 +499,17 @@ class Unpacker:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     os.unlink(path)
+
+
+def sibling(name: str) -> Any:
+    """Import another of the root-owned pieces; isolated, python looks for none."""
+    import importlib.util  # takes its time, and few repositories need it
+
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
+    spec: Any = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def oid(text: str) -> str:

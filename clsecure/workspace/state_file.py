@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.errors import StateError
-from clsecure.model import StartState, StartUnit
+from clsecure.model import Rewrite, StartState, StartUnit
 
 _VERSION = 1
 _MAX_BYTES = 4 << 20
@@ -38,6 +38,7 @@ def save(state: StartState, file: Path) -> None:
             for unit in state.units
         ],
         "warnings": list(state.warnings),
+        "portable": state.rules,
     }
     temporary = None
     try:
@@ -77,7 +78,22 @@ def _parse(content: Any) -> StartState:  # noqa: ANN401  # JSON
     units = tuple(_unit(item) for item in content["units"])
     if not units or units[0].path != b"" or any(not unit.path for unit in units[1:]):
         raise ValueError("no top repository")
-    return StartState(units=units, warnings=tuple(str(text) for text in content["warnings"]))
+    return StartState(
+        units=units,
+        warnings=tuple(str(text) for text in content["warnings"]),
+        # Sessions of older versions have none.
+        portable={
+            str(path): tuple(_rewrite(item) for item in items)
+            for path, items in content.get("portable", {}).items()
+        },
+    )
+
+
+def _rewrite(item: dict[str, Any]) -> Rewrite:
+    place, outside, inside = item["place"], item["outside"], item["inside"]
+    if not isinstance(place, list) or not all(isinstance(text, str) for text in (*place, outside, inside)):
+        raise ValueError("a rewritten string")
+    return Rewrite(place=tuple(place), outside=outside, inside=inside)
 
 
 def _unit(item: dict[str, Any]) -> StartUnit:

@@ -61,7 +61,8 @@ def stream_in(
         known: dict[bytes, Repository] = {}
         for unit in state.units:
             own = repository if repository is not None and not known else discover(unit.source)
-            _Unit(writer, unit, own, url=_submodule_url(unit, own, known)).send()
+            rules = {} if unit.path else state.rules
+            _Unit(writer, unit, own, url=_submodule_url(unit, own, known), rules=rules).send()
             known[unit.path] = own
     writer.data({"type": "end"}, b"")
     out.flush()
@@ -109,11 +110,20 @@ def _submodule_url(unit: StartUnit, own: Repository, known: Mapping[bytes, Repos
 
 
 class _Unit:
-    def __init__(self, writer: _Writer, unit: StartUnit, repository: Repository, *, url: str | None) -> None:
+    def __init__(
+        self,
+        writer: _Writer,
+        unit: StartUnit,
+        repository: Repository,
+        *,
+        url: str | None,
+        rules: Mapping[str, object],
+    ) -> None:
         self._writer = writer
         self._unit = unit
         self._repository = repository
         self._url = url
+        self._rules = rules
         self._files = unit.base.with_name("files")
 
     def send(self) -> None:
@@ -147,6 +157,8 @@ class _Unit:
                 self._writer.data({"type": "symlink", "path": _b64(path)}, target)
         except FileNotFoundError as error:
             raise StateError("The copies of the uncommitted files are gone", details=str(error)) from error
+        if self._rules:
+            self._writer.data({"type": "portable"}, json.dumps(self._rules).encode("ascii"))
 
     def _header(self, hooks_path: str | None, *, uses_lfs: bool) -> None:
         unit, repository = self._unit, self._repository

@@ -11,14 +11,16 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clsecure.git import Git
 from clsecure.model import HomeFile, StartState
 from clsecure.workspace import clone, stream
+from clsecure.workspace.portable import Inside, look
 from clsecure.workspace.repository import discover
+from clsecure.workspace.state_file import load, save
 
 UNPACK = Path(clone.__file__).parents[1] / "privileged" / "unpack.py"
 EXPORT = UNPACK.with_name("export.py")
@@ -83,11 +85,25 @@ def unpack(data: bytes, workspace: Path, home: Path) -> subprocess.CompletedProc
     )
 
 
-def bring_in(top: Path, room: Path, *, full: bool = False, home_files: Sequence[HomeFile] = ()) -> Session:
-    """The whole way: discover, prepare, stream, unpack."""
+def bring_in(
+    top: Path,
+    room: Path,
+    *,
+    full: bool = False,
+    home_files: Sequence[HomeFile] = (),
+    programs: Callable[[Path], Inside] | None = None,
+) -> Session:
+    """The whole way: discover, prepare, stream, unpack.
+
+    :param programs: given the workspace, what the session has; agent files are made portable with it.
+    """
     room.mkdir(parents=True, exist_ok=True)
     repository = discover(top)
     state = clone.prepare(repository, room / "start", full=full)
+    if programs is not None:
+        found = look(state, programs(room / "home/work"))
+        save(replace(state, portable=found.rewrites), room / "state")
+        state = load(room / "state")
     out = io.BytesIO()
     sent = stream.stream_in(state, repository, out, home_files=home_files)
     assert sent.size == len(out.getvalue())
@@ -153,6 +169,7 @@ def exported_trees(session: Session) -> dict[bytes, str]:
     request = {
         "workspace": str(session.workspace),
         "message": "work",
+        "portable": session.state.rules,
         "max_refused": 10,
         "units": [
             {
