@@ -15,7 +15,7 @@ from clsecure.errors import AgentError, UsageError
 BIN_DIRECTORY = PurePosixPath("/opt/clsecure/bin")
 """Where the agent's root-owned program lies inside."""
 
-_SYSTEM_DIRECTORIES = (
+SYSTEM_DIRECTORIES = (
     "/usr/local/bin",
     "/usr/bin",
     "/bin",
@@ -23,6 +23,7 @@ _SYSTEM_DIRECTORIES = (
     "/usr/sbin",
     "/sbin",
 )
+"""Where the system has its programs, on the PATH inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,7 @@ def environment(
     credentials: Mapping[str, str] | None = None,
     tool_env: Mapping[str, str] | None = None,
     extra_path: Sequence[PurePosixPath] = (),
+    late_path: Sequence[PurePosixPath] = (),
 ) -> dict[str, str]:
     """Return the complete environment of the agent; nothing else is inherited.
 
@@ -164,6 +166,7 @@ def environment(
     :param credentials: what the user gives the agent itself (``credentials = copy``).
     :param tool_env: where the tools inside find the user's registries.
     :param extra_path: directories with programs in what the user mounted.
+    :param late_path: directories with programs that the system's own go before.
     :raises AgentError: the agent can't be given a token for that credential.
     """
     env = {
@@ -176,7 +179,7 @@ def environment(
     if not any(name in env for name in ("LANG", "LC_ALL", "LC_CTYPE")):
         env["LANG"] = "C.UTF-8"
     env |= tool_env or {}
-    path = [str(BIN_DIRECTORY), *(str(entry) for entry in extra_path), *_SYSTEM_DIRECTORIES]
+    path = [str(BIN_DIRECTORY), *map(str, extra_path), *SYSTEM_DIRECTORIES, *map(str, late_path)]
     env |= {
         "HOME": str(home),
         "USER": user,

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
@@ -157,9 +158,18 @@ class LocalBackend:
 def _open_source(mount: Mount) -> int:
     """Open what is to be mounted as the user: what the user can't reach, root must not open for them."""
     try:
-        return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"{mount.source} can't be mounted", details=str(error)) from error
+    place = Path(f"/proc/self/fd/{fd}").readlink()
+    if mount.direct and place != mount.source:
+        os.close(fd)
+        raise UsageError(
+            f"{mount.source} can't be mounted",
+            details=f"It leads to {place}",
+            resolution="toolchains = false in your settings goes without it",
+        )
+    return fd
 
 
 def _facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:

@@ -61,7 +61,15 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "nft": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "nftables"),
     "pasta": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "passt"),
     # tool: package manager -> package; the tool's own name where it is not listed
-    "npm": {"apt-get": "npm", "dnf": "nodejs-npm", "pacman": "npm"},
+    "npm": {"apt-get": "npm", "dnf": "nodejs-npm", "pacman": "npm", "zypper": "npm-default"},
+    "npx": {"apt-get": "npm", "dnf": "nodejs-npm", "pacman": "npm", "zypper": "npm-default"},
+    "node": {"apt-get": "nodejs", "dnf": "nodejs", "pacman": "nodejs", "zypper": "nodejs-default"},
+    "go": {"apt-get": "golang", "dnf": "golang"},
+    "docker": {"apt-get": "docker.io"},
+    "cargo": {"pacman": "rust"},
+    "pipx": {"pacman": "python-pipx", "zypper": "python3-pipx"},
+    "pip3": {"apt-get": "python3-pip", "dnf": "python3-pip", "pacman": "python-pip", "zypper": "python3-pip"},
+    "python": {"apt-get": "python-is-python3", "dnf": "python-unversioned-command", "zypper": "python3"},
     "gh": {"pacman": "github-cli"},
     "python3": {"pacman": "python"},
 }

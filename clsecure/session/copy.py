@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -16,10 +16,12 @@ from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
 from clsecure.model import SandboxSpec, StartState
 from clsecure.session.context import Context
+from clsecure.session.portable import inside_of, missing, uses_servers
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.tools import run_tool
 from clsecure.session.ui import ResumeQuestion
 from clsecure.workspace.clone import forget_files, prepare
+from clsecure.workspace.portable import look
 from clsecure.workspace.state_file import load, save
 from clsecure.workspace.stream import Sent, stream_in
 
@@ -163,7 +165,9 @@ class PrivateCopy:
 
         def make() -> None:
             with self._ui.phase("copying the repository"):
-                start = prepare(repository, self._place.base, full=self._plan.full_clone)
+                start = self._portable(
+                    prepare(repository, self._place.base, full=self._plan.full_clone), directory
+                )
                 save(start, self._place.start_file)
                 made.append((start, self._agent_home(directory)))
 
@@ -174,6 +178,13 @@ class PrivateCopy:
 
         sent = self._unpack(directory, write, meanwhile=make)
         return made[0][0], sent
+
+    def _portable(self, start: StartState, directory: PurePosixPath) -> StartState:
+        """Find out what of the agent files can't work inside, and say what is missing there."""
+        inside = inside_of(self._context, directory)
+        found = look(start, inside)
+        lines = missing(found.servers, inside, self._plan) if uses_servers(self._context) else ()
+        return replace(start, portable=found.rewrites, warnings=(*start.warnings, *lines))
 
     def _agent_home(self, directory: PurePosixPath) -> AgentHome:
         around = self._context.around

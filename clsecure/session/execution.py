@@ -16,6 +16,7 @@ from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.network import Arrangement
 from clsecure.session.opening import opening_lines
+from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
 from clsecure.verify.host import check_barrier, require
 
@@ -85,7 +86,7 @@ class Execution:
             f"{what} runs isolated",
             *opening_lines(plan, self._network.gateway, uses_api=agent.base_url_env is not None),
             f"project {plan.project}, session {plan.session}",
-            *(f"mounted: {m.source} at {m.target}{'' if m.read_only else ', writable'}" for m in plan.mounts),
+            *(f"mounted: {line}" for line in plan.mounted),
             *(f"residual: {w}" for w in self._context.warnings if w.startswith("not enforced")),
             *(f"residual: {w}" for w in (self._gateway.residuals if self._gateway else ())),
         ]
@@ -102,7 +103,8 @@ class Execution:
             gateway=self._access(port),
             credentials=self._network.given,
             tool_env=plan.tool_env,
-            extra_path=[PurePosixPath(m.target) / "bin" for m in plan.mounts],
+            extra_path=mounted_path(plan),
+            late_path=late_path(plan),
         )
         command = SandboxCommand(argv=self._argv(), env=env, cwd=Path(self._workspace.directory))
         limit = plan.time_limit

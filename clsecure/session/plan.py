@@ -12,6 +12,7 @@ from pathlib import Path
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
 from clsecure.policy import Budget, EgressPolicy
 from clsecure.session.store import DEFAULT_SESSION
+from clsecure.session.toolchains import HOMEBREW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class SessionPlan:
     :param provider_tools: the provider may fetch, search and run code for the agent.
     :param allow_private: full network may reach private addresses, too.
     :param limits: most that the session may take of the machine.
+    :param toolchains: those of the mounts that nobody named: what several users of this machine share.
     :param setup_script: a program of the user's that runs inside, once per fresh workspace.
     :param install_dependencies: what the repository's lock files name is installed then, too.
     :param cleanup_hook_timeout: seconds.
@@ -63,12 +65,26 @@ class SessionPlan:
     provider_tools: bool = False
     allow_private: bool = False
     limits: ResourceLimits = field(default_factory=ResourceLimits)
+    toolchains: tuple[Mount, ...] = ()
     setup_script: Path | None = None
     install_dependencies: bool = False
     cleanup_hook_timeout: int = 30
     skip_docker_autodetect: bool = False
     provider: str = "anthropic"
     warnings: tuple[str, ...] = ()
+
+    @property
+    def mounted(self) -> tuple[str, ...]:
+        """What of the host is seen inside, in words; may need escaping."""
+        lines = [
+            f"{m.source} at {m.target}{'' if m.read_only else ', writable'}"
+            for m in self.mounts
+            if m not in self.toolchains
+        ]
+        if self.toolchains:
+            parts = ", ".join(str(m.target.relative_to(HOMEBREW)) for m in self.toolchains)
+            lines.append(f"{HOMEBREW} ({parts}), read-only; toolchains = false leaves it out")
+        return tuple(lines)
 
     @property
     def tag(self) -> str:

@@ -68,6 +68,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
     from clsecure.cli.reach import reach
     from clsecure.session.plan import SessionPlan, new_session_id
     from clsecure.session.store import DEFAULT_SESSION
+    from clsecure.session.toolchains import toolchain_mounts
 
     for warning in settings.warnings:
         ui.warn(warning)  # before presets are asked, which may take its time
@@ -76,6 +77,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         ui.warn(warning)
     for note in (*settings.notes, *reached.notes):
         ui.note(note)
+    toolchains = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     now = datetime.now().astimezone()
     return SessionPlan(
         session_id=new_session_id(now),
@@ -88,7 +90,8 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         agent=settings.agent,
         command=options.argv,
         shell=options.shell,
-        mounts=settings.mounts,
+        mounts=(*settings.mounts, *toolchains),
+        toolchains=toolchains,
         full_clone=settings.full_clone,
         on_finish=settings.on_finish,
         branch=options.branch,
@@ -145,10 +148,7 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
             f"mode       {plan.mode}{_from(settings, 'mode')}",
             f"network    {network}{_from(settings, 'network')}",
             *described(plan),
-            *(
-                f"mount      {m.source} at {m.target}{'' if m.read_only else ' (writable)'}"
-                for m in plan.mounts
-            ),
+            *(f"mount      {line}" for line in plan.mounted),
             f"time limit {plan.time_limit or 'none'}",
             f"at the end {finish}; as branch {plan.branch_name}",
             "nothing was done (--dry-run)",
