@@ -148,6 +148,8 @@ class PrivateCopy:
             forget_files(start)
         for warning in (*start.warnings, *sent.warnings):
             self._context.warn(warning)
+        if start.portable:
+            self._ui.note(f"names what is there inside, in the copy only: {', '.join(start.portable)}")
         record = self._place.write(
             record,
             status=SessionStatus.RUNNING,
