@@ -109,37 +109,23 @@ def test_the_agents_changes_come_home_from_a_kept_session_too(person, repo, mode
     done = person.clsecure(
         "--mode", mode, *OFFLINE, "--on-finish", "keep", "--", "sh", "-c", work, cwd=repo
     ).check()  # fmt: skip
+    more = """
+        grep -c '"python3"' .mcp.json; sed -i 's/Edit/Write/' .claude/settings.json
+    """
+    resume = ("--mode", mode, *OFFLINE, "--resume", "--on-finish", "keep", "--", "sh", "-c", more)
+    done = person.clsecure(*resume, cwd=repo).check()
+    assert b"\n1\n" in b"\n" + done.stderr
     key = done.json()["session_id"]
     before = snapshot(repo)
     done = person.clsecure("import", key, "--branch", f"work{mode}", "--output", "json", cwd=repo).check()
     assert_only_new_branch(before, snapshot(repo), f"work{mode}")
     for name, old, new in (
         (".mcp.json", b"something", b"committed"),
-        (".claude/settings.json", b"Bash", b"Edit"),
+        (".claude/settings.json", b"Bash", b"Write"),
     ):
         shown = person.run(["git", "cat-file", "blob", f"work{mode}:{name}"], cwd=repo).check().stdout
         assert shown == (repo / name).read_bytes().replace(old, new)
     assert person.git(repo, "rev-list", "--count", f"main..work{mode}") == "2"
-
-
-def test_a_hostile_copy_changes_nothing_about_what_comes_home(person, repo):
-    trap = person.home / f"sprung{next(_numbers)}"
-    attack = f"""
-        echo '* filter=evil' >.git/info/attributes; echo '{{' >.git/clsecure-portable.json
-        git config filter.evil.clean 'touch {trap} ~/sprung; cat'
-        git config filter.clsecure-portable.clean 'touch {trap} ~/sprung; cat'
-        git config core.fsmonitor 'touch {trap} ~/sprung'
-        rm .claude/settings.json; ln -s /etc/passwd .claude/settings.json; rm -f ~/sprung
-    """
-    done = person.clsecure(
-        *OFFLINE, "--on-finish", "import", "--", "sh", "-c", attack, cwd=repo
-    ).check()  # fmt: skip
-    document = done.json()
-    branch = document["import"]["branch"]
-    changed = person.git(repo, "diff", "--name-status", f"main..{branch}")
-    assert changed == "T\t.claude/settings.json"
-    assert not trap.exists()
-    assert not Path("/home", document["worker_user"], "sprung").exists()
 
 
 # ---- toolchains ---------------------------------------------------------------------------------------

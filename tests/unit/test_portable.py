@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path, PurePosixPath
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
-from clsecure.privileged.portable import replaced, taken_back
+from clsecure.privileged.portable import place_of, replaced, strings, taken_back
 from clsecure.workspace.portable import (
     Inside,
     absolute_hook,
@@ -199,6 +203,41 @@ def test_a_hook_is_found_again_wherever_the_agent_moved_it():
     back = json.loads(taken_back(json.dumps(moved).encode(), rules, b""))
     assert back["hooks"]["Stop"][2]["hooks"][0]["command"] == "./scripts/check.sh --fast"
     assert back["hooks"]["Stop"][2]["hooks"][1]["command"] == "echo ./not-this"
+
+
+_KEYS = st.sampled_from(["mcpServers", "command", "args", "hooks", "a", 'ü"', ""])
+_VALUES = st.sampled_from([NVM, PYENV, "npx", "./x", "", "mcpServers", '"\\\n', "\U0001f36c\ud800"])
+_JSON = st.recursive(
+    _VALUES | st.none() | st.integers() | st.booleans() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=30,
+)
+_SERVER = st.fixed_dictionaries({"command": _VALUES, "args": st.lists(_VALUES, max_size=4)})
+_FILES = st.fixed_dictionaries(
+    {"mcpServers": st.dictionaries(_KEYS, _SERVER | _JSON, max_size=4), "hooks": _JSON, "more": _JSON}
+)
+
+
+def walked(value: object, path: tuple[str | None, ...] = ()) -> list[tuple[object, str]]:
+    """The strings in a place, found in the document and not in its text."""
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in walked(item, (*path, key))]
+    if isinstance(value, list):
+        return [found for item in value for found in walked(item, (*path, None))]
+    place = place_of(path) if isinstance(value, str) else None
+    return [] if place is None else [(place, str(value))]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis.given(document=_JSON | _FILES, indent=st.sampled_from([None, 0, 3, "\t"]), ascii_=st.booleans())
+def test_every_string_is_found_where_it_stands_and_put_back(given, document, indent, ascii_):
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii_ or "\\ud" in json.dumps(document))
+    data = text.encode()
+    assert [(found.place, found.value) for found in strings(data)] == walked(document)
+    rules = [each.rule for each in mcp_rewrites(data, given())]
+    inside = replaced(data, rules)
+    assert (inside == data) == (not rules)
+    assert replaced(inside, rules, back=True) == data
 
 
 # ---- the way in and home ------------------------------------------------------------------------------
@@ -462,6 +501,23 @@ def test_servers_are_found_as_they_are_configured_inside(top, given, tmp_path):
     ]
 
 
+def test_submodules_are_left_as_they_are(start, top, tmp_path):
+    other = make(tmp_path / "user/other")
+    (other / ".mcp.json").write_text(SERVERS)
+    (other / "settings.json").write_text(HOOKS)
+    commit(other, "agent files")
+    git(top, "rm", "-rq", ".claude")
+    for path in ("sub", ".claude"):
+        git(top, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), path)
+    commit(top, "submodules")
+    session = start()
+    assert list(session.state.portable) == [".mcp.json"]
+    assert (session.workspace / "sub/.mcp.json").read_text() == SERVERS
+    assert (session.workspace / ".claude/settings.json").read_text() == HOOKS
+    assert status_inside(session) == set()
+    assert_unchanged_is_identical(session)
+
+
 # ---- hostile agents -----------------------------------------------------------------------------------
 
 
@@ -473,6 +529,16 @@ def test_a_copys_git_that_knows_nothing_of_it_any_more(start, top, tmp_path):
     assert status_inside(session) == {b" M .mcp.json", b" M .claude/settings.json"}
     # What is not committed is taken back by rules that the agent never held.
     assert branch_of(session, tmp_path, top) is None
+
+
+def test_a_copy_without_git(start, top, tmp_path):
+    session = start()
+    shutil.rmtree(session.workspace / ".git")
+    assert branch_of(session, tmp_path, top) is None
+    edited(session, ".mcp.json", '"plain"', '"other"')
+    shutil.rmtree(tmp_path / "quarantine")
+    branch = branch_of(session, tmp_path, top)
+    assert shown(top, f"{branch}:.mcp.json").decode() == SERVERS.replace('"plain"', '"other"')
 
 
 def test_rules_that_the_agent_broke_leave_its_git_working(start):
