@@ -149,7 +149,7 @@ class PrivateCopy:
         for warning in (*start.warnings, *sent.warnings):
             self._context.warn(warning)
         if start.portable:
-            self._ui.note(f"names what is there inside, in the copy only: {', '.join(start.portable)}")
+            self._ui.note(f"in the copy, commands name what is there inside: {', '.join(start.portable)}")
         record = self._place.write(
             record,
             status=SessionStatus.RUNNING,
