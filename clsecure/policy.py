@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from clsecure.model import NetworkPolicy
@@ -84,11 +85,17 @@ class NetworkRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressPolicy:
-    """What one session may reach besides the provider's API. Without rules that is nothing."""
+    """What one session may reach besides the provider's API. Without rules that is nothing.
+
+    :param only: the machine's ceiling: nothing but what these cover, whoever allows it; None for no ceiling.
+    :param only_where: where the ceiling was written.
+    """
 
     kind: NetworkPolicy = NetworkPolicy.API
     allow: tuple[NetworkRule, ...] = ()
     deny: tuple[NetworkRule, ...] = ()
+    only: tuple[HostPattern, ...] | None = None
+    only_where: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +142,18 @@ def decide(policy: EgressPolicy, host: str, port: int) -> Decision:
     # The most exact rule speaks: it alone may lead to a private address.
     for rule in sorted(policy.allow, key=lambda rule: rule.pattern.subdomains):
         if rule.pattern.matches(host, port):
+            if policy.only is not None and not covered(HostPattern(host=host, port=port), policy.only):
+                reason = f"beyond what this machine allows ({policy.only_where})"
+                return Decision(allowed=False, rule=None, reason=reason)
             return Decision(allowed=True, rule=rule, reason=f"allowed by {rule.pattern} ({rule.where})")
     return Decision(allowed=False, rule=None, reason="nothing allows it")
+
+
+def covered(pattern: HostPattern, by: Iterable[HostPattern]) -> bool:
+    """Tell whether one of the patterns means everything that a pattern means, under any name of it."""
+    names = LOOPBACK_NAMES if pattern.host in LOOPBACK_NAMES else {pattern.host}
+    patterns = [replace(pattern, host=name) for name in names]
+    return any(each.covers(other) for each in by for other in patterns)
 
 
 def denied_addresses(policy: EgressPolicy, port: int) -> frozenset[str]:
@@ -149,9 +166,7 @@ def denied_addresses(policy: EgressPolicy, port: int) -> frozenset[str]:
 
 def denial_of(policy: EgressPolicy, pattern: HostPattern) -> NetworkRule | None:
     """Return a denial that leaves nothing of what a pattern allows."""
-    names = LOOPBACK_NAMES if pattern.host in LOOPBACK_NAMES else {pattern.host}
-    patterns = [replace(pattern, host=name) for name in names]
-    return next((rule for rule in policy.deny if any(map(rule.pattern.covers, patterns))), None)
+    return next((rule for rule in policy.deny if covered(pattern, (rule.pattern,))), None)
 
 
 def parse_pattern(text: str, *, default_port: int | None = DEFAULT_PORT) -> HostPattern:

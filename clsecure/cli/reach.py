@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING
 from clsecure.egress.provider import Provider, find_provider
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, NetworkPolicy
-from clsecure.policy import MAX_RULES, EgressPolicy, NetworkRule, denial_of, host_and_port, parse_pattern
+from clsecure.policy import (
+    MAX_RULES,
+    EgressPolicy,
+    HostPattern,
+    NetworkRule,
+    covered,
+    denial_of,
+    host_and_port,
+    parse_pattern,
+)
 from clsecure.settings.values import human_budget
 
 if TYPE_CHECKING:
     from clsecure.egress.presets import Preset
     from clsecure.session.plan import SessionPlan
     from clsecure.session.ui import Ui
+    from clsecure.settings.enforce import Ceilings
     from clsecure.settings.layers import NetworkSettings
     from clsecure.settings.model import Settings
 
@@ -54,6 +64,7 @@ def reach(
     allow = (*settings.allow_domains, *(rule for preset in presets for rule in preset.rules))
     through_gateway = settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}
     if through_gateway and settings.credentials is not Credentials.NONE:
+        _refuse_other_provider(settings.ceilings, environ)
         _refuse_denied_provider(find_provider(environ, base_url=settings.base_url), settings.deny_domains)
     for what, rules in (("allowed", allow), ("denied", settings.deny_domains)):
         if len(rules) > MAX_RULES:
@@ -61,13 +72,31 @@ def reach(
                 f"{len(rules)} hosts are {what}, and a session can have {MAX_RULES}",
                 resolution="name fewer, or whole domains: *.SUB.DOMAIN",
             )
-    policy = EgressPolicy(kind=settings.network, allow=allow, deny=settings.deny_domains)
+    policy = EgressPolicy(
+        kind=settings.network,
+        allow=allow,
+        deny=settings.deny_domains,
+        only=_ceiling(settings.ceilings),
+        only_where=_ceiling_place(settings.ceilings),
+    )
     return Reach(
         policy=policy,
         tool_env={name: value for preset in presets for name, value in preset.env.items()},
         warnings=_in_vain(policy),
         notes=tuple(f"preset {preset.name}: {note}" for preset in presets for note in preset.notes),
     )
+
+
+def _ceiling(ceilings: Ceilings) -> tuple[HostPattern, ...] | None:
+    """Return what may be allowed at most, also later in the running session."""
+    if ceilings.network in (NetworkPolicy.NONE, NetworkPolicy.API):
+        return ()
+    return ceilings.hosts
+
+
+def _ceiling_place(ceilings: Ceilings) -> str:
+    sources = ceilings.sources
+    return next((str(sources[key]) for key in ("allow_domains", "network") if key in sources), "")
 
 
 def described(plan: SessionPlan) -> list[str]:
@@ -114,6 +143,16 @@ def _presets(
         return resolve(names, environ=environ, home=home, repository_top=repository)
 
 
+def _refuse_other_provider(ceilings: Ceilings, environ: Mapping[str, str]) -> None:
+    """The variable makes a provider's name mean somebody else, which a ceiling of names must not allow."""
+    if ceilings.providers is not None and environ.get("ANTHROPIC_BASE_URL"):
+        raise UsageError(
+            "ANTHROPIC_BASE_URL asks for more than this machine allows",
+            details=f"The ceiling is set by {ceilings.sources['providers']}.",
+            resolution="unset it, or ask an administrator",
+        )
+
+
 def _refuse_denied_provider(provider: Provider, deny: tuple[NetworkRule, ...]) -> None:
     pattern = parse_pattern(host_and_port(provider.host, provider.port))
     rule = denial_of(EgressPolicy(deny=deny), pattern)
@@ -131,5 +170,9 @@ def _in_vain(policy: EgressPolicy) -> tuple[str, ...]:
         if denial is not None and not _has_alias(rule, policy.allow):
             lines.append(
                 f"{rule.pattern} ({rule.where}) stays denied, because of {denial.pattern} ({denial.where})"
+            )
+        elif policy.only is not None and not covered(rule.pattern, policy.only):
+            lines.append(
+                f"{rule.pattern} ({rule.where}) is beyond what this machine allows ({policy.only_where})"
             )
     return tuple(lines)

@@ -12,6 +12,7 @@ from clsecure.policy import (
     Decision,
     EgressPolicy,
     NetworkRule,
+    covered,
     decide,
     denial_of,
     denied_addresses,
@@ -59,6 +60,12 @@ class LivePolicy:
                 raise EgressError(
                     f"{rule.pattern} can't be allowed: {denial.pattern} is denied by {denial.where}",
                     resolution="A denial always wins; take it out and start a new session",
+                )
+            if policy.only is not None and not covered(rule.pattern, policy.only):
+                raise EgressError(
+                    f"{rule.pattern} can't be allowed: it is beyond what this machine allows",
+                    details=f"The ceiling is set by {policy.only_where}.",
+                    resolution="ask an administrator",
                 )
         known = {rule.pattern for rule in policy.allow}
         new = tuple(rule for rule in wanted if rule.pattern not in known)

@@ -220,6 +220,8 @@ def decode_config(message: Mapping[str, Any]) -> GatewayConfig:
             kind=NetworkPolicy(message["policy"]["kind"]),
             allow=_rules(message["policy"]["allow"]),
             deny=_rules(message["policy"]["deny"]),
+            only=_patterns(message["policy"]["only"]),
+            only_where=message["policy"]["only_where"],
         ),
         budget=Budget(**message["budget"]),
         proxies=HostProxies(**message["proxies"]),
@@ -317,6 +319,10 @@ def _fitting(message: dict[str, object], part: Callable[[int], dict[str, object]
 
 def _rules(rules: list[dict[str, Any]]) -> tuple[NetworkRule, ...]:
     return tuple(NetworkRule(**{**rule, "pattern": HostPattern(**rule["pattern"])}) for rule in rules)
+
+
+def _patterns(patterns: list[dict[str, Any]] | None) -> tuple[HostPattern, ...] | None:
+    return None if patterns is None else tuple(HostPattern(**pattern) for pattern in patterns)
 
 
 def _text(path: Path | None) -> str | None:

@@ -36,6 +36,7 @@ class Assignment:
     :param texts: its value, one for each item where it is a list.
     :param items: each text is one item of a list: commas in it do not part it further.
     :param wrong: why the value can't be one of this key, None when it may be.
+    :param ceiling: it stands under ``[enforce]``.
     """
 
     written: str
@@ -44,6 +45,7 @@ class Assignment:
     texts: tuple[Text, ...] = ()
     items: bool = False
     wrong: str | None = None
+    ceiling: bool = False
 
 
 def read_own(path: Path) -> bytes:
@@ -67,6 +69,32 @@ def read_own(path: Path) -> bytes:
         return _read(fd, path)
     finally:
         os.close(fd)
+
+
+def read_system(path: Path) -> bytes | None:
+    """Read a file of the machine's; None when there is none.
+
+    :raises UsageError: something stands there that only root could have meant and that can't be read, or that
+        others than root can change: a ceiling must never be passed over.
+    """
+    directory = path.parent
+    try:
+        fd = os.open(path, _OPEN | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unusable(path, error.strerror or "can't be opened", resolution=_ASK_ROOT) from error
+    try:
+        for what, facts in ((directory, directory.stat()), (path, os.fstat(fd))):
+            if facts.st_uid != SYSTEM_OWNER or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise unusable(path, f"others than root can change {what}", resolution=_ASK_ROOT)
+        return _read(fd, path)
+    finally:
+        os.close(fd)
+
+
+SYSTEM_OWNER = 0
+_ASK_ROOT = "an administrator can correct it"
 
 
 def read_below(top: Path, directory: str, name: str) -> bytes | None:

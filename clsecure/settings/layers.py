@@ -6,13 +6,14 @@ Standard library only, like the layers themselves; :mod:`.model` makes the setti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
-from clsecure.settings import network, values
+from clsecure.settings import enforce, narrowing, network, values
+from clsecure.settings.enforce import Ceilings
 from clsecure.settings.keys import KEYS, TOGETHER
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
@@ -24,12 +25,14 @@ DEFAULT_MODE = IsolationMode.NAMESPACE
 class Settled:
     """What was said, decided. Keys that nobody spoke of are in none of it.
 
+    :param ceilings: what the machine allows at most; ``values`` are within it.
     :param warnings: what the user should hear about the layers.
     :param notes: what the repository narrowed.
     """
 
     values: Mapping[str, Any]
     sources: Mapping[str, Source]
+    ceilings: Ceilings = field(default_factory=Ceilings)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -45,13 +48,16 @@ class NetworkSettings:
     credentials: Credentials = Credentials.INJECT
     allow_private: bool = False
     agent: str = "claude"
+    provider: str = "anthropic"
     base_url: str | None = None
+    ceilings: Ceilings = field(default_factory=Ceilings)
 
 
 def network_settings(settled: Settled) -> NetworkSettings:
     """Return what decides over the network."""
     names = NetworkSettings.__dataclass_fields__
-    return NetworkSettings(**{key: value for key, value in settled.values.items() if key in names})
+    found = {key: value for key, value in settled.values.items() if key in names}
+    return NetworkSettings(**found, ceilings=settled.ceilings)
 
 
 def settle(layers: Layers) -> Settled:
@@ -62,9 +68,11 @@ def settle(layers: Layers) -> Settled:
     """
     said = [Said(key=entry.key, value=_read(entry, layers), source=entry.source) for entry in layers.entries]
     by_key = {key: [one for one in said if one.key == key] for key in KEYS}
+    ceilings = enforce.read(layers.ceilings)
+    by_key, cut = enforce.bound(by_key, ceilings)
     combined = network.combine(
         by_key["network"],
-        [one for one in said if one.key in {"allow_domains", "presets"}],
+        sorted([*by_key["allow_domains"], *by_key["presets"]], key=lambda one: one.rank),
         by_key["deny_domains"],
     )
     decided = Said(key="network", value=combined.kind, source=combined.source)
@@ -73,6 +81,9 @@ def settle(layers: Layers) -> Settled:
         by_key[key] = [one for one in combined.hosts if one.key == key]
     mode, warnings, notes = _mode(by_key["mode"])
     by_key["mode"] = [mode] if mode else []
+    for key in narrowing.KEYS:
+        by_key[key], further = narrowing.narrowed(by_key[key])
+        notes = (*notes, *further)
     found: dict[str, Any] = {}
     sources: dict[str, Source] = {}
     for key, ones in by_key.items():
@@ -91,7 +102,8 @@ def settle(layers: Layers) -> Settled:
     return Settled(
         values=found,
         sources=sources,
-        warnings=(*layers.warnings, *combined.warnings, *warnings, *unused),
+        ceilings=ceilings,
+        warnings=(*layers.warnings, *cut, *combined.warnings, *warnings, *unused),
         notes=(*notes, *combined.notes),
     )
 

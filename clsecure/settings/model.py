@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
+from clsecure.settings.enforce import Ceilings
 from clsecure.settings.layers import DEFAULT_MODE, settle
 from clsecure.settings.sources import DEFAULT, Layer, Layers, Source
 from clsecure.settings.values import OutputFormat, Secret, SetupNetwork
@@ -91,6 +92,7 @@ class Settings(BaseSettings):
     output: OutputFormat = OutputFormat.HUMAN
     verbose: bool = False
 
+    _ceilings: Ceilings = PrivateAttr(default_factory=Ceilings)
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -99,6 +101,11 @@ class Settings(BaseSettings):
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear about the layers: what does nothing or does not count, and why."""
         return self._warnings
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """What the machine allows at most; all values are within it."""
+        return self._ceilings
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -161,6 +168,7 @@ def load(layers: Layers) -> Settings:
     finally:
         _LOADING.reset(token)
     settings._sources = dict(settled.sources)
+    settings._ceilings = settled.ceilings
     settings._warnings = settled.warnings
     settings._notes = settled.notes
     return settings

@@ -10,19 +10,27 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from clsecure.settings import files, keys
+from clsecure.settings import files, keys, narrowing
 from clsecure.settings.files import Assignment
-from clsecure.settings.sources import TOML_NAME, Entry, Layer, Layers, Once, assignments, to_entries
+from clsecure.settings.sources import (
+    TOML_NAME,
+    Entry,
+    Layer,
+    Layers,
+    Once,
+    assignments,
+    misplaced,
+    to_entries,
+)
 
 DIRECTORY = ".clsecure"
-NARROWING = frozenset({"network", "mode", "deny_domains"})
+NARROWING = frozenset({"network", "mode", "deny_domains", *narrowing.KEYS})
 """The keys that may take something away."""
 
 FLAGS = {
-    "allow_domains": "--allow-domain", "presets": "--allow-preset", "credentials": "--credentials",
-    "provider_tools": "--provider-tools", "allow_private": "--allow-private", "budget": "--budget",
+    "allow_domains": "--allow-domain", "presets": "--allow-preset", "allow_private": "--allow-private",
     "session": "--session", "agent": "--agent", "on_finish": "--on-finish", "full_clone": "--full-clone",
-    "mounts": "--mount", "limits": "--limit", "time_limit": "--time-limit", "provider": "--provider",
+    "mounts": "--mount", "provider": "--provider",
     "install_dependencies": "--install-deps", "output": "--output", "verbose": "--verbose",
 }  # fmt: skip
 """What the user can say in the place of the repository; a test holds it against the command line's."""
@@ -35,7 +43,7 @@ def with_project(layers: Layers, top: Path) -> Layers:
     :raises UsageError: a file of it that can't be accepted: it may have been meant to shut something.
     """
     entries: list[Entry] = []
-    warnings: list[str] = []
+    warnings = misplaced(top, top / DIRECTORY / "config")
     once = Once()
     for name in ("config", TOML_NAME):
         data = files.read_below(top, DIRECTORY, name)
@@ -43,16 +51,15 @@ def with_project(layers: Layers, top: Path) -> Layers:
             continue
         path = top / DIRECTORY / name
         for assignment in assignments(path, data):
-            if assignment.key in NARROWING:
+            if assignment.key in NARROWING and not assignment.ceiling:
                 once.add(path, assignment)
                 entries += to_entries(path, assignment, Layer.PROJECT)
             else:
                 warnings.append(_does_nothing(path, assignment))
     if len(warnings) > _MAX_WARNINGS:
         warnings[_MAX_WARNINGS:] = [f"{top / DIRECTORY}: {len(warnings) - _MAX_WARNINGS} more such keys"]
-    return dataclasses.replace(
-        layers, entries=(*layers.entries, *entries), warnings=(*layers.warnings, *warnings)
-    )
+    ranked = sorted((*layers.entries, *entries), key=lambda entry: entry.source.layer.rank)
+    return dataclasses.replace(layers, entries=tuple(ranked), warnings=(*layers.warnings, *warnings))
 
 
 _MAX_WARNINGS = 10

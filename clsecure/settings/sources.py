@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment, the user's files. Read here, judged in :mod:`.model`.
+"""Where settings come from: flags, environment, the user's and the machine's files. Read here, judged later.
 
 Standard library only, so that commands which need no settings never pay for pydantic. Nothing is read from
 the repository; :mod:`.project` does that once it is known.
@@ -32,6 +32,9 @@ __all__ = [
 
 ENVIRONMENT_PREFIX = "CLSECURE_"
 TOML_NAME = "config.toml"
+SYSTEM_DIRECTORY = Path("/etc/clsecure")
+MISPLACED = ".clsecure.conf"
+"""A name that people try, and that nobody reads."""
 
 # Names in our environment that are no settings: what hooks and sessions are told, what the tests use.
 _OTHER_VARIABLES = (
@@ -51,6 +54,7 @@ class Layer(StrEnum):
     ENVIRONMENT = "environment"
     USER_FILE = "user file"
     PROJECT = "project"
+    SYSTEM = "system"
     DEFAULT = "default"
 
     @property
@@ -94,11 +98,13 @@ class Entry:
 class Layers:
     """All that was found, strongest layer first; at most one entry per key and layer, but for lists.
 
+    :param ceilings: what the machine's ``[enforce]`` says: nothing exceeds it.
     :param directory: what relative mounts of the command line start at.
     :param home: what ``~/`` stands for.
     """
 
     entries: tuple[Entry, ...] = ()
+    ceilings: tuple[Entry, ...] = ()
     warnings: tuple[str, ...] = ()
     directory: Path = field(default_factory=Path.cwd)
     home: Path | None = None
@@ -113,27 +119,41 @@ class Layers:
 
 
 def gather(
-    flags: Sequence[Entry] = (), *, environ: Mapping[str, str] | None = None, file: bool = True
+    flags: Sequence[Entry] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: bool = True,
+    system: Path = SYSTEM_DIRECTORY,
 ) -> Layers:
     """Collect every layer.
 
     :param flags: what the command line said, as the parser made it.
     :param environ: the environment, the process's own by default.
-    :param file: read the user's files; off for commands that must work when they are broken.
+    :param file: read the files; off for commands that must work when they are broken.
+    :param system: where the machine's files are. Code alone can say so: who could name another place by a
+        flag or variable would be rid of the ceilings.
     :raises UsageError: a file that can't be accepted, or an unknown key.
     """
     env = os.environ if environ is None else environ
     home = _home(env)
     entries = [*flags, *_from_environment(env)]
     warnings: list[str] = []
+    ceilings: list[Entry] = []
     if file:
         found = [path for path in _candidates(env, home) if os.path.lexists(path)]
         read = found[:1]
         toml = _directory_of_settings(env, home)
         if toml is not None and os.path.lexists(toml / TOML_NAME):
             read.append(toml / TOML_NAME)
-        entries += _of_files(read)
+        entries += _of_files(
+            [(path, files.read_own(path)) for path in read], Layer.USER_FILE, ceilings=ceilings
+        )
         warnings += [f"{path} is not read, because {found[0]} is there" for path in found[1:]]
+        if home is not None:
+            warnings += misplaced(home, toml / "config" if toml is not None else home / ".clsecurerc")
+        paths = (system / "config", system / TOML_NAME)
+        machine = [(path, data) for path in paths if (data := files.read_system(path)) is not None]
+        entries += _of_files(machine, Layer.SYSTEM, ceilings=ceilings)
     warnings += [
         f"{entry.key} is not supported yet and does nothing ({entry.source})"
         for entry in entries
@@ -141,6 +161,7 @@ def gather(
     ]
     return Layers(
         entries=tuple(entry for entry in entries if entry.key not in LATER),
+        ceilings=tuple(ceilings),
         warnings=tuple(warnings),
         directory=_directory(),
         home=home,
@@ -153,7 +174,15 @@ def read_file(path: Path) -> list[Entry]:
     :raises UsageError: not a regular file that the user owns, too large, NUL, not UTF-8, not well-formed, an
         unknown key, or a key given twice under any of its spellings.
     """
-    return _of_files([path])
+    return _of_files([(path, files.read_own(path))], Layer.USER_FILE, ceilings=[])
+
+
+def misplaced(directory: Path, right: Path) -> list[str]:
+    """Return a warning where a file of settings lies under a name that nobody reads."""
+    found = directory / MISPLACED
+    if not os.path.lexists(found):
+        return []
+    return [f"{found} is not read by anything; settings belong in {right}"]
 
 
 def assignments(path: Path, data: bytes) -> list[Assignment]:
@@ -206,11 +235,19 @@ class Once:
         self._seen[key] = path, assignment.line
 
 
-def _of_files(paths: Sequence[Path]) -> list[Entry]:
-    """Read the user's files as the one layer that they are."""
-    once, entries = Once(), []
-    for path in paths:
-        for assignment in assignments(path, files.read_own(path)):
+def _of_files(found: Sequence[tuple[Path, bytes]], layer: Layer, *, ceilings: list[Entry]) -> list[Entry]:
+    """Return what files say that are one layer together; what they enforce is added to ``ceilings``."""
+    once, enforced = Once(), Once()
+    entries: list[Entry] = []
+    for path, data in found:
+        for assignment in assignments(path, data):
+            if assignment.ceiling and layer is not Layer.SYSTEM:
+                raise files.line_error(
+                    path,
+                    assignment.line,
+                    "[enforce] is for the machine's own file",
+                    resolution=f"an administrator can put it into {SYSTEM_DIRECTORY / TOML_NAME}",
+                )
             if assignment.key is None:
                 raise files.line_error(
                     path,
@@ -218,17 +255,19 @@ def _of_files(paths: Sequence[Path]) -> list[Entry]:
                     f"unknown key {assignment.written[:64]!r}",
                     resolution=_meant(assignment.written, path),
                 )
-            once.add(path, assignment)
-            entries += to_entries(path, assignment, Layer.USER_FILE)
+            (enforced if assignment.ceiling else once).add(path, assignment)
+            (ceilings if assignment.ceiling else entries).extend(to_entries(path, assignment, layer))
     return entries
 
 
 def _meant(written: str, path: Path) -> str:
     if path.name != TOML_NAME:
         return nearest(written)
-    from clsecure.settings.tables import TABLES
+    from clsecure.settings.tables import ENFORCE, TABLES
 
     table, dot, name = written.partition(".")
+    if dot and table == "enforce":
+        return nearest(name, ENFORCE)
     return (
         nearest(name, TABLES.get(table, ())) if dot else nearest(table, (*KEYS, *LATER, *SPELLINGS, *TABLES))
     )

@@ -10,6 +10,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clsecure.settings import keys, values
@@ -39,13 +40,23 @@ SETUP = {
 TABLES: Mapping[str, Mapping[str, str]] = {"egress": EGRESS, "limits": LIMITS, "setup": SETUP}
 """The tables whose keys are keys of the model."""
 
+ENFORCE = {
+    "mode": "mode", "network": "network", "allow": "allow_domains", "deny": "deny_domains",
+    "presets": "presets", "credentials": "credentials", "provider_tools": "provider_tools",
+    "allow_private": "allow_private", "providers": "providers", "mounts": "mounts",
+    "github_token": "github_token", "time_limit": "time_limit", "limits": "limits", "budget": "budget",
+}  # fmt: skip
+"""The keys of the table ``[enforce]``, and which of the model each bounds."""
+
 _BOOLEANS = frozenset(
     {
         "full_clone", "verbose", "provider_tools", "allow_private", "toolchains", "install_dependencies",
         "github_token", "skip_docker_autodetect",
     }
 )  # fmt: skip
-_LISTS = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "setup_network", "notify"})
+_LISTS = frozenset(
+    {"mounts", "allow_domains", "deny_domains", "presets", "setup_network", "notify", "providers"}
+)
 _NUMBERS = frozenset({"time_limit", "cleanup_hook_timeout", "notify_after"})
 _PARTS = {"budget": values.BUDGET_PARTS, "limits": values.LIMIT_PARTS}
 _MAX_INTEGER = 1 << 63
@@ -79,7 +90,9 @@ def parse(data: bytes, path: Path) -> list[Assignment]:
 
 def _top(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
     table = keys.normal(name)
-    if table not in TABLES:
+    if table == "enforce":
+        yield from _ceilings(name, value, lines)
+    elif table not in TABLES or (table in _PARTS and isinstance(value, str)):
         yield _assignment((name,), keys.canonical(name), value, lines)
     elif not isinstance(value, dict):
         wrong = f"must be a table: [{table}]"
@@ -96,6 +109,23 @@ def _top(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
             yield _assignment((name,), table, parts, lines)
 
 
+def _ceilings(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
+    if not isinstance(value, dict):
+        wrong = "must be a table: [enforce]"
+        yield Assignment(written=name, key="enforce", line=lines.of((name,)), wrong=wrong, ceiling=True)
+        return
+    for inner, item in value.items():
+        path, key = (name, inner), ENFORCE.get(keys.normal(inner))
+        if item == [] and key in _LISTS:  # nothing at all is a ceiling, too; elsewhere it says nothing
+            line = lines.of(path)
+            texts = (Text(text="", line=line),)
+            yield Assignment(
+                written=".".join(path), key=key, line=line, texts=texts, items=True, ceiling=True
+            )
+        else:
+            yield replace(_assignment(path, key, item, lines), ceiling=True)
+
+
 def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> Assignment:
     written, line = ".".join(path), lines.of(path)
     try:
@@ -105,11 +135,19 @@ def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> A
             texts = _parts_of(key, path, value, lines)
         elif key in _LISTS and isinstance(value, list):
             texts = _items(value, line, lines)
+            if key not in keys.TOGETHER | {"providers"}:  # one value of the strongest layer
+                texts = (Text(text=",".join(text.text for text in texts), line=line),)
         else:
             texts = (Text(text=_scalar(key, value), line=line),)
     except ValueError as error:
         return Assignment(written=written, key=key, line=line, wrong=str(error))
-    return Assignment(written=written, key=key, line=line, texts=tuple(texts), items=isinstance(value, list))
+    return Assignment(
+        written=written,
+        key=key,
+        line=line,
+        texts=tuple(texts),
+        items=isinstance(value, list) and key in keys.TOGETHER,
+    )
 
 
 def _scalar(key: str, value: object) -> str:

@@ -48,7 +48,7 @@ def test_by_default_nothing_is_said_beyond_the_api(place: Path) -> None:
     for word in ("allowed ", "denied ", "budget ", "key  ", "provider ", "private "):
         assert word not in shown
     found = document(place)
-    assert found["policy"] == {"kind": "api", "allow": [], "deny": []}
+    assert found["policy"] == {"kind": "api", "allow": [], "deny": [], "only": None, "only_where": ""}
     assert (found["credentials"], found["provider_tools"], found["allow_private"]) == ("inject", False, False)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from clsecure.cli.options import OPTIONS
 from clsecure.errors import UsageError
-from clsecure.model import IsolationMode, NetworkPolicy
+from clsecure.model import IsolationMode, NetworkPolicy, ResourceLimits
 from clsecure.settings.keys import KEYS, LATER
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import FLAGS, NARROWING, with_project
-from clsecure.settings.sources import MAX_FILE_BYTES, Layer, gather
+from clsecure.settings.sources import MAX_FILE_BYTES, Entry, Layer, Source, gather
 
 SECRET = "hunter2-CANARY"
 
@@ -73,10 +74,12 @@ def test_both_files_count(top: Path) -> None:
 
 
 WIDENING = [
-    ("allow_domains", "a.org"), ("presets", "npm"), ("credentials", "copy"), ("provider_tools", "true"),
-    ("allow_private", "true"), ("budget", "tokens=1"), ("session", "x"), ("agent", "demo"),
-    ("on_finish", "discard"), ("full_clone", "true"), ("mounts", "/etc"), ("time_limit", "5"),
-    ("base_url", "http://evil.example"), ("output", "json"), ("verbose", "true"),
+    ("allow_domains", "a.org"), ("presets", "npm"), ("allow_private", "true"), ("session", "x"),
+    ("agent", "demo"), ("on_finish", "discard"), ("full_clone", "true"), ("mounts", "/etc"),
+    ("base_url", "http://evil.example"), ("output", "json"), ("verbose", "true"), ("toolchains", "true"),
+    ("provider", "kimi"), ("kimi_api_key", "sk-1"), ("install_dependencies", "true"),
+    ("setup_script", "/tmp/x"), ("setup_network", "full"), ("github_token", "true"), ("notify", "bell"),
+    ("notify_command", "/tmp/x"), ("notify_after", "5"),
 ]  # fmt: skip
 
 
@@ -90,12 +93,74 @@ def test_everything_else_does_nothing_and_is_named(top: Path, key: str, text: st
     [warning] = found.warnings
     assert warning.startswith(f"{top}/.clsecure/{name}:2: {key} ")
     assert FLAGS.get(key, "your own settings file") in warning
+    assert not text.startswith("sk-") or text not in warning
 
 
 def test_every_key_narrows_or_is_named() -> None:
     assert {key for key, _ in WIDENING} | NARROWING == set(KEYS)
     flags = {option.key: option.name for option in OPTIONS if option.key and option.key not in NARROWING}
     assert flags == FLAGS
+
+
+NARROWED = [
+    ("credentials", "copy", "none", "none"), ("credentials", "none", "copy", "none"),
+    ("provider_tools", "true", "false", "false"), ("provider_tools", "false", "true", "false"),
+    ("time_limit", "2h", "1h", "1h"), ("time_limit", "1h", "2h", "1h"), ("time_limit", "none", "1h", "1h"),
+    ("limits", "memory=4G", "memory=2G,pids=100", "memory=2G,pids=100"),
+    ("limits", "memory=2G", "memory=4G", "memory=2G"),
+    ("limits", "memory=2G", "memory=none", "memory=2G"),
+    ("budget", "tokens=5", "tokens=3", "tokens=3"), ("budget", "tokens=3", "tokens=5", "tokens=3"),
+    ("cleanup_hook_timeout", "60", "30", "30"), ("cleanup_hook_timeout", "30", "60", "30"),
+    ("skip_docker_autodetect", "false", "true", "true"), ("skip_docker_autodetect", "true", "false", "true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "own", "project", "effective"), NARROWED)
+def test_the_stricter_of_user_and_repository_counts(
+    top: Path, tmp_path: Path, key: str, own: str, project: str, effective: str
+) -> None:
+    (tmp_path / ".clsecurerc").write_text(f"{key} = {own}\n")
+    (top / ".clsecure/config").write_text(f"\n{key} = {project}\n")
+    found = load(with_project(gather(environ={"HOME": str(tmp_path)}), top))
+    expected = load(gather(environ={"HOME": "/nonexistent", f"CLSECURE_{key.upper()}": effective}))
+    assert getattr(found, key) == getattr(expected, key)
+    if effective not in (own, project):
+        return
+    layer = Layer.PROJECT if effective == project else Layer.USER_FILE
+    assert found.provenance(key).layer is layer
+    assert bool(found.notes) == (layer is Layer.PROJECT)
+    assert found.warnings == ()
+
+
+def test_every_narrowing_key_is_tried() -> None:
+    assert {key for key, *_ in NARROWED} | {"mode", "network", "deny_domains"} == NARROWING
+
+
+def test_a_flag_stands_against_what_the_repository_narrows_and_no_further(top: Path) -> None:
+    (top / ".clsecure/config").write_text("time_limit = 1m\nlimits = memory=1G,pids=100\n")
+    flags = [
+        Entry(key=key, text=text, source=Source(layer=Layer.FLAG, where=f"--{key}"))
+        for key, text in (("time_limit", "1h"), ("limits", "memory=2G"))
+    ]
+    found = load(with_project(gather(flags, environ={"HOME": "/nonexistent"}), top))
+    assert found.time_limit == timedelta(hours=1)
+    assert found.limits == ResourceLimits(memory=2 << 30, pids=100)
+
+
+def test_the_predecessors_example_of_a_project_file_counts(top: Path) -> None:
+    found = settings(
+        top,
+        "# Require container isolation for this project\nmode = container\n\n"
+        "# Longer timeout for cleanup hooks\ncleanup_hook_timeout = 60\n",
+    )
+    assert (found.mode, found.cleanup_hook_timeout, found.warnings) == (IsolationMode.CONTAINER, 60, ())
+
+
+def test_a_misplaced_file_is_pointed_out_and_not_read(top: Path) -> None:
+    (top / ".clsecure.conf").write_text(f"network = {SECRET}\n")
+    [warning] = settings(top).warnings
+    assert f"{top}/.clsecure/config" in warning
+    assert SECRET not in warning
 
 
 @pytest.mark.parametrize("key", [*LATER, "hooks", "deny_domain_", "egress"])

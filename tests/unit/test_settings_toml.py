@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
 from clsecure.policy import Budget
 from clsecure.settings.keys import KEYS, LATER
 from clsecure.settings.model import load
 from clsecure.settings.sources import MAX_FILE_BYTES, Layer, gather
-from clsecure.settings.tables import EGRESS, parse
+from clsecure.settings.tables import TABLES, parse
+from clsecure.settings.values import Secret, SetupNetwork
 
 SECRET = "hunter2-CANARY"
 
@@ -69,6 +70,26 @@ VALUES = [
      (Mount(source=Path("/opt/a,b"), target=Path("/x"), read_only=False),)),
     ("mounts = '/a, /b'", "mounts",
      (Mount(source=Path("/a"), target=Path("/a")), Mount(source=Path("/b"), target=Path("/b")))),
+    ("toolchains = false", "toolchains", False),
+    ("limits = 'memory=1G'", "limits", ResourceLimits(memory=1 << 30)),
+    ("[limits]\nmemory = '1G'\ncpus = 1.5\npids = 100\ndisk = '2G'\nopen_files = 1000", "limits",
+     ResourceLimits(memory=1 << 30, cpus=1.5, pids=100, disk=2 << 30, open_files=1000)),
+    ("limits.cpus = 2", "limits", ResourceLimits(cpus=2)),
+    ("[limits]\ntime = '2h'", "time_limit", timedelta(hours=2)),
+    ("provider = 'kimi'", "provider", "kimi"),
+    ("kimi_api_key = 'sk-1'", "kimi_api_key", Secret(value="sk-1")),
+    ("install_deps = true", "install_dependencies", True),
+    ("[setup]\ninstall_dependencies = true", "install_dependencies", True),
+    ("setup_script = '/opt/setup.sh'", "setup_script", Path("/opt/setup.sh")),
+    ("[setup]\nscript = '/opt/setup.sh'", "setup_script", Path("/opt/setup.sh")),
+    ("[setup]\nnetwork = 'full'", "setup_network", SetupNetwork(kind=NetworkPolicy.FULL)),
+    ("setup_network = 'none'", "setup_network", SetupNetwork(kind=NetworkPolicy.NONE)),
+    ("[setup]\ngithub_token = true", "github_token", True),
+    ("cleanup_hook_timeout = 60", "cleanup_hook_timeout", 60),
+    ("skip_docker_autodetect = true", "skip_docker_autodetect", True),
+    ("notify = ['bell', 'osc9']", "notify", ("bell", "osc9")),
+    ("notify_command = '/opt/notify'", "notify_command", Path("/opt/notify")),
+    ("notify_after = 90", "notify_after", timedelta(seconds=90)),
     ("time_limit = 90", "time_limit", timedelta(seconds=90)),
     ("time_limit = '2h'", "time_limit", timedelta(hours=2)),
     ("base_url = 'http://127.0.0.1:80'", "base_url", "http://127.0.0.1:80"),
@@ -87,7 +108,7 @@ def test_a_value_is_understood(file: Path, content: str, key: str, value: object
 
 def test_every_key_can_be_written_there() -> None:
     assert {key for _, key, _ in VALUES} | {"allow_domains", "deny_domains"} == set(KEYS)
-    assert set(EGRESS.values()) <= set(KEYS)
+    assert {key for table in TABLES.values() for key in table.values()} <= set(KEYS)
 
 
 def test_hosts_know_their_lines(file: Path) -> None:

@@ -1,0 +1,326 @@
+"""The machine's ceilings: ``[enforce]`` of ``/etc/clsecure/config.toml``. Nothing exceeds them. Pure.
+
+What a flag or variable asks for beyond a ceiling is an error, since its user expects to get it; what a file
+asks for is cut down with a warning; what nobody said is what the ceiling leaves of the default. They keep
+users of clsecure from mistakes, not a user from running other programs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from clsecure.errors import UsageError
+from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
+from clsecure.policy import HostPattern, NetworkRule, covered, parse_pattern
+from clsecure.settings import values
+from clsecure.settings.network import Said, stricter
+from clsecure.settings.sources import Entry, Layer, Source
+
+_CREDENTIALS = (Credentials.NONE, Credentials.INJECT, Credentials.COPY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """What the machine allows at most; None or absence is no ceiling.
+
+    :param mode: at least this strong.
+    :param network: at most this open.
+    :param hosts: nothing but what these patterns cover is reached, whoever allows it.
+    :param mounts: nothing but what lies below these directories is mounted; True for read-only.
+    :param allowed: settings that may be true, or may not.
+    :param providers: the model is served by one of these.
+    :param parts: ``limits`` and ``budget``, by part.
+    :param deny: hosts that are denied, whoever allows them.
+    :param sources: where each was written.
+    """
+
+    mode: IsolationMode | None = None
+    network: NetworkPolicy | None = None
+    hosts: tuple[HostPattern, ...] | None = None
+    presets: frozenset[str] | None = None
+    credentials: Credentials | None = None
+    allowed: Mapping[str, bool] = field(default_factory=dict)
+    providers: frozenset[str] | None = None
+    mounts: tuple[tuple[Path, bool], ...] | None = None
+    time_limit: timedelta | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    deny: tuple[Said, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+
+def read(entries: Sequence[Entry]) -> Ceilings:
+    """Read the ceilings.
+
+    :raises UsageError: a value that can't be one, naming its place.
+    """
+    by_key: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_key.setdefault(entry.key, []).append(entry)
+    found: dict[str, Any] = {}
+    sources = {key: each[0].source for key, each in by_key.items()}
+    for key, those in by_key.items():
+        try:
+            name, value = _READERS[key](key, [entry for entry in those if entry.text])
+        except ValueError as error:
+            raise UsageError(
+                f"{those[0].source}: enforce.{key} {error}",
+                resolution="an administrator can correct it: nothing is started without the ceilings",
+            ) from None
+        found[name] = {**found[name], **value} if isinstance(found.get(name), Mapping) else value
+    if "hosts" in found and found.get("network") in (None, NetworkPolicy.FULL):
+        # What does not go through the gateway can't be held to hosts.
+        found["network"] = NetworkPolicy.ALLOWLIST
+        sources.setdefault("network", sources["allow_domains"])
+    return Ceilings(**found, sources=sources)
+
+
+def _plain(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
+    return key, values.READERS[key](entries[0].text)
+
+
+def _forbidden(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
+    return "allowed", {key: values.boolean(entries[0].text)}
+
+
+def _bounds(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
+    read: Callable[[str], Mapping[str, Any]] = values.limits if key == "limits" else values.budget
+    bounds = {name: most for entry in entries for name, most in read(entry.text).items()}
+    return "parts", {key: {name: most for name, most in bounds.items() if most is not None}}
+
+
+def _items(entries: Sequence[Entry]) -> tuple[str, ...]:
+    return tuple(item for entry in entries for item in values.items(entry.text))
+
+
+_READERS: Mapping[str, Callable[[str, Sequence[Entry]], tuple[str, Any]]] = {
+    **dict.fromkeys(("mode", "network", "credentials", "time_limit"), _plain),
+    **dict.fromkeys(("provider_tools", "allow_private", "github_token"), _forbidden),
+    **dict.fromkeys(("limits", "budget"), _bounds),
+    "allow_domains": lambda _, those: (
+        "hosts",
+        tuple(parse_pattern(text, default_port=None) for text in _items(those)),
+    ),
+    "deny_domains": lambda _, those: ("deny", tuple(map(_denial, those))),
+    "presets": lambda _, those: ("presets", frozenset(n for e in those for n in values.presets(e.text))),
+    "providers": lambda _, those: ("providers", frozenset(map(values.provider, _items(those)))),
+    "mounts": lambda _, those: ("mounts", tuple(map(_below, _items(those)))),
+}
+"""How each ceiling is read: its name in :class:`Ceilings`, and its value."""
+
+
+def bound(
+    by_key: Mapping[str, list[Said]], ceilings: Ceilings
+) -> tuple[dict[str, list[Said]], tuple[str, ...]]:
+    """Return what the layers said, cut down to the ceilings, and warnings about what was cut off.
+
+    :raises UsageError: a flag or variable asks for more.
+    """
+    warnings: list[str] = []
+    bounded = dict(by_key)
+    for key, cut in _CUTS.items():
+        place = _place(key, ceilings)
+        if place is None:
+            continue
+        kept = []
+        for said in by_key.get(key, ()):
+            # What a repository says can only narrow; what it says too much does nothing anyway.
+            value = said.value if said.source.layer is Layer.PROJECT else cut(said.value, ceilings)
+            if value == said.value:
+                kept.append(said)
+                continue
+            if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT):
+                raise UsageError(
+                    f"{said} asks for more than this machine allows",
+                    details=f"The ceiling is set by {place}.",
+                    resolution="leave it out, or ask an administrator",
+                )
+            warnings.append(f"{said} is beyond what this machine allows ({place}), and was cut down to that")
+            if value not in (None, ()):
+                kept.append(replace(said, value=value))
+        bounded[key] = [*kept, *_instead(key, kept, place, ceilings)]
+    bounded["deny_domains"] = [*by_key.get("deny_domains", ()), *ceilings.deny]
+    if ceilings.network is NetworkPolicy.NONE:
+        bounded["budget"] = []  # there is nothing to count
+    return bounded, tuple(warnings)
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "mode": IsolationMode.NAMESPACE,
+    "network": NetworkPolicy.API,
+    "credentials": Credentials.INJECT,
+    "provider": "anthropic",
+    "time_limit": None,
+    "limits": dict.fromkeys(values.LIMIT_PARTS),
+    "budget": dict.fromkeys(values.BUDGET_PARTS),
+}
+"""What counts where nobody says anything, of the keys whose default may exceed a ceiling."""
+
+
+def _instead(key: str, kept: Sequence[Said], place: Source, ceilings: Ceilings) -> list[Said]:
+    """Return what stands in the place of a default that exceeds its ceiling, as the weakest layer's word."""
+    parts = key in ("limits", "budget")
+    if key not in _DEFAULTS or (not parts and any(said.source.layer is not Layer.PROJECT for said in kept)):
+        return []
+    left = _CUTS[key](_DEFAULTS[key], ceilings)
+    if left == _DEFAULTS[key]:
+        return []
+    if left is None:
+        allowed = sorted(ceilings.providers or ())
+        if len(allowed) != 1:
+            raise UsageError(
+                f"this machine allows none but these providers: {', '.join(allowed) or 'none'} ({place})",
+                resolution="say which: --provider NAME",
+            )
+        (left,) = allowed
+    if parts:
+        left = {name: most for name, most in left.items() if most is not None}
+    return [Said(key=key, value=left, source=replace(place, layer=Layer.DEFAULT))]
+
+
+def _place(key: str, ceilings: Ceilings) -> Source | None:
+    """Return where the ceiling of a key was written, None where there is none."""
+    names = _WRITTEN.get(key, (key,))
+    return next((ceilings.sources[name] for name in names if name in ceilings.sources), None)
+
+
+_WRITTEN = {
+    "provider": ("providers",),
+    "base_url": ("providers",),
+    "setup_network": ("network", "allow_domains", "presets"),
+    "allow_domains": ("allow_domains", "network"),
+    "presets": ("presets", "network"),
+    "allow_private": ("allow_private", "network"),
+}
+"""Under which keys of the table a ceiling may stand that bounds another key."""
+
+
+def _denial(entry: Entry) -> Said:
+    return Said(
+        key="deny_domains",
+        value=values.deny_domains(entry.text, where=str(entry.source)),
+        source=entry.source,
+    )
+
+
+def _below(text: str) -> tuple[Path, bool]:
+    mount = values.mount(text if text.endswith((":ro", ":rw")) else f"{text}:rw")
+    if mount.source != mount.target:
+        raise ValueError("must name directories such as /opt/tools or /srv/data:ro")
+    return mount.source, mount.read_only
+
+
+def _mode(value: IsolationMode, ceilings: Ceilings) -> IsolationMode:
+    least = ceilings.mode or value
+    strength = tuple(IsolationMode).index
+    return least if strength(value) < strength(least) else value
+
+
+def _network(value: NetworkPolicy, ceilings: Ceilings) -> NetworkPolicy:
+    most = ceilings.network or value
+    if not stricter(most, value):
+        return value
+    # An allow-list needs hosts, and who said "full" named none.
+    return NetworkPolicy.API if most is NetworkPolicy.ALLOWLIST else most
+
+
+def _hosts_forbidden(ceilings: Ceilings) -> bool:
+    return ceilings.network in (NetworkPolicy.NONE, NetworkPolicy.API)
+
+
+def _hosts(value: tuple[NetworkRule, ...], ceilings: Ceilings) -> tuple[NetworkRule, ...]:
+    if _hosts_forbidden(ceilings):
+        return ()
+    if ceilings.hosts is None:
+        return value
+    return tuple(rule for rule in value if covered(rule.pattern, ceilings.hosts))
+
+
+def _presets(value: tuple[str, ...], ceilings: Ceilings) -> tuple[str, ...]:
+    if _hosts_forbidden(ceilings):
+        return ()
+    return value if ceilings.presets is None else tuple(name for name in value if name in ceilings.presets)
+
+
+def _credentials(value: Credentials, ceilings: Ceilings) -> Credentials:
+    most = ceilings.credentials or value
+    return min(value, most, key=_CREDENTIALS.index)
+
+
+def _forbid(key: str) -> Callable[[bool, Ceilings], bool]:
+    return lambda value, ceilings: value and ceilings.allowed.get(key, True)
+
+
+def _private(value: bool, ceilings: Ceilings) -> bool:  # noqa: FBT001  # a setting's value
+    full = ceilings.network in (None, NetworkPolicy.FULL)
+    return value and full and ceilings.allowed.get("allow_private", True)
+
+
+def _base_url(value: str, ceilings: Ceilings) -> str | None:
+    # It makes a provider's name mean somebody else.
+    return None if ceilings.providers is not None else value
+
+
+def _provider(value: str, ceilings: Ceilings) -> str | None:
+    allowed = ceilings.providers
+    return value if allowed is None or value in allowed else None
+
+
+def _mounts(value: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:
+    allowed = ceilings.mounts
+    if allowed is None:
+        return value
+    kept = []
+    for mount in value:
+        real = Path(os.path.realpath(mount.source))
+        rights = [read_only for place, read_only in allowed if real.is_relative_to(place)]
+        if rights:
+            kept.append(replace(mount, read_only=mount.read_only or all(rights)))
+    return tuple(kept)
+
+
+def _time_limit(value: timedelta | None, ceilings: Ceilings) -> timedelta | None:
+    most = ceilings.time_limit
+    return most if most is not None and (value is None or value > most) else value
+
+
+def _bounded_parts(key: str) -> Callable[[Mapping[str, Any], Ceilings], Mapping[str, Any]]:
+    def cut(value: Mapping[str, Any], ceilings: Ceilings) -> Mapping[str, Any]:
+        most = ceilings.parts.get(key, {})
+        return {n: most[n] if n in most and (v is None or v > most[n]) else v for n, v in value.items()}
+
+    return cut
+
+
+def _setup_network(value: values.SetupNetwork, ceilings: Ceilings) -> values.SetupNetwork:
+    if value.kind is None:
+        return value
+    kind = _network(value.kind, ceilings)
+    allow, presets = _hosts(value.allow, ceilings), _presets(value.presets, ceilings)
+    if kind is NetworkPolicy.ALLOWLIST and not (allow or presets):
+        kind = NetworkPolicy.NONE
+    return replace(value, kind=kind, allow=allow, presets=presets)
+
+
+_CUTS: Mapping[str, Callable[[Any, Ceilings], Any]] = {
+    "mode": _mode,
+    "network": _network,
+    "allow_domains": _hosts,
+    "presets": _presets,
+    "credentials": _credentials,
+    "provider_tools": _forbid("provider_tools"),
+    "github_token": _forbid("github_token"),
+    "allow_private": _private,
+    "provider": _provider,
+    "base_url": _base_url,
+    "mounts": _mounts,
+    "time_limit": _time_limit,
+    "limits": _bounded_parts("limits"),
+    "budget": _bounded_parts("budget"),
+    "setup_network": _setup_network,
+}
+"""How each key is cut down."""

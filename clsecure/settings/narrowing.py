@@ -1,0 +1,96 @@
+"""What a repository may take away of the user's own settings, key by key. Pure.
+
+``network`` and ``mode`` are decided with what concerns them (:mod:`.network`, :mod:`.layers`), denials
+add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from clsecure.model import Credentials
+from clsecure.settings.network import Said
+from clsecure.settings.sources import Layer
+
+_CREDENTIALS = (Credentials.NONE, Credentials.INJECT, Credentials.COPY)
+
+
+def narrowed(found: Sequence[Said]) -> tuple[list[Said], tuple[str, ...]]:
+    """Return what counts of one key, strongest first, and notes about what the repository narrowed.
+
+    A flag of the user's stands against the repository.
+    """
+    project = [said for said in found if said.source.layer is Layer.PROJECT]
+    own = [said for said in found if said.source.layer is not Layer.PROJECT]
+    if not project:
+        return own, ()
+    notes: list[str] = []
+    flags = [said for said in own if said.source.layer is Layer.FLAG]
+    for said in project:
+        value = said.value
+        if isinstance(value, Mapping):
+            value = {n: v for n, v in value.items() if all(n not in flag.value for flag in flags)}
+        elif flags:
+            notes.append(f"{flags[0]} stands against the repository ({said.source})")
+            continue
+        value = _STRICTER[said.key](value, _before(own))
+        if value in (None, {}):
+            continue
+        notes.append(f"{said.key} is narrowed by the repository ({said.source})")
+        own.insert(0, replace(said, value=value))
+    return own, tuple(notes)
+
+
+def _before(own: Sequence[Said]) -> Any:  # noqa: ANN401  # a value of the key
+    """Return what counts without the repository; of what has parts, each part's strongest word."""
+    if own and isinstance(own[0].value, Mapping):
+        return {name: most for said in reversed(own) for name, most in said.value.items()}
+    return own[0].value if own else None
+
+
+def _shorter(value: timedelta | None, before: timedelta | None) -> timedelta | None:
+    return value if value is not None and (before is None or value < before) else None
+
+
+def _smaller_parts(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    bounds = before or {}
+    return {
+        name: most
+        for name, most in value.items()
+        if most is not None and (bounds.get(name) is None or most < bounds[name])
+    }
+
+
+def _hook_time(value: int, before: int | None) -> int | None:
+    # Only how long the end may take: where the user said nothing a project may ask for more than the default.
+    return value if before is None or value < before else None
+
+
+def _stricter_credentials(value: Credentials, before: Credentials | None) -> Credentials | None:
+    held = before or Credentials.INJECT
+    return value if _CREDENTIALS.index(value) < _CREDENTIALS.index(held) else None
+
+
+def _off(value: bool, before: bool | None) -> bool | None:  # noqa: FBT001  # a setting's values
+    return value if not value and before else None
+
+
+def _on(value: bool, before: bool | None) -> bool | None:  # noqa: FBT001  # a setting's values
+    return value if value and not before else None
+
+
+_STRICTER: Mapping[str, Callable[[Any, Any], Any]] = {
+    "cleanup_hook_timeout": _hook_time,
+    "skip_docker_autodetect": _on,
+    "provider_tools": _off,
+    "credentials": _stricter_credentials,
+    "time_limit": _shorter,
+    "limits": _smaller_parts,
+    "budget": _smaller_parts,
+}
+"""What of a repository's value counts beside the one before; None (or no part) where it narrows nothing."""
+
+KEYS = frozenset(_STRICTER)
