@@ -46,6 +46,7 @@ PIECES = (
     Piece(source="unpack.py", target="unpack.py", mode=0o644),
     Piece(source="export.py", target="export.py", mode=0o644),
     Piece(source="portable.py", target="portable.py", mode=0o644),
+    Piece(source="inside.py", target="inside.py", mode=0o644),
     Piece(source="firejail.profile", target="firejail.profile", mode=0o644),
 )
 
@@ -79,6 +80,11 @@ class Installation:
     def export(self) -> Path:
         """Writes the agent's work to a pipe, inside."""
         return self.directory / "export.py"
+
+    @property
+    def inside(self) -> Path:
+        """Tries what can be done from inside, for ``clsecure info``."""
+        return self.directory / "inside.py"
 
     @property
     def profile(self) -> Path:

@@ -22,6 +22,7 @@ from clsecure.cli.options import (
     DiffOptions,
     DoctorOptions,
     ImportOptions,
+    InfoOptions,
     Invocation,
     ListOptions,
     NetworkAction,
@@ -341,6 +342,8 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             return ListOptions()
         case Verb.DOCTOR:
             return DoctorOptions()
+        case Verb.INFO:
+            return InfoOptions()
         case Verb.HELP | Verb.VERSION:
             raise AssertionError(verb)
 
