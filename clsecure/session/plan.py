@@ -36,6 +36,7 @@ class SessionPlan:
     :param cleanup_hook_timeout: seconds.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     :param provider: who serves the model.
+    :param notify: how the user is called when the session ends after ``notify_after``; see ``notify.py``.
     :param warnings: what the user was told about the settings, for the result.
     """
 
@@ -71,6 +72,9 @@ class SessionPlan:
     cleanup_hook_timeout: int = 30
     skip_docker_autodetect: bool = False
     provider: str = "anthropic"
+    notify: tuple[str, ...] = ()
+    notify_command: Path | None = None
+    notify_after: timedelta = timedelta(minutes=1)
     warnings: tuple[str, ...] = ()
 
     @property

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -49,7 +49,10 @@ class SessionRunner:
         ui: Ui,
         around: Surroundings,
         connection: HelperConnection,
+        *,
+        asking: Callable[[], None] = lambda: None,
     ) -> None:
+        self._asking = asking
         self.context = Context(
             plan=plan,
             repository=repository,
@@ -224,6 +227,7 @@ class SessionRunner:
             exporter=context.around.installation.export,
             author=context.repository.identity,
             started=record.created,
+            asking=self._asking,
         )
         decision = Decision(
             on_finish=plan.on_finish,
