@@ -81,5 +81,7 @@ def test_g10_nothing_of_it_is_left(target):
     """The account that was made for the probe is gone, and its bait."""
     info(target)
     assert not [a for a in target.person.worker_accounts() if a["session"] == "clsecure-info"]
-    listed = target.person.run(["sh", "-c", "ls -A /tmp ~/.local/state/clsecure"]).text.split()
-    assert not [name for name in listed if name.startswith(("clsecure-info", "info-"))]
+    mine = ("-maxdepth", "1", "-user", target.person.name)  # other tests have theirs at the same time
+    places = ("/tmp", str(target.person.home / ".local/state/clsecure"))
+    listed = target.person.run(["find", *places, *mine, "-name", "*info-*"]).text
+    assert listed == ""
