@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from clsecure.egress.wire import HostTotals
 from clsecure.model import ImportResult
+from clsecure.session.limits import LimitResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class SessionResult:
     :param phases: name to seconds.
     :param import_: ``import`` in the document.
     :param egress: None when there was no gateway.
+    :param limits: name to what held.
     :param kept: the session waits: its work, or a part of it, was not imported.
     """
 
@@ -51,6 +53,7 @@ class SessionResult:
     duration_s: float
     phases: dict[str, float] = field(default_factory=dict)
     egress: EgressResult | None = None
+    limits: dict[str, LimitResult] = field(default_factory=dict)
     import_: ImportResult | None = None
     kept: bool = False
     warnings: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from clsecure.privileged.client import HelperConnection
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
 from clsecure.session.execution import Execution
+from clsecure.session.limits import effective
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
@@ -35,6 +36,7 @@ from clsecure.workspace.repository import Repository
 if TYPE_CHECKING:
     from clsecure.egress.full import FullNetwork
     from clsecure.session.finish import Finished
+    from clsecure.session.limits import LimitResult
 
 log = logs.get("session")
 
@@ -97,6 +99,8 @@ class SessionRunner:
                 network=plan.network,
                 network_namespace=full.namespace if full else None,
                 allow_private=plan.allow_private,
+                limits=effective(plan.limits),
+                disk_reserve=True,
             )
             execution = Execution(
                 context,
@@ -117,7 +121,7 @@ class SessionRunner:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished, egress)
+        return self._result(record, status, finished, egress, limits=execution.limits)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -245,7 +249,13 @@ class SessionRunner:
         return finished
 
     def _result(
-        self, record: SessionRecord, status: int, finished: Finished, egress: EgressResult | None
+        self,
+        record: SessionRecord,
+        status: int,
+        finished: Finished,
+        egress: EgressResult | None,
+        *,
+        limits: Mapping[str, LimitResult],
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -263,6 +273,7 @@ class SessionRunner:
             duration_s=context.clock.total(),
             phases=dict(context.clock.phases),
             egress=egress,
+            limits=dict(limits),
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),

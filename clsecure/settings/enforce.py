@@ -90,7 +90,7 @@ def _forbidden(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
 def _bounds(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
     read: Callable[[str], Mapping[str, Any]] = values.limits if key == "limits" else values.budget
     bounds = {name: most for entry in entries for name, most in read(entry.text).items()}
-    return "parts", {key: {name: most for name, most in bounds.items() if most is not None}}
+    return "parts", {key: {name: most for name, most in bounds.items() if most}}
 
 
 def _items(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def _instead(key: str, kept: Sequence[Said], place: Source, ceilings: Ceilings) 
             )
         (left,) = allowed
     if parts:
-        left = {name: most for name, most in left.items() if most is not None}
+        left = {name: most for name, most in left.items() if most}
     return [Said(key=key, value=left, source=replace(place, layer=Layer.DEFAULT))]
 
 
@@ -291,7 +291,7 @@ def _time_limit(value: timedelta | None, ceilings: Ceilings) -> timedelta | None
 def _bounded_parts(key: str) -> Callable[[Mapping[str, Any], Ceilings], Mapping[str, Any]]:
     def cut(value: Mapping[str, Any], ceilings: Ceilings) -> Mapping[str, Any]:
         most = ceilings.parts.get(key, {})
-        return {n: most[n] if n in most and (v is None or v > most[n]) else v for n, v in value.items()}
+        return {n: most[n] if n in most and (not v or v > most[n]) else v for n, v in value.items()}
 
     return cut
 

@@ -58,9 +58,7 @@ def _shorter(value: timedelta | None, before: timedelta | None) -> timedelta | N
 def _smaller_parts(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
     bounds = before or {}
     return {
-        name: most
-        for name, most in value.items()
-        if most is not None and (bounds.get(name) is None or most < bounds[name])
+        name: most for name, most in value.items() if most and (not bounds.get(name) or most < bounds[name])
     }
 
 

@@ -125,6 +125,8 @@ def _from(settings: Settings, key: str) -> str:
 def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui, *, as_json: bool) -> None:
     """Print the plan of a dry run."""
     from clsecure.cli.reach import described
+    from clsecure.session.limits import effective
+    from clsecure.settings.values import human_limits
 
     if as_json:
         render.write_json(render.plain(plan))
@@ -149,6 +151,7 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
             f"network    {network}{_from(settings, 'network')}",
             *described(plan),
             *(f"mount      {line}" for line in plan.mounted),
+            f"limits     {human_limits(effective(plan.limits)) or 'none'}{_from(settings, 'limits')}",
             f"time limit {plan.time_limit or 'none'}",
             f"at the end {finish}; as branch {plan.branch_name}",
             "nothing was done (--dry-run)",
