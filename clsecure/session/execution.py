@@ -14,6 +14,7 @@ from clsecure.errors import EXIT_TIME_LIMIT, HelperError
 from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
+from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.network import Arrangement
 from clsecure.session.opening import opening_lines
 from clsecure.session.portable import late_path, mounted_path
@@ -102,8 +103,8 @@ class Execution:
             terminal=spec.terminal is not None,
             gateway=self._access(port),
             credentials=self._network.given,
-            tool_env=plan.tool_env,
-            extra_path=mounted_path(plan),
+            tool_env={**plan.tool_env, **agents_env(self._workspace.record, spec.account.home)},
+            extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
             late_path=late_path(plan),
         )
         command = SandboxCommand(argv=self._argv(), env=env, cwd=Path(self._workspace.directory))

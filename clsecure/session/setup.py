@@ -1,0 +1,323 @@
+"""Before the agent, once per fresh workspace: the user's setup script, then what the lock files name.
+
+Each runs in a sandbox of its own of the session's spec. It reaches what ``setup_network`` says, the session's
+own network where nothing is said. A failure is told and kept in the result; it ends no session.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from clsecure import logs
+from clsecure.agents.spec import GatewayAccess
+from clsecure.backends.local import LocalBackend
+from clsecure.egress.client import Gateway, start_gateway
+from clsecure.egress.proxies import host_proxies
+from clsecure.egress.wire import GatewayConfig
+from clsecure.model import NetworkPolicy, SandboxSpec
+from clsecure.policy import EgressPolicy
+from clsecure.session.context import Context
+from clsecure.session.copy import Workspace
+from clsecure.session.dependencies import MANAGERS, agents_path, install_env, venv_of
+from clsecure.session.inside import Ended, OutputLog, inner_environment, run_inside, through
+from clsecure.session.result import SetupStep
+from clsecure.session.setup_source import TOKEN, Script, github_token, read_script
+from clsecure.terminal import escape
+
+log = logs.get("setup")
+
+_SECONDS = 30 * 60.0
+_TIME_OVER = "timeout"
+_MAX_NAMES = 5
+SCRIPT = "script"
+"""The step that is the user's script; the others are named for the package managers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupWork:
+    """What is to be done in a fresh workspace."""
+
+    script: Script | None = None
+    dependencies: bool = False
+
+
+def setup_work(context: Context) -> SetupWork | None:
+    """Read what the setup is made from; None when there is nothing to do.
+
+    :raises UsageError: the script or the token can't be had.
+    """
+    plan, around = context.plan, context.around
+    script = None
+    if plan.setup_script is not None:
+        token = None
+        if plan.github_token:
+            token = github_token(around.environ, around.home, context.repository.top)
+        script = read_script(plan.setup_script, token=token)
+    if script is None and not plan.install_dependencies:
+        return None
+    return SetupWork(script=script, dependencies=plan.install_dependencies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionNetwork:
+    """What of the session's own network there is to be used.
+
+    :param namespace: descriptor of the network namespace of a full network.
+    """
+
+    gateway: Gateway | None
+    namespace: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How programs of the setup go out."""
+
+    spec: SandboxSpec
+    gateway: Gateway | None
+    tool_env: Mapping[str, str]
+
+
+class Setup:
+    """Prepares one fresh workspace."""
+
+    def __init__(
+        self, context: Context, backend: LocalBackend, spec: SandboxSpec, network: SessionNetwork
+    ) -> None:
+        self._context, self._backend, self._network = context, backend, network
+        self._spec = replace(spec, terminal=None, listener=False)
+        self._path = context.place.path / "setup.log"
+        limit = context.plan.time_limit
+        self._deadline = time.monotonic() + min(_SECONDS, limit.total_seconds() if limit else _SECONDS)
+        self._venv = False
+
+    def run(self, work: SetupWork, workspace: Workspace) -> tuple[Workspace, tuple[SetupStep, ...]]:
+        """Do the work; return the workspace that is ready now, and what was done.
+
+        :raises ClsecureError: a sandbox is not what was promised, or its network can't be had.
+        """
+        context = self._context
+        steps: list[SetupStep] = []
+        self._path.unlink(missing_ok=True)
+        with context.clock.phase("setup"), self._way() as way:
+            if work.script is not None:
+                steps.append(self._script(work.script, way, workspace))
+            if work.dependencies:
+                steps += self._dependencies(way, workspace)
+        record = context.place.write(
+            workspace.record,
+            setup_pending=False,
+            installed=work.dependencies,
+            venv=self._venv,
+            updated=time.time(),
+        )
+        log.info("setup_ended", steps={step.name: step.status for step in steps})
+        return replace(workspace, record=record), tuple(steps)
+
+    # ------------------------------------------------------------ the two parts
+
+    def _script(self, script: Script, way: _Way, workspace: Workspace) -> SetupStep:
+        hidden = () if script.token is None else (script.token,)
+        more = {} if script.token is None else {TOKEN: script.token}
+        begun = time.monotonic()
+        ended, _ = self._run(
+            way, workspace, ("script", script.name), "the setup script", more, hidden=hidden, feed=script.data
+        )
+        status = _TIME_OVER if ended.status is None else "failed" if ended.status else "ok"
+        step = self._step(SCRIPT, status, ended.status, time.monotonic() - begun)
+        if status != "ok":
+            hint = ""
+            if script.misses_token:
+                hint = "; it names GH_TOKEN, which it gets with github_token = yes only (docs/setup.md)"
+            self._warn(f"the setup script {_how(step)}", ended.last, hint)
+        return step
+
+    def _dependencies(self, way: _Way, workspace: Workspace) -> list[SetupStep]:
+        venv = venv_of(self._spec.account.home)
+        begun = time.monotonic()
+        ended, report = self._run(
+            way,
+            workspace,
+            ("dependencies", str(venv)),
+            "the dependencies",
+            install_env(self._spec.account.home),
+        )
+        steps: list[SetupStep] = []
+        for entry in report:
+            name, status = entry.get("step"), entry.get("status")
+            if name in MANAGERS and status in ("ok", "failed", "missing"):
+                code, seconds = entry.get("exit_code"), entry.get("seconds")
+                steps.append(
+                    self._step(
+                        name,
+                        status,
+                        code if isinstance(code, int) and 0 <= code <= 255 else None,
+                        float(seconds) if isinstance(seconds, int | float) else 0.0,
+                    )
+                )
+                if status == "missing":
+                    self._context.warn(
+                        f"{name}: {escape(str(entry.get('why'))[:200])}; nothing was installed by it"
+                    )
+                elif status == "failed":
+                    self._warn(f"{name} {_how(steps[-1])}", ended.last)
+            self._venv |= entry.get("venv") is True
+            self._say_changed(entry.get("changed"))
+        if ended.status != 0:
+            status = _TIME_OVER if ended.status is None else "failed"
+            steps.append(self._step("dependencies", status, ended.status, time.monotonic() - begun))
+            self._warn(f"installing the dependencies {_how(steps[-1])}", ended.last)
+        elif not steps:
+            self._context.ui.note("no dependencies to install: the repository has no lock file that is known")
+        return steps
+
+    def _say_changed(self, names: object) -> None:
+        if not isinstance(names, list) or not names:
+            return
+        shown = ", ".join(escape(str(name)[:80]) for name in names[:_MAX_NAMES])
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        self._context.warn(f"installing changed {shown}{more}: it comes home with the agent's work")
+
+    def _run(
+        self,
+        way: _Way,
+        workspace: Workspace,
+        arguments: tuple[str, str],
+        what: str,
+        more: Mapping[str, str],
+        *,
+        hidden: tuple[str, ...] = (),
+        feed: bytes = b"",
+    ) -> tuple[Ended, list[dict[str, Any]]]:
+        context, spec = self._context, self._spec
+
+        def make(access: GatewayAccess | None) -> dict[str, str]:
+            env = inner_environment(
+                context.around.environ,
+                account=spec.account,
+                session=context.plan.session,
+                access=access,
+                tool_env=way.tool_env,
+                extra_path=[
+                    *agents_path(workspace.record, spec.account.home),
+                    *(PurePosixPath(m.target) / "bin" for m in spec.mounts),
+                ],
+            )
+            return {**env, **more, "CLSECURE_PROJECT_DIR": str(workspace.directory)}
+
+        with context.ui.progress(f"running {what}") as show:
+            output = OutputLog(self._path, hidden=hidden, show=show)
+            try:
+                output.line(f"=== {what}".encode())
+                ended = run_inside(
+                    self._backend,
+                    way.spec,
+                    program=context.around.installation.prepare,
+                    arguments=arguments,
+                    cwd=Path(workspace.directory),
+                    environ=through(way.gateway, make),
+                    log=output,
+                    seconds=max(0.0, self._deadline - time.monotonic()),
+                    feed=feed,
+                )
+            finally:
+                output.close()
+        return ended, _entries(ended.report)
+
+    # ------------------------------------------------------------ the network
+
+    @contextmanager
+    def _way(self) -> Iterator[_Way]:
+        """Give the way out that the plan has for the setup; one of its own ends with it."""
+        plan, spec = self._context.plan, self._spec
+        policy = plan.setup_policy
+        if policy is None:
+            full = plan.network is NetworkPolicy.FULL
+            gateway = None if full else self._network.gateway
+            spec = replace(
+                spec,
+                listener=gateway is not None,
+                network=plan.network,
+                network_namespace=self._network.namespace,
+                allow_private=plan.allow_private,
+            )
+            yield _Way(spec=spec, gateway=gateway, tool_env=plan.tool_env)
+            return
+        spec = replace(spec, listener=False, network=policy.kind, network_namespace=None, allow_private=False)
+        match policy.kind:
+            case NetworkPolicy.NONE:
+                yield _Way(spec=spec, gateway=None, tool_env={})
+            case NetworkPolicy.FULL:
+                from clsecure.egress.full import FullNetwork
+
+                with FullNetwork() as network:
+                    spec = replace(spec, network_namespace=network.namespace)
+                    yield _Way(spec=spec, gateway=None, tool_env={})
+            case NetworkPolicy.API | NetworkPolicy.ALLOWLIST:
+                with start_gateway(self._gateway_config(policy)) as gateway:
+                    yield _Way(
+                        spec=replace(spec, listener=True), gateway=gateway, tool_env=plan.setup_tool_env
+                    )
+                    totals = gateway.close()
+                if totals.denied:
+                    self._context.warn(
+                        f"setup: {totals.denied} of {totals.requests} requests were refused "
+                        f"(setup_network; see {self._egress_log})"
+                    )
+
+    @property
+    def _egress_log(self) -> Path:
+        return self._context.place.path / "setup-egress.jsonl"
+
+    def _gateway_config(self, policy: EgressPolicy) -> GatewayConfig:
+        """Return what a gateway of the setup's own is started with: never the model's key."""
+        context = self._context
+        return GatewayConfig(
+            provider=None,
+            credential=None,
+            policy=policy,
+            budget=replace(context.plan.budget, tokens=None),
+            proxies=host_proxies(context.around.environ),
+            log=self._egress_log,
+            session=context.place.path.name,
+        )
+
+    # ------------------------------------------------------------ words
+
+    def _step(self, name: str, status: str, exit_code: int | None, seconds: float) -> SetupStep:
+        return SetupStep(
+            name=name,
+            status=status,
+            exit_code=exit_code,
+            duration_s=round(max(0.0, seconds), 3),
+            log=str(self._path),
+        )
+
+    def _warn(self, what: str, last: tuple[str, ...], hint: str = "") -> None:
+        said = f": {' | '.join(last)}" if last else ""
+        self._context.warn(f"{what}{said} (all of it: {self._path}){hint}")
+
+
+def _how(step: SetupStep) -> str:
+    if step.status == _TIME_OVER:
+        return "did not end in time and was ended"
+    return "failed" if step.exit_code is None else f"failed with status {step.exit_code}"
+
+
+def _entries(report: bytes) -> list[dict[str, Any]]:
+    """Return the lines of a report; what is none is left out, since anything inside can write there."""
+    entries = []
+    for line in report.split(b"\n")[:200]:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
