@@ -47,7 +47,7 @@ def open_hook() -> int | None:
         if error.errno == errno.ENOENT:
             return None
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise Unusable("a link on the way to it is not followed") from error
+            raise Unusable("it is a link, or lies behind one or in no directory") from error
         raise Unusable(str(error.strerror)) from error
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):

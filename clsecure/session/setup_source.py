@@ -42,10 +42,11 @@ def read_script(path: Path, *, token: str | None) -> Script:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with os.fdopen(fd, "rb") as file:
-            info = os.fstat(fd)
-            why = _unusable(info)
-            data = b"" if why else file.read(_MAX_SCRIPT + 1)
+        try:
+            why = _unusable(os.fstat(fd))
+            data = b"" if why else _read(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise UsageError(
             f"the setup script {path} can't be read", details=error.strerror, resolution=_SKIP
@@ -57,6 +58,11 @@ def read_script(path: Path, *, token: str | None) -> Script:
     if why:
         raise UsageError(f"the setup script {path} can't be used: {why}", resolution=_SKIP)
     return Script(name=re.sub(r"[^A-Za-z0-9._-]", "_", path.name)[:100] or "setup", data=data, token=token)
+
+
+def _read(fd: int) -> bytes:
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read(_MAX_SCRIPT + 1)
 
 
 def _unusable(info: os.stat_result) -> str:
