@@ -117,22 +117,25 @@ class Screen:
             self.line(text)
             yield self._quoted if all_lines else lambda _line: None
             return
-        shown = [text]
+        shown = [escape(text)]
 
         def show(line: str) -> None:
-            shown[0] = f"{text}: {line}"
+            shown[0] = escape(f"{text}: {line}")
 
-        with self._moving(lambda: shown[0][: self._columns() - _SPINNER_ROOM]):
+        with self._moving(lambda: self._cut(shown[0])):
             yield show
 
     def _quoted(self, line: str) -> None:
         self.line(f"│ {line}")
 
-    def _columns(self) -> int:
-        # Longer than the terminal is wide, a line could not be taken back.
+    def _cut(self, text: str) -> str:
+        """Return what fits the terminal: longer than that, a line could not be taken back."""
+        columns = _LEAST_COLUMNS
         with suppress(OSError):
-            return max(_LEAST_COLUMNS, os.get_terminal_size(self._out).columns)
-        return _LEAST_COLUMNS
+            columns = max(columns, os.get_terminal_size(self._out).columns)
+        room = columns - _SPINNER_ROOM
+        # Beyond ASCII a character may take two places.
+        return text[: room if text.isascii() else room // 2]
 
     @contextmanager
     def _moving(self, text: Callable[[], str]) -> Iterator[None]:

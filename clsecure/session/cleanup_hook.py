@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clsecure import logs
@@ -91,8 +91,8 @@ def clean_up(
                 spec=spec,
                 installation=installation,
                 gateway=gateway,
-                make=_environment(record, level, spec.account, environ, tool_env or {}),
-                output=OutputLog(log_file, show=show),
+                make=_environment(record, level, spec, environ, tool_env or {}),
+                output=OutputLog(log_file, hidden=() if gateway is None else (gateway.token,), show=show),
             )
     except KeyboardInterrupt:
         # At the end of a session it ends the hook and not the session: the work is still to come home.
@@ -139,10 +139,12 @@ def purge(
 def _environment(
     record: SessionRecord,
     level: CleanupLevel,
-    account: WorkerAccount,
+    spec: SandboxSpec,
     environ: Mapping[str, str],
     tool_env: Mapping[str, str],
 ) -> Callable[[GatewayAccess | None], dict[str, str]]:
+    account = spec.account
+
     def make(access: GatewayAccess | None) -> dict[str, str]:
         env = inner_environment(
             environ,
@@ -150,7 +152,10 @@ def _environment(
             session=record.session,
             access=access,
             tool_env={**tool_env, **agents_env(record, account.home)},
-            extra_path=agents_path(record, account.home),
+            extra_path=[
+                *agents_path(record, account.home),
+                *(PurePosixPath(m.target) / "bin" for m in spec.mounts),
+            ],
         )
         return {
             **env,

@@ -233,7 +233,8 @@ class SessionRunner:
         gateway: Gateway | None,
     ) -> Workspace:
         """Prepare a fresh workspace for the agent."""
-        from clsecure.session.setup import SessionNetwork, Setup
+        from clsecure.session.setup import Setup
+        from clsecure.session.setup_network import SessionNetwork
 
         network = SessionNetwork(gateway=gateway, namespace=spec.network_namespace)
         ready, self.setup = Setup(self.context, backend, spec, network).run(work, workspace)
@@ -255,7 +256,8 @@ class SessionRunner:
                 installation=context.around.installation,
                 environ=context.around.environ,
                 ui=context.ui,
-                gateway=gateway,
+                # With a full network programs go out by themselves.
+                gateway=None if context.plan.network is NetworkPolicy.FULL else gateway,
                 tool_env=context.plan.tool_env,
                 log_file=context.place.path / "cleanup.log",
             )

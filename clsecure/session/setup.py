@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,16 +16,13 @@ from typing import Any
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess
 from clsecure.backends.local import LocalBackend
-from clsecure.egress.client import Gateway, start_gateway
-from clsecure.egress.proxies import host_proxies
-from clsecure.egress.wire import GatewayConfig
-from clsecure.model import NetworkPolicy, SandboxSpec
-from clsecure.policy import EgressPolicy
+from clsecure.model import SandboxSpec
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import MANAGERS, agents_path, install_env, venv_of
 from clsecure.session.inside import Ended, OutputLog, inner_environment, run_inside, through
 from clsecure.session.result import SetupStep
+from clsecure.session.setup_network import SessionNetwork, Way, egress_log, way_out
 from clsecure.session.setup_source import TOKEN, Script, github_token, read_script
 from clsecure.terminal import escape
 
@@ -64,26 +60,6 @@ def setup_work(context: Context) -> SetupWork | None:
     return SetupWork(script=script, dependencies=plan.install_dependencies)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionNetwork:
-    """What of the session's own network there is to be used.
-
-    :param namespace: descriptor of the network namespace of a full network.
-    """
-
-    gateway: Gateway | None
-    namespace: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
-    """How programs of the setup go out."""
-
-    spec: SandboxSpec
-    gateway: Gateway | None
-    tool_env: Mapping[str, str]
-
-
 class Setup:
     """Prepares one fresh workspace."""
 
@@ -104,8 +80,9 @@ class Setup:
         """
         context = self._context
         steps: list[SetupStep] = []
-        self._path.unlink(missing_ok=True)
-        with context.clock.phase("setup"), self._way() as way:
+        for path in (self._path, egress_log(context)):
+            path.unlink(missing_ok=True)
+        with context.clock.phase("setup"), way_out(context, self._spec, self._network) as way:
             if work.script is not None:
                 steps.append(self._script(work.script, way, workspace))
             if work.dependencies:
@@ -122,7 +99,7 @@ class Setup:
 
     # ------------------------------------------------------------ the two parts
 
-    def _script(self, script: Script, way: _Way, workspace: Workspace) -> SetupStep:
+    def _script(self, script: Script, way: Way, workspace: Workspace) -> SetupStep:
         hidden = () if script.token is None else (script.token,)
         more = {} if script.token is None else {TOKEN: script.token}
         begun = time.monotonic()
@@ -138,7 +115,7 @@ class Setup:
             self._warn(f"the setup script {_how(step)}", ended.last, hint)
         return step
 
-    def _dependencies(self, way: _Way, workspace: Workspace) -> list[SetupStep]:
+    def _dependencies(self, way: Way, workspace: Workspace) -> list[SetupStep]:
         venv = venv_of(self._spec.account.home)
         begun = time.monotonic()
         ended, report = self._run(
@@ -186,7 +163,7 @@ class Setup:
 
     def _run(
         self,
-        way: _Way,
+        way: Way,
         workspace: Workspace,
         arguments: tuple[str, str],
         what: str,
@@ -212,7 +189,8 @@ class Setup:
             return {**env, **more, "CLSECURE_PROJECT_DIR": str(workspace.directory)}
 
         with context.ui.progress(f"running {what}") as show:
-            output = OutputLog(self._path, hidden=hidden, show=show)
+            tokens = () if way.gateway is None else (way.gateway.token,)
+            output = OutputLog(self._path, hidden=(*hidden, *tokens), show=show)
             try:
                 output.line(f"=== {what}".encode())
                 ended = run_inside(
@@ -229,64 +207,6 @@ class Setup:
             finally:
                 output.close()
         return ended, _entries(ended.report)
-
-    # ------------------------------------------------------------ the network
-
-    @contextmanager
-    def _way(self) -> Iterator[_Way]:
-        """Give the way out that the plan has for the setup; one of its own ends with it."""
-        plan, spec = self._context.plan, self._spec
-        policy = plan.setup_policy
-        if policy is None:
-            full = plan.network is NetworkPolicy.FULL
-            gateway = None if full else self._network.gateway
-            spec = replace(
-                spec,
-                listener=gateway is not None,
-                network=plan.network,
-                network_namespace=self._network.namespace,
-                allow_private=plan.allow_private,
-            )
-            yield _Way(spec=spec, gateway=gateway, tool_env=plan.tool_env)
-            return
-        spec = replace(spec, listener=False, network=policy.kind, network_namespace=None, allow_private=False)
-        match policy.kind:
-            case NetworkPolicy.NONE:
-                yield _Way(spec=spec, gateway=None, tool_env={})
-            case NetworkPolicy.FULL:
-                from clsecure.egress.full import FullNetwork
-
-                with FullNetwork() as network:
-                    spec = replace(spec, network_namespace=network.namespace)
-                    yield _Way(spec=spec, gateway=None, tool_env={})
-            case NetworkPolicy.API | NetworkPolicy.ALLOWLIST:
-                with start_gateway(self._gateway_config(policy)) as gateway:
-                    yield _Way(
-                        spec=replace(spec, listener=True), gateway=gateway, tool_env=plan.setup_tool_env
-                    )
-                    totals = gateway.close()
-                if totals.denied:
-                    self._context.warn(
-                        f"setup: {totals.denied} of {totals.requests} requests were refused "
-                        f"(setup_network; see {self._egress_log})"
-                    )
-
-    @property
-    def _egress_log(self) -> Path:
-        return self._context.place.path / "setup-egress.jsonl"
-
-    def _gateway_config(self, policy: EgressPolicy) -> GatewayConfig:
-        """Return what a gateway of the setup's own is started with: never the model's key."""
-        context = self._context
-        return GatewayConfig(
-            provider=None,
-            credential=None,
-            policy=policy,
-            budget=replace(context.plan.budget, tokens=None),
-            proxies=host_proxies(context.around.environ),
-            log=self._egress_log,
-            session=context.place.path.name,
-        )
 
     # ------------------------------------------------------------ words
 

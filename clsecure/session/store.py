@@ -7,6 +7,7 @@ One directory per project and session name::
         session.json    the last known state, replaced whole
         start.json      what was cloned in
         setup.log       what the setup script and package managers said
+        setup-egress.jsonl  their requests, where they had a network of their own
         cleanup.log     what the cleanup hook said at the last end
         base/           the tool's own copy of it, one bare repository per unit
         export/         the quarantine of an import that is going on
