@@ -154,11 +154,12 @@ class PrivateCopy:
             self._ui.note(f"in the copy, commands name what is there inside: {', '.join(start.portable)}")
         record = self._place.write(
             record,
-            status=SessionStatus.RUNNING,
+            # A setup that is cut short is done again from the start: what it left is not to be trusted with
+            # the user's token, and nothing of the agent's is in it.
+            status=SessionStatus.PREPARING if plan.has_setup else SessionStatus.RUNNING,
             workspace=str(directory),
             base_commit=start.top.head,
             base_tree=start.top.base_tree,
-            setup_pending=plan.setup_script is not None or plan.install_dependencies,
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
             docker=plan.docker,

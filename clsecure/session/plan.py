@@ -100,6 +100,11 @@ class SessionPlan:
         return self.session_id[-6:]
 
     @property
+    def has_setup(self) -> bool:
+        """Something runs in a fresh workspace before the agent."""
+        return self.setup_script is not None or self.install_dependencies
+
+    @property
     def branch_name(self) -> str:
         """The branch that the work comes home as."""
         if self.branch is not None:

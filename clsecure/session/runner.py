@@ -104,7 +104,7 @@ class SessionRunner:
             )
             execution = None
             try:
-                if work is not None and workspace.record.setup_pending:
+                if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
                 execution = Execution(
                     context,
@@ -218,7 +218,7 @@ class SessionRunner:
 
     def _setup_work(self) -> SetupWork | None:
         """Read what the setup is made from, before anything is made."""
-        if self.context.plan.setup_script is None and not self.context.plan.install_dependencies:
+        if not self.context.plan.has_setup:
             return None
         from clsecure.session.setup import setup_work
 

@@ -24,6 +24,7 @@ from clsecure.session.inside import Ended, OutputLog, inner_environment, run_ins
 from clsecure.session.result import SetupStep
 from clsecure.session.setup_network import SessionNetwork, Way, egress_log, way_out
 from clsecure.session.setup_source import TOKEN, Script, github_token, read_script
+from clsecure.session.store import SessionStatus
 from clsecure.terminal import escape
 
 log = logs.get("setup")
@@ -89,7 +90,7 @@ class Setup:
                 steps += self._dependencies(way, workspace)
         record = context.place.write(
             workspace.record,
-            setup_pending=False,
+            status=SessionStatus.RUNNING,
             installed=work.dependencies,
             venv=self._venv,
             updated=time.time(),

@@ -60,7 +60,6 @@ class SessionRecord:
     :param unimported: the workspace holds work that is in no branch of the user's; None when unknown.
     :param size: bytes of the worker's home at the last end; None when unknown.
     :param workspace: directory inside, None before there is one.
-    :param setup_pending: the workspace is fresh, and its setup has not come to its end.
     :param installed: dependencies were installed for it.
     :param venv: among them, in a virtual environment.
     :param cleanup_hook: the repository had a cleanup hook when the workspace was made.
@@ -86,7 +85,6 @@ class SessionRecord:
     unimported: bool | None = None
     size: int | None = None
     branch: str | None = None
-    setup_pending: bool = False
     installed: bool = False
     venv: bool = False
     cleanup_hook: bool = False

@@ -294,10 +294,11 @@ def test_ctrl_c_in_the_setup_gives_everything_back(person: Person, repo: Path) -
     assert done["setup"] == []
 
 
-def test_a_setup_that_was_cut_short_by_kill_9_is_done_by_the_next_start(person: Person, repo: Path) -> None:
-    env = script_of(
-        person, "#!/bin/sh\necho begun >>~/runs\necho waiting-now\n[ $(wc -l <~/runs) = 2 ] || sleep 600\n"
-    )
+def test_a_setup_that_was_cut_short_by_kill_9_is_done_again_from_the_start(
+    person: Person, repo: Path
+) -> None:
+    """In a fresh copy: what the first try left is gone, and going on with it is refused."""
+    env = script_of(person, "#!/bin/sh\necho begun >>~/runs\necho waiting-now\nexec sleep 600\n")
     argv = person.clsecure_argv("--agent", "demo", "--no-network", "--verbose", "--", "true")
     process = person.spawn(argv, cwd=repo, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     with process:
@@ -308,15 +309,18 @@ def test_a_setup_that_was_cut_short_by_kill_9_is_done_by_the_next_start(person: 
             assert data, seen
             seen += data
         process.kill()
+    env = script_of(person, "#!/bin/sh\necho begun >>~/runs\n")
+    options = ("--no-network", "--on-finish", "discard")
     deadline = time.monotonic() + 30
-    while True:  # the helper ends what is left
-        done = run(
-            person, repo, "--output", "json", "--resume", "--no-network", "--on-finish", "discard",
-            "--", "cat", "/dev/null", env=env,
-        )  # fmt: skip
-        if done.returncode == 0 or time.monotonic() > deadline:
+    while True:  # until the helper has ended what is left
+        resumed = run(person, repo, *options, "--resume", "--", "true", env=env)
+        if "no kept session" in resumed.errors or time.monotonic() > deadline:
             break
-    assert done.check().json()["setup"][0]["status"] == "ok"
+    assert resumed.returncode == 125
+    assert "no kept session" in resumed.errors
+    document, said = session(person, repo, "cat ~/runs", *options, env=env)
+    assert document["setup"][0]["status"] == "ok"
+    assert said.count("begun\n") == 1
 
 
 def test_a_setup_that_takes_too_long_is_ended(person: Person, repo: Path) -> None:
