@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from clsecure import logs
@@ -25,6 +25,8 @@ from clsecure.model import IsolationMode, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.inside import OutputLog, inner_environment, run_inside, through
+from clsecure.session.plan import SessionPlan
+from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.store import SessionRecord
 from clsecure.session.ui import Ui
 from clsecure.terminal import escape
@@ -72,12 +74,13 @@ def clean_up(
     environ: Mapping[str, str],
     ui: Ui,
     gateway: Gateway | None = None,
-    tool_env: Mapping[str, str] | None = None,
+    plan: SessionPlan | None = None,
     log_file: Path | None = None,
 ) -> str | None:
     """Run what there is to run; return a warning where it did not go well. Never raises over the hook.
 
     :param spec: of the sandbox: with a listener where there is a gateway.
+    :param plan: of the session that ends; None where none does.
     :param log_file: keeps its output.
     """
     if not is_needed(record):
@@ -91,7 +94,7 @@ def clean_up(
                 spec=spec,
                 installation=installation,
                 gateway=gateway,
-                make=_environment(record, level, spec, environ, tool_env or {}),
+                make=_environment(record, level, spec.account, environ, plan),
                 output=OutputLog(log_file, hidden=() if gateway is None else (gateway.token,), show=show),
             )
     except KeyboardInterrupt:
@@ -139,11 +142,11 @@ def purge(
 def _environment(
     record: SessionRecord,
     level: CleanupLevel,
-    spec: SandboxSpec,
+    account: WorkerAccount,
     environ: Mapping[str, str],
-    tool_env: Mapping[str, str],
+    plan: SessionPlan | None,
 ) -> Callable[[GatewayAccess | None], dict[str, str]]:
-    account = spec.account
+    tool_env = plan.tool_env if plan else {}
 
     def make(access: GatewayAccess | None) -> dict[str, str]:
         env = inner_environment(
@@ -152,10 +155,8 @@ def _environment(
             session=record.session,
             access=access,
             tool_env={**tool_env, **agents_env(record, account.home)},
-            extra_path=[
-                *agents_path(record, account.home),
-                *(PurePosixPath(m.target) / "bin" for m in spec.mounts),
-            ],
+            extra_path=[*agents_path(record, account.home), *(mounted_path(plan) if plan else ())],
+            late_path=late_path(plan) if plan else (),
         )
         return {
             **env,

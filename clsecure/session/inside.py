@@ -126,6 +126,7 @@ def inner_environment(
     access: GatewayAccess | None = None,
     tool_env: Mapping[str, str] | None = None,
     extra_path: Sequence[PurePosixPath] = (),
+    late_path: Sequence[PurePosixPath] = (),
 ) -> dict[str, str]:
     """Return the complete environment of such a program: no credential, no provider, no key.
 
@@ -142,6 +143,7 @@ def inner_environment(
         gateway=access,
         tool_env=tool_env,
         extra_path=extra_path,
+        late_path=late_path,
     )
 
 

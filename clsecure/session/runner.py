@@ -258,7 +258,7 @@ class SessionRunner:
                 ui=context.ui,
                 # With a full network programs go out by themselves.
                 gateway=None if context.plan.network is NetworkPolicy.FULL else gateway,
-                tool_env=context.plan.tool_env,
+                plan=context.plan,
                 log_file=context.place.path / "cleanup.log",
             )
         if warning:

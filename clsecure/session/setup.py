@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from clsecure import logs
@@ -21,6 +21,7 @@ from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import MANAGERS, agents_path, install_env, venv_of
 from clsecure.session.inside import Ended, OutputLog, inner_environment, run_inside, through
+from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.result import SetupStep
 from clsecure.session.setup_network import SessionNetwork, Way, egress_log, way_out
 from clsecure.session.setup_source import TOKEN, Script, github_token, read_script
@@ -182,10 +183,8 @@ class Setup:
                 session=context.plan.session,
                 access=access,
                 tool_env=way.tool_env,
-                extra_path=[
-                    *agents_path(workspace.record, spec.account.home),
-                    *(PurePosixPath(m.target) / "bin" for m in spec.mounts),
-                ],
+                extra_path=[*agents_path(workspace.record, spec.account.home), *mounted_path(context.plan)],
+                late_path=late_path(context.plan),
             )
             return {**env, **more, "CLSECURE_PROJECT_DIR": str(workspace.directory)}
 
