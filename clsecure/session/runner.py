@@ -247,6 +247,8 @@ class SessionRunner:
         context = self.context
         if not is_needed(workspace.record):
             return
+        log_file = context.place.path / "cleanup.log"
+        log_file.unlink(missing_ok=True)
         with context.clock.phase("cleanup"):
             warning = clean_up(
                 workspace.record,
@@ -259,7 +261,7 @@ class SessionRunner:
                 # With a full network programs go out by themselves.
                 gateway=None if context.plan.network is NetworkPolicy.FULL else gateway,
                 plan=context.plan,
-                log_file=context.place.path / "cleanup.log",
+                log_file=log_file,
             )
         if warning:
             context.warn(warning)

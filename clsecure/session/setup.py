@@ -6,12 +6,10 @@ own network where nothing is said. A failure is told and kept in the result; it 
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess
@@ -19,7 +17,14 @@ from clsecure.backends.local import LocalBackend
 from clsecure.model import SandboxSpec
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
-from clsecure.session.dependencies import MANAGERS, agents_path, install_env, venv_of
+from clsecure.session.dependencies import (
+    Outcome,
+    Report,
+    agents_path,
+    install_env,
+    read_report,
+    venv_of,
+)
 from clsecure.session.inside import Ended, OutputLog, inner_environment, run_inside, through
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.result import SetupStep
@@ -105,7 +110,7 @@ class Setup:
         hidden = () if script.token is None else (script.token,)
         more = {} if script.token is None else {TOKEN: script.token}
         begun = time.monotonic()
-        ended, _ = self._run(
+        ended = self._run(
             way, workspace, ("script", script.name), "the setup script", more, hidden=hidden, feed=script.data
         )
         status = _TIME_OVER if ended.status is None else "failed" if ended.status else "ok"
@@ -120,48 +125,42 @@ class Setup:
     def _dependencies(self, way: Way, workspace: Workspace) -> list[SetupStep]:
         venv = venv_of(self._spec.account.home)
         begun = time.monotonic()
-        ended, report = self._run(
+        ended = self._run(
             way,
             workspace,
             ("dependencies", str(venv)),
             "the dependencies",
             install_env(self._spec.account.home),
         )
-        steps: list[SetupStep] = []
-        for entry in report:
-            name, status = entry.get("step"), entry.get("status")
-            if name in MANAGERS and status in ("ok", "failed", "missing"):
-                code, seconds = entry.get("exit_code"), entry.get("seconds")
-                steps.append(
-                    self._step(
-                        name,
-                        status,
-                        code if isinstance(code, int) and 0 <= code <= 255 else None,
-                        float(seconds) if isinstance(seconds, int | float) else 0.0,
-                    )
-                )
-                if status == "missing":
-                    self._context.warn(
-                        f"{name}: {escape(str(entry.get('why'))[:200])}; nothing was installed by it"
-                    )
-                elif status == "failed":
-                    self._warn(f"{name} {_how(steps[-1])}", ended.last)
-            self._venv |= entry.get("venv") is True
-            self._say_changed(entry.get("changed"))
+        elapsed = time.monotonic() - begun
+        report = read_report(ended.report, elapsed=elapsed)
+        self._venv = report.venv
+        steps = [self._outcome(outcome, report, ended) for outcome in report.outcomes]
+        self._say_changed(report.changed)
         if ended.status != 0:
             status = _TIME_OVER if ended.status is None else "failed"
-            steps.append(self._step("dependencies", status, ended.status, time.monotonic() - begun))
+            steps.append(self._step("dependencies", status, ended.status, elapsed))
             self._warn(f"installing the dependencies {_how(steps[-1])}", ended.last)
         elif not steps:
             self._context.ui.note("no dependencies to install: the repository has no lock file that is known")
         return steps
 
-    def _say_changed(self, names: object) -> None:
-        if not isinstance(names, list) or not names:
-            return
-        shown = ", ".join(escape(str(name)[:80]) for name in names[:_MAX_NAMES])
-        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-        self._context.warn(f"installing changed {shown}{more}: it comes home with the agent's work")
+    def _outcome(self, outcome: Outcome, report: Report, ended: Ended) -> SetupStep:
+        """Return the step, and say what did not go well."""
+        step = self._step(outcome.name, outcome.status, outcome.exit_code, outcome.seconds)
+        if outcome.status == "missing":
+            self._context.warn(f"{outcome.name}: {escape(outcome.why)}; nothing was installed by it")
+        elif outcome.status == "failed":
+            # Whose the last words are is clear only where nothing came after it.
+            last = ended.last if outcome is report.outcomes[-1] else ()
+            self._warn(f"{outcome.name} {_how(step)}", last)
+        return step
+
+    def _say_changed(self, names: Sequence[str]) -> None:
+        if names:
+            shown = ", ".join(escape(name[:80]) for name in names[:_MAX_NAMES])
+            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            self._context.warn(f"installing changed {shown}{more}: it comes home with the agent's work")
 
     def _run(
         self,
@@ -173,7 +172,7 @@ class Setup:
         *,
         hidden: tuple[str, ...] = (),
         feed: bytes = b"",
-    ) -> tuple[Ended, list[dict[str, Any]]]:
+    ) -> Ended:
         context, spec = self._context, self._spec
 
         def make(access: GatewayAccess | None) -> dict[str, str]:
@@ -206,7 +205,7 @@ class Setup:
                 )
             finally:
                 output.close()
-        return ended, _entries(ended.report)
+        return ended
 
     # ------------------------------------------------------------ words
 
@@ -228,16 +227,3 @@ def _how(step: SetupStep) -> str:
     if step.status == _TIME_OVER:
         return "did not end in time and was ended"
     return "failed" if step.exit_code is None else f"failed with status {step.exit_code}"
-
-
-def _entries(report: bytes) -> list[dict[str, Any]]:
-    """Return the lines of a report; what is none is left out, since anything inside can write there."""
-    entries = []
-    for line in report.split(b"\n")[:200]:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from clsecure.session.dependencies import read_report
+
 PREPARE = Path(__file__).resolve().parents[2] / "clsecure" / "privileged" / "prepare.py"
 MANAGERS = ("npm", "pnpm", "yarn", "pip", "uv", "poetry", "cargo", "go", "bundle")
 # A stand-in writes down how it was called, with the variables that matter.
@@ -162,3 +164,32 @@ def test_a_gitignore_is_not_written_through_a_link(tree: Tree, tmp_path: Path) -
     tree.write({"package.json": "{}"})
     tree.prepare()
     assert list(outside.iterdir()) == []
+
+
+def test_a_report_that_others_wrote_into_is_worth_words_and_no_more() -> None:
+    lines = [
+        b'{"step": "npm", "status": "failed", "exit_code": true, "seconds": Infinity}',
+        *[b'{"step": "npm", "status": "failed", "exit_code": 1, "seconds": 1.0}'] * 150,
+        b'{"step": ["npm"], "status": {"x": 1}}',
+        b'{"step": "rm", "status": "ok"}',
+        b'{"step": "go", "status": "missing", "why": ["' + b"y" * 5000 + b'"]}',
+        b'{"step": "uv", "status": "ok", "exit_code": 99999, "seconds": ' + b"9" * 400 + b"}",
+        b'{"step": "pip", "status": "ok", "exit_code": 0, "seconds": 1.5}',
+        b'{"changed": ' + json.dumps(["z" * 9000] * 1000).encode() + b"}",
+        b'{"venv": 1}',
+        b"[" * 100_000,
+        b"\xff\xfe no json",
+        b'"text"',
+    ]
+    report = read_report(b"\n".join(lines), elapsed=10.0)
+    said = [(each.name, each.status, each.exit_code, each.seconds) for each in report.outcomes]
+    assert said == [
+        ("npm", "failed", None, 0.0),
+        ("go", "missing", None, 0.0),
+        ("uv", "ok", None, 0.0),
+        ("pip", "ok", 0, 1.5),
+    ]
+    assert max(len(each.why) for each in report.outcomes) == 200
+    assert (len(report.changed), len(report.changed[0])) == (20, 200)
+    assert report.venv is False
+    assert read_report(b"", elapsed=0.0).outcomes == ()
