@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,8 @@ def setup_reach(
     allow = (*wanted.allow, *(rule for preset in presets for rule in preset.rules))
     if len(allow) > MAX_RULES:
         raise UsageError(f"{len(allow)} hosts are in setup_network, and there can be {MAX_RULES}")
-    policy = EgressPolicy(kind=wanted.kind, allow=allow, deny=deny)
+    # The machine's ceiling is the same for both.
+    policy = replace(session.policy, kind=wanted.kind, allow=allow, deny=deny)
     return SetupReach(
         policy=policy,
         tool_env={name: value for preset in presets for name, value in preset.env.items()},

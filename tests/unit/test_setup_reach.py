@@ -10,7 +10,7 @@ from clsecure.cli.reach import Reach
 from clsecure.cli.setup_reach import SetupReach, setup_reach
 from clsecure.errors import UsageError
 from clsecure.model import NetworkPolicy
-from clsecure.policy import EgressPolicy
+from clsecure.policy import EgressPolicy, parse_pattern
 from clsecure.session.ui import SilentUi
 from clsecure.settings.model import load
 from clsecure.settings.project import with_project
@@ -19,14 +19,16 @@ from clsecure.settings.sources import gather
 SESSION = Reach(policy=EgressPolicy())
 
 
-def reach_of(tmp_path: Path, user: str, *, project: str = "", **environ: str) -> SetupReach:
+def reach_of(
+    tmp_path: Path, user: str, *, project: str = "", session: Reach = SESSION, **environ: str
+) -> SetupReach:
     """Return what settings in TOML of the user, the repository's and variables come to."""
     top = tmp_path / "repository"
     for place, text in ((tmp_path / ".config/clsecure", user), (top / ".clsecure", project)):
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.toml").write_text(text)
     settings = load(with_project(gather(environ={"HOME": str(tmp_path), **environ}), top))
-    return setup_reach(settings, SESSION, environ={}, home=tmp_path, repository=top, ui=SilentUi())
+    return setup_reach(settings, session, environ={}, home=tmp_path, repository=top, ui=SilentUi())
 
 
 def hosts(reach: SetupReach) -> list[str]:
@@ -82,6 +84,15 @@ def test_denied_hosts_of_every_layer_stay_denied(tmp_path: Path, where: str) -> 
     assert reach.policy is not None
     assert [str(rule.pattern) for rule in reach.policy.deny] == ["*.example.org"]
     assert any("a.example.org" in w and "stays denied" in w for w in reach.warnings)
+
+
+def test_a_ceiling_of_the_machines_holds_for_the_setup(tmp_path: Path) -> None:
+    only = (parse_pattern("a.example.org:443"),)
+    session = Reach(policy=EgressPolicy(only=only, only_where="/etc/clsecure/config.toml"))
+    reach = reach_of(tmp_path, '[setup]\nnetwork = ["b.example.org"]\n', session=session)
+    assert reach.policy is not None
+    assert reach.policy.only == only
+    assert reach.policy.only_where == "/etc/clsecure/config.toml"
 
 
 def test_denials_and_a_full_network_exclude_each_other(tmp_path: Path) -> None:
