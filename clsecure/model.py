@@ -153,6 +153,8 @@ class SandboxSpec:
     program: KeptProgram | None = None
     limits: ResourceLimits = field(default_factory=ResourceLimits)
     """What is None or 0 here is not limited: defaults are filled in already."""
+    required_limits: frozenset[str] = frozenset()
+    """Limits that the user named: where one of them does not hold, the sandbox is refused."""
     disk_reserve: bool = False
     """End the sandbox before it fills the disk of the worker's home."""
 

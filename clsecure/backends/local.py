@@ -156,7 +156,17 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        return LocalSandbox(self._connection, report, received)
+        sandbox = LocalSandbox(self._connection, report, received)
+        lacking = sorted(spec.required_limits - sandbox.enforced.keys())
+        if lacking:
+            sandbox.close()
+            name = lacking[0]
+            raise BackendUnavailableError(
+                f"the limit of {name} can't be enforced on this machine",
+                details="The kernel has no controller of control groups for it that can be used here.",
+                resolution=f"clsecure doctor says more; --limit {name}=none goes without it",
+            )
+        return sandbox
 
 
 def _open_source(mount: Mount) -> int:

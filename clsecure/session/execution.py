@@ -14,6 +14,7 @@ from clsecure.errors import EXIT_TIME_LIMIT, HelperError
 from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
+from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.limits import LimitResult, describe, lacking
 from clsecure.session.limits import results as results_of
 from clsecure.session.limits import warnings as warnings_of
@@ -73,8 +74,8 @@ class Execution:
         self._context.warnings.extend(
             f"not enforced here: {r.check_id} ({r.observed})" for r in results if r.status is CheckStatus.SKIP
         )
-        asked, limits = self._context.plan.limits, self._spec.limits
-        self._context.warnings.extend(lacking(asked, limits, sandbox.enforced))
+        limits = self._spec.limits
+        self._context.warnings.extend(lacking(limits, sandbox.enforced))
         self.limits = results_of(limits, sandbox.enforced)
 
     def _serve(self, sandbox: LocalSandbox) -> int | None:
@@ -110,8 +111,8 @@ class Execution:
             terminal=spec.terminal is not None,
             gateway=self._access(port),
             credentials=self._network.given,
-            tool_env=plan.tool_env,
-            extra_path=mounted_path(plan),
+            tool_env={**plan.tool_env, **agents_env(self._workspace.record, spec.account.home)},
+            extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
             late_path=late_path(plan),
         )
         command = SandboxCommand(argv=self._argv(), env=env, cwd=Path(self._workspace.directory))

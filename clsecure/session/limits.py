@@ -6,19 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
-from clsecure.errors import BackendUnavailableError
 from clsecure.model import ResourceLimits
 from clsecure.privileged.client import SandboxEnd
 from clsecure.settings.values import human_limit, human_limits
 
 DEFAULT_PIDS = 4096
 MEMORY_SHARE = 0.8
-
-_NEEDS = {
-    "memory": "a memory controller of control groups",
-    "cpus": "a cpu controller of control groups",
-    "pids": "a pids controller of control groups",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +52,16 @@ def results(limits: ResourceLimits, enforced: Mapping[str, str]) -> dict[str, Li
     return {n: LimitResult(value=most, enforced_by=enforced.get(n)) for n, most in parts.items() if most}
 
 
-def lacking(asked: ResourceLimits, limits: ResourceLimits, enforced: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each default that does not hold here.
+def named(asked: ResourceLimits) -> frozenset[str]:
+    """Return the limits that the user named: those that must hold."""
+    return frozenset(part.name for part in fields(asked) if getattr(asked, part.name))
 
-    :raises BackendUnavailableError: the user named a limit that can't be enforced.
-    """
+
+def lacking(limits: ResourceLimits, enforced: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each default that does not hold here."""
     for name, result in results(limits, enforced).items():
-        if result.enforced_by is not None:
-            continue
-        if getattr(asked, name):
-            raise BackendUnavailableError(
-                f"the limit of {name} can't be enforced on this machine",
-                details=f"It needs {_NEEDS.get(name, 'more than this kernel has')}.",
-                resolution=f"clsecure doctor says more; --limit {name}=none goes without it",
-            )
-        yield f"not enforced here: the limit of {name} (there is no {_NEEDS[name].removeprefix('a ')})"
+        if result.enforced_by is None:
+            yield f"not enforced here: the limit of {name} (there is no such controller of control groups)"
 
 
 def describe(limits: ResourceLimits) -> str:
