@@ -149,8 +149,8 @@ CEILINGS = [
     ("time_limit = '1h'", "time_limit", "none", timedelta(hours=1), timedelta(hours=1)),
     ("limits = { memory = '1G' }", "limits", "memory=2G,pids=99", ResourceLimits(memory=1 << 30, pids=99),
      ResourceLimits(memory=1 << 30)),
-    ("limits = { memory = '1G' }", "limits", "none", ResourceLimits(memory=1 << 30),
-     ResourceLimits(memory=1 << 30)),
+    ("limits = { memory = '1G' }", "limits", "none",
+     ResourceLimits(memory=1 << 30, cpus=0, pids=0, disk=0, open_files=0), ResourceLimits(memory=1 << 30)),
     ("budget = { tokens = 5 }", "budget", "tokens=6,bytes=7", Budget(tokens=5, bytes=7), Budget(tokens=5)),
 ]  # fmt: skip
 
