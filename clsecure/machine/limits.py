@@ -1,4 +1,4 @@
-"""Which limits of a session this machine can enforce, and by what. What really holds is seen at each start."""
+"""Which limits of a session this machine can enforce, and by what. What really holds is seen at a start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNIFIED = "/sys/fs/cgroup"
 
 
 def enforceable() -> Mapping[str, str | None]:
-    """Return by limit what would hold it (``systemd``, ``cgroup``, ``rlimit``, ``measured``), None for nothing."""
+    """Return by limit what would hold it: ``systemd``, ``cgroup``, ``rlimit``, ``measured``, or None."""
     found: dict[str, str | None] = {name: _by_group(controller) for name, controller in _CONTROLLERS.items()}
     # Threads of the session's own uid can be counted without a controller, memory can't.
     found["pids"] = found["pids"] or "rlimit"
