@@ -72,10 +72,11 @@ def read(entries: Sequence[Entry]) -> Ceilings:
                 resolution="an administrator can correct it: nothing is started without the ceilings",
             ) from None
         found[name] = {**found[name], **value} if isinstance(found.get(name), Mapping) else value
-    if "hosts" in found and found.get("network") in (None, NetworkPolicy.FULL):
-        # What does not go through the gateway can't be held to hosts.
+    gateway = next((key for key in ("allow_domains", "deny_domains", "budget") if key in sources), None)
+    if gateway is not None and found.get("network") in (None, NetworkPolicy.FULL):
+        # What does not go through the gateway can't be held to hosts, nor counted.
         found["network"] = NetworkPolicy.ALLOWLIST
-        sources.setdefault("network", sources["allow_domains"])
+        sources["network"] = sources[gateway]
     return Ceilings(**found, sources=sources)
 
 
@@ -114,16 +115,17 @@ _READERS: Mapping[str, Callable[[str, Sequence[Entry]], tuple[str, Any]]] = {
 
 
 def bound(
-    by_key: Mapping[str, list[Said]], ceilings: Ceilings
+    by_key: Mapping[str, list[Said]], ceilings: Ceilings, *, lenient: bool = False
 ) -> tuple[dict[str, list[Said]], tuple[str, ...]]:
     """Return what the layers said, cut down to the ceilings, and warnings about what was cut off.
 
+    :param lenient: cut flags and variables down, too, to look at what would be left.
     :raises UsageError: a flag or variable asks for more.
     """
     warnings: list[str] = []
     bounded = dict(by_key)
     for key, cut in _CUTS.items():
-        place = _place(key, ceilings)
+        place = place_of(key, ceilings)
         if place is None:
             continue
         kept = []
@@ -133,7 +135,7 @@ def bound(
             if value == said.value:
                 kept.append(said)
                 continue
-            if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT):
+            if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT) and not lenient:
                 raise UsageError(
                     f"{said} asks for more than this machine allows",
                     details=f"The ceiling is set by {place}.",
@@ -182,7 +184,7 @@ def _instead(key: str, kept: Sequence[Said], place: Source, ceilings: Ceilings) 
     return [Said(key=key, value=left, source=replace(place, layer=Layer.DEFAULT))]
 
 
-def _place(key: str, ceilings: Ceilings) -> Source | None:
+def place_of(key: str, ceilings: Ceilings) -> Source | None:
     """Return where the ceiling of a key was written, None where there is none."""
     names = _WRITTEN.get(key, (key,))
     return next((ceilings.sources[name] for name in names if name in ceilings.sources), None)
@@ -268,6 +270,11 @@ def _base_url(value: str, ceilings: Ceilings) -> str | None:
 def _provider(value: str, ceilings: Ceilings) -> str | None:
     allowed = ceilings.providers
     return value if allowed is None or value in allowed else None
+
+
+def within(mounts: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:
+    """Return what of these mounts is left, as far as it is left; for those that nobody said, too."""
+    return _mounts(mounts, ceilings)
 
 
 def _mounts(value: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:

@@ -190,8 +190,12 @@ def test_the_machines_denials_hold_for_everybody(machine: Path) -> None:
     found = load(layers(machine, "allow_domains = evil.org, good.org\n"))
     [rule] = found.deny_domains
     assert rule.where == f"{machine}/config.toml:2"
-    with pytest.raises(UsageError, match="can't be enforced with the full network"):
-        load(layers(machine, "network = full\n"))
+    # The full network goes past the gateway, and so past every denial: the setup's own, too.
+    found = load(layers(machine, "network = full\nsetup_network = full\n"))
+    assert (found.network, found.setup_network.kind) == (NetworkPolicy.API, NetworkPolicy.API)
+    assert sum(f"{machine}/config.toml:2" in warning for warning in found.warnings) == 2
+    with pytest.raises(UsageError, match="more than this machine allows"):
+        load(layers(machine, "", *flags(network="full")))
 
 
 def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: Path) -> None:
@@ -207,7 +211,8 @@ def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: 
 @pytest.mark.parametrize(
     "ceiling",
     ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'",
-     "mounts = ['relative']", "limits = 5", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'"],
+     "mounts = ['relative']", "limits = 5", "limits = { hunter2 = 1 }", "providers = ['../x']",
+     "provider_tools = 'no'"],
 )  # fmt: skip
 def test_a_ceiling_that_makes_no_sense_starts_nothing(machine: Path, ceiling: str) -> None:
     write(machine / "config.toml", f"[enforce]\n{ceiling}\n")
