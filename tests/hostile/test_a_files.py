@@ -386,7 +386,7 @@ def test_a4_the_plan(world):
 
 
 def test_a4_the_settings(world):
-    """A key lies in the settings file and another in the environment; the settings are printed, and logged."""
+    """A key lies in the settings file, another in the environment; the settings are printed, and logged."""
     person, key = world.target.person, f"sk-kimi-{canary()}"
     place = person.home / ".config" / "clsecure"
     person.run(["mkdir", "-p", str(place)]).check()

@@ -1,7 +1,7 @@
 """H6 and G8 for the machine's own settings: hostile files in their place, and ceilings in real sessions.
 
-The person's programs start in a mount namespace of their own, where another directory lies over /etc/clsecure;
-the machine's own files stay as they are.
+The person's programs start in a mount namespace of their own, where another directory lies over
+/etc/clsecure; the machine's own files stay as they are.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def machine(tmp_path: Path) -> Iterator[Path]:
         _PLACE.rmdir()
 
 
+@pytest.fixture(scope="module")
+def top(person: Person) -> Path:
+    return person.repository("h6-machine")
+
+
 def on(person: Person, machine: Path) -> Person:
     return overlaid(person, {str(_PLACE): machine})
 
@@ -66,8 +71,8 @@ def enforce(machine: Path, content: str) -> None:
         "theirs",
     ],
 )
-def test_h6_a_hostile_file_of_the_machine_is_never_passed_over(person, machine, kind, name):
-    """The machine's settings are a FIFO, 100 MB, a link, have NUL bytes, or others than root may write them."""
+def test_h6_a_hostile_file_of_the_machine_is_never_passed_over(person, machine, top, kind, name):
+    """The machine's settings are a FIFO, 100 MB, a link, have NUL bytes, or others than root write them."""
     file, secret = machine / name, canary()
     match kind:
         case "fifo":
@@ -96,7 +101,6 @@ def test_h6_a_hostile_file_of_the_machine_is_never_passed_over(person, machine, 
         case "theirs":
             file.write_text("mode = 'user'\n")
             os.chown(file, person.uid, person.gid)
-    top = person.repository("h6-machine")
     for command in (("config",), ("--config", "--output", "json"), ("--dry-run",), ("list",)):
         done = on(person, machine).clsecure(*command, cwd=top, timeout=_DEADLINE)
         assert done.returncode == 125, done
