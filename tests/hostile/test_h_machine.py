@@ -20,7 +20,9 @@ from tests.support.messages_api import MessagesApi, text
 from tests.support.overlaid import overlaid
 from tests.support.person import Person
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("machine-settings")]
+# One after the other, with the tests of full disks: the mount point is the machine's.
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("disk_full")]
+MODES = pytest.mark.parametrize("mode", ["user", "namespace"])
 _PLACE = Path("/etc/clsecure")
 _DEADLINE = 30.0
 
@@ -111,6 +113,7 @@ def test_h6_a_hostile_file_of_the_machine_is_never_passed_over(person, machine, 
         assert len(told) < 4000
 
 
+@MODES
 def test_g8_ceilings_hold_in_a_session_whatever_its_user_says(person, machine, mode):
     """A user's file and a repository's ask for everything; flags and variables are refused by name."""
     opened, key = person.home / "ceiling-secret", canary()
@@ -175,6 +178,7 @@ def test_g8_a_running_session_is_let_no_further_than_the_ceiling(person, machine
         one.clsecure("network", "allow", "b.corp.example", cwd=target.repository).check()
 
 
+@MODES
 def test_g8_the_rest_of_what_a_repository_may_narrow_counts_in_a_session(person, mode):
     """The repository shortens the time, and asks in vain for the key and more time than the user gives."""
     target = Target(person=person, mode=mode, repository=person.repository(f"narrow-{mode}"), options=())
