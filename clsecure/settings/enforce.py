@@ -145,6 +145,13 @@ def bound(
             if value not in (None, ()):
                 kept.append(replace(said, value=value))
         bounded[key] = [*kept, *_instead(key, kept, place, ceilings)]
+    hosts = ("allow_domains", "presets")
+    if any(by_key.get(key) for key in hosts) and not any(bounded.get(key) for key in hosts):
+        # An allow-list of which nothing is left is the API alone, not a mistake of its author's.
+        bounded["network"] = [
+            replace(said, value=NetworkPolicy.API) if said.value is NetworkPolicy.ALLOWLIST else said
+            for said in bounded.get("network", ())
+        ]
     bounded["deny_domains"] = [*by_key.get("deny_domains", ()), *ceilings.deny]
     if ceilings.network is NetworkPolicy.NONE:
         bounded["budget"] = []  # there is nothing to count
