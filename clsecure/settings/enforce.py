@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
 from clsecure.policy import HostPattern, NetworkRule, covered, parse_pattern
 from clsecure.settings import values
+from clsecure.settings.limits import defaults
 from clsecure.settings.network import Said, stricter
 from clsecure.settings.sources import Entry, Layer, Source
 
@@ -91,7 +92,7 @@ def _forbidden(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
 def _bounds(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
     read: Callable[[str], Mapping[str, Any]] = values.limits if key == "limits" else values.budget
     bounds = {name: most for entry in entries for name, most in read(entry.text).items()}
-    return "parts", {key: {name: most for name, most in bounds.items() if most is not None}}
+    return "parts", {key: {name: most for name, most in bounds.items() if most}}
 
 
 def _items(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "credentials": Credentials.INJECT,
     "provider": "anthropic",
     "time_limit": None,
-    "limits": dict.fromkeys(values.LIMIT_PARTS),
+    "limits": asdict(defaults()),
     "budget": dict.fromkeys(values.BUDGET_PARTS),
 }
 """What counts where nobody says anything, of the keys whose default may exceed a ceiling."""
@@ -186,8 +187,8 @@ def _instead(key: str, kept: Sequence[Said], place: Source, ceilings: Ceilings) 
                 resolution="say which: --provider NAME",
             )
         (left,) = allowed
-    if parts:
-        left = {name: most for name, most in left.items() if most is not None}
+    if parts:  # a default that is within its ceiling stays one
+        left = {name: most for name, most in left.items() if most != _DEFAULTS[key][name]}
     return [Said(key=key, value=left, source=replace(place, layer=Layer.DEFAULT))]
 
 
@@ -305,7 +306,7 @@ def _time_limit(value: timedelta | None, ceilings: Ceilings) -> timedelta | None
 def _bounded_parts(key: str) -> Callable[[Mapping[str, Any], Ceilings], Mapping[str, Any]]:
     def cut(value: Mapping[str, Any], ceilings: Ceilings) -> Mapping[str, Any]:
         most = ceilings.parts.get(key, {})
-        return {n: most[n] if n in most and (v is None or v > most[n]) else v for n, v in value.items()}
+        return {n: most[n] if n in most and (not v or v > most[n]) else v for n, v in value.items()}
 
     return cut
 

@@ -7,12 +7,13 @@ add up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from clsecure.model import Credentials
 from clsecure.settings.keys import FLAGS
+from clsecure.settings.limits import defaults
 from clsecure.settings.network import WIDER, Said
 from clsecure.settings.sources import Layer
 
@@ -64,7 +65,7 @@ def narrowed(found: Sequence[Said]) -> Narrowed:
 def _wider(key: str, value: Any, before: Any) -> bool:  # noqa: ANN401  # values of the key
     """Tell whether something of the repository's word is wider than what counts without it."""
     if isinstance(value, Mapping):
-        bounds = before or {}
+        bounds = {**(asdict(defaults()) if key == "limits" else {}), **(before or {})}
         left = _STRICTER[key](value, before)
         return any(n not in left and most != bounds.get(n) for n, most in value.items())
     default = _UNSAID[key] if before is None else before
@@ -82,12 +83,15 @@ def _shorter(value: timedelta | None, before: timedelta | None) -> timedelta | N
     return value if value is not None and (before is None or value < before) else None
 
 
+def _smaller_limits(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    # What nobody said is not boundless: a repository must not raise it either.
+    return _smaller_parts(value, {**asdict(defaults()), **(before or {})})
+
+
 def _smaller_parts(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
     bounds = before or {}
     return {
-        name: most
-        for name, most in value.items()
-        if most is not None and (bounds.get(name) is None or most < bounds[name])
+        name: most for name, most in value.items() if most and (not bounds.get(name) or most < bounds[name])
     }
 
 
@@ -115,7 +119,7 @@ _STRICTER: Mapping[str, Callable[[Any, Any], Any]] = {
     "provider_tools": _off,
     "credentials": _stricter_credentials,
     "time_limit": _shorter,
-    "limits": _smaller_parts,
+    "limits": _smaller_limits,
     "budget": _smaller_parts,
 }
 """What of a repository's value counts beside the one before; None (or no part) where it narrows nothing."""

@@ -190,6 +190,8 @@ def text(value: object) -> str:
 
 
 def _amount(name: str, most: float) -> str:
+    if not most:
+        return "none"
     if name not in _BYTES or not isinstance(most, int):
         return f"{most:g}" if isinstance(most, float) else str(most)
     letters = iter("KMGT")

@@ -57,7 +57,7 @@ def test_the_settings_name_every_key() -> None:
     assert [key for key in (*KEYS, *LATER) if f"`{key}`" not in text] == []
 
 
-@pytest.mark.parametrize("name", ["settings.md", "network.md"])
+@pytest.mark.parametrize("name", ["settings.md", "network.md", "setup.md"])
 def test_the_examples_of_config_toml_are_accepted(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

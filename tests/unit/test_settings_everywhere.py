@@ -13,8 +13,10 @@ import pytest
 
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, NetworkPolicy
+from clsecure.policy import Budget
 from clsecure.settings import files
 from clsecure.settings.keys import KEYS, SPELLINGS
+from clsecure.settings.limits import defaults
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import NARROWING, with_project
 from clsecure.settings.sources import Layer, Source, gather
@@ -83,8 +85,11 @@ _OPENNESS: dict[str, Callable[[Any], float]] = {
 def openness(key: str, settings: Settings) -> list[float]:
     value = getattr(settings, key)
     if key in ("limits", "budget"):
-        parts = [getattr(value, name) for name in value.__dataclass_fields__]
-        return [inf if part is None else part for part in parts]
+        unsaid = defaults() if key == "limits" else Budget()
+        parts = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        # 0 is a limit that was lifted, None one that nobody spoke of.
+        held = (getattr(unsaid, name) if part is None else part for name, part in parts.items())
+        return [part or inf for part in held]
     return [_OPENNESS[key](value)]
 
 
@@ -120,6 +125,25 @@ def test_no_value_of_a_repository_opens_anything(tmp_path: Path, key: str) -> No
                 pairs = zip(openness(key, before), openness(key, after), strict=True)
                 assert all(most >= left for most, left in pairs), (own, project)
     assert compared
+
+
+@pytest.mark.parametrize("text", ["pids=1000000", "memory=900T", "none"])
+def test_a_repository_raises_no_limit_that_holds_unsaid(tmp_path: Path, text: str) -> None:
+    both = in_repository(tmp_path, "", f"limits = {text}\n")
+    assert both is not None
+    assert both[1].limits == both[0].limits
+    assert ["limits" in warning for warning in both[1].warnings] == [True]
+    both = in_repository(tmp_path, "limits = none\n", "limits = pids=1000000\n")
+    assert both is not None
+    assert both[1].limits.pids == 1_000_000  # the user lifted it, so this is narrower
+
+
+def test_a_ceiling_above_what_holds_unsaid_raises_nothing(machine: Path) -> None:
+    keep(machine / "config.toml", "[enforce]\nlimits = { pids = 1000000, disk = '1G' }\n")
+    found = load(gather(environ={"HOME": "/nonexistent"}, system=machine))
+    assert (found.limits.pids, found.limits.disk) == (None, 1 << 30)
+    keep(machine / "config.toml", "[enforce]\nlimits = { pids = 99 }\n")
+    assert load(gather(environ={"HOME": "/nonexistent"}, system=machine)).limits.pids == 99
 
 
 def test_the_time_of_a_hook_is_the_repositorys_where_nobody_said_one(tmp_path: Path) -> None:

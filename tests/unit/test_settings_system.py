@@ -152,7 +152,8 @@ CEILINGS = [
     ("time_limit = '1h'", "time_limit", "none", timedelta(hours=1), timedelta(hours=1)),
     ("limits = { memory = '1G' }", "limits", "memory=2G,pids=99", ResourceLimits(memory=1 << 30, pids=99),
      ResourceLimits(memory=1 << 30)),
-    ("limits = { memory = '1G' }", "limits", "none", ResourceLimits(memory=1 << 30),
+    ("limits = { memory = '1G' }", "limits", "none",
+     ResourceLimits(memory=1 << 30, cpus=0, pids=0, disk=0, open_files=0),
      ResourceLimits(memory=1 << 30)),
     ("budget = { tokens = 5 }", "budget", "tokens=6,bytes=7", Budget(tokens=5, bytes=7), Budget(tokens=5)),
 ]  # fmt: skip
@@ -250,9 +251,8 @@ def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: 
 
 @pytest.mark.parametrize(
     "ceiling",
-    ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'",
-     "mounts = ['relative']", "limits = 5", "limits = { hunter2 = 1 }", "providers = ['../x']",
-     "provider_tools = 'no'"],
+    ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'", "limits = 5",
+     "mounts = ['relative']", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'"],
 )  # fmt: skip
 def test_a_ceiling_that_makes_no_sense_starts_nothing(machine: Path, ceiling: str) -> None:
     write(machine / "config.toml", f"[enforce]\n{ceiling}\n")
