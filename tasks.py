@@ -65,3 +65,14 @@ def lock(c: Context) -> None:
     with c.cd(ROOT):
         c.run(f"{compiled} --output-file requirements.lock")
         c.run(f"{compiled} --group dev --output-file requirements-dev.lock")
+
+
+@task
+def schema(c: Context) -> None:  # noqa: ARG001  # invoke hands it in
+    """Write docs/config.schema.json, the schema of config.toml, anew."""
+    import json
+
+    from clsecure.settings.schema import document
+
+    text = json.dumps(document(), indent=2) + "\n"
+    (ROOT / "docs" / "config.schema.json").write_text(text)

@@ -19,6 +19,7 @@ from clsecure.cli.options import (
     VERB_FLAGS,
     AgentOptions,
     CleanupOptions,
+    ConfigOptions,
     DiffOptions,
     DoctorOptions,
     ImportOptions,
@@ -132,7 +133,7 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     for option in OPTIONS:
         if verb not in option.verbs:
             continue
-        title = (option.group or GENERAL) if verb in (Verb.RUN, Verb.NETWORK) else GENERAL
+        title = (option.group or GENERAL) if verb in (Verb.RUN, Verb.NETWORK, Verb.CONFIG) else GENERAL
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], option)
@@ -337,6 +338,8 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             return _agent_options(found["ACTION"], found["NAME"])
         case Verb.NETWORK:
             return _network_options(found)
+        case Verb.CONFIG:
+            return ConfigOptions()
         case Verb.LIST:
             return ListOptions()
         case Verb.DOCTOR:

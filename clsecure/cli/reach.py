@@ -63,8 +63,10 @@ def reach(
     presets = presets_of(settings.presets, environ=environ, home=home, repository=repository, ui=ui)
     allow = (*settings.allow_domains, *(rule for preset in presets for rule in preset.rules))
     through_gateway = settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}
-    if through_gateway and settings.credentials is not Credentials.NONE:
+    if settings.network is not NetworkPolicy.NONE and settings.credentials is not Credentials.NONE:
+        # With the full network, too, the gateway or the agent itself takes the key to that address.
         _refuse_other_provider(settings.ceilings, environ)
+    if through_gateway and settings.credentials is not Credentials.NONE:
         _refuse_denied_provider(find_provider(environ, base_url=settings.base_url), settings.deny_domains)
     for what, rules in (("allowed", allow), ("denied", settings.deny_domains)):
         if len(rules) > MAX_RULES:

@@ -25,11 +25,11 @@ from clsecure.model import IsolationMode, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.inside import OutputLog, inner_environment, run_inside, through
-from clsecure.session.limits import defaults
 from clsecure.session.plan import SessionPlan
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.store import SessionRecord
 from clsecure.session.ui import Ui
+from clsecure.settings.limits import defaults
 from clsecure.terminal import escape
 
 log = logs.get("cleanup")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from clsecure.model import ResourceLimits
 from clsecure.privileged.client import SandboxEnd
+from clsecure.settings.limits import defaults
 from clsecure.settings.values import human_limit, human_limits
-
-DEFAULT_PIDS = 4096
-MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +21,6 @@ class LimitResult:
 
     value: float
     enforced_by: str | None
-
-
-def machine_memory() -> int:
-    """Return the bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def defaults() -> ResourceLimits:
-    """Return what holds where nobody says anything: the machine must go on when an agent goes wild."""
-    return ResourceLimits(memory=int(machine_memory() * MEMORY_SHARE), pids=DEFAULT_PIDS)
 
 
 def effective(asked: ResourceLimits) -> ResourceLimits:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, ToolError
 from clsecure.model import NetworkPolicy, SandboxCommand, SandboxSpec
-from clsecure.session.limits import defaults
+from clsecure.settings.limits import defaults
 from clsecure.verify.host import check_barrier, require
 
 _STDERR_LIMIT = 4000

@@ -71,6 +71,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
     from clsecure.session.plan import SessionPlan, new_session_id
     from clsecure.session.store import DEFAULT_SESSION
     from clsecure.session.toolchains import toolchain_mounts
+    from clsecure.settings.enforce import within
 
     for warning in settings.warnings:
         ui.warn(warning)  # before presets are asked, which may take its time
@@ -86,7 +87,8 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         ui.warn(warning)
     for note in (*settings.notes, *reached.notes, *setup.notes):
         ui.note(note)
-    toolchains = toolchain_mounts(settings.mounts) if settings.toolchains else ()
+    shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
+    toolchains = within(shared, settings.ceilings)
     now = datetime.now().astimezone()
     return SessionPlan(
         session_id=new_session_id(now),
