@@ -740,7 +740,7 @@ class Disk:
 
     def __init__(self, entry: Entry, limit: int) -> None:
         self.entry, self.limit, self.pipe, self.pid = entry, limit, -1, 0
-        self.next, self.counted = 0.0, -1
+        self.next, self.until, self.counted = 0.0, 0.0, -1
         if self.low():
             raise Refused(f"there is too little room on the disk of {entry['home']}: free some")
 
@@ -761,6 +761,8 @@ class Disk:
             return "reserve"
         if self.pipe in ready:
             return self._result()
+        if self.pipe >= 0 and time.monotonic() > self.until:
+            return "disk"
         if self.limit and self.pipe < 0 and time.monotonic() >= self.next:
             free = self.free()
             if self.counted < 0 or self.counted - free >= min(self.limit // 20, 64 << 20):
@@ -769,6 +771,7 @@ class Disk:
         return None
 
     def _count(self) -> None:
+        self.until = time.monotonic() + 3 * COUNT_SECONDS
         self.pipe, words = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
@@ -791,7 +794,8 @@ class Disk:
         words = os.read(self.pipe, 64).split()
         self.close()
         self.next = time.monotonic() + COUNT_INTERVAL
-        return "disk" if words and words[0].isdigit() and int(words[0]) > self.limit else None
+        # What can't be counted in that time is too much.
+        return None if words and words[0].isdigit() and int(words[0]) <= self.limit else "disk"
 
     def close(self) -> None:
         """End a count that is under way."""

@@ -19,6 +19,7 @@ from clsecure.cli.render import SessionRow
 from clsecure.egress.wire import HostTotals
 from clsecure.model import ImportedUnit, ImportFinding, ImportResult, IsolationMode, NetworkPolicy, Severity
 from clsecure.session.dependencies import MANAGERS
+from clsecure.session.limits import LimitResult
 from clsecure.session.result import EgressResult, SessionResult, SetupStep
 from clsecure.session.setup import SCRIPT
 from clsecure.session.words import human_size
@@ -73,6 +74,10 @@ RESULT: dict[str, Any] = {
     "phases": {"run": 0.5},
     "setup": (SetupStep(name="npm", status="failed", exit_code=1, duration_s=0.5, log="/l"),),
     "egress": EGRESS,
+    "limits": {
+        "memory": LimitResult(value=1 << 30, enforced_by="cgroup"),
+        "cpus": LimitResult(value=0.5, enforced_by=None),
+    },
     "import": IMPORT,
     "kept": False,
     "warnings": (),
