@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from clsecure.settings.layers import settle
 from clsecure.settings.model import Settings
 from clsecure.settings.sources import Entry, Layer, Layers, Source
 from tests.support import schema
-from tests.support.cli import ROOT, give_away, home_and_repository, run_cli
+from tests.support.cli import ROOT, START, give_away, home_and_repository, plain_user, run_cli
 
 KEY = "sk-kimi-CANARY-0123456789"
 
@@ -174,10 +175,14 @@ def test_a_hostile_file_is_one_bounded_error(place: Path, where: str, name: str,
 
 
 def test_it_answers_at_once(place: Path) -> None:
-    times = []
-    for _ in range(5):
+    (place / "cache").mkdir()
+    give_away(place / "cache")
+    # Compiled once, as an installation is.
+    argv = [sys.executable, "-I", "-X", f"pycache_prefix={place}/cache", "-c", START, "config"]
+    env, times = {"HOME": str(place / "home"), "PATH": "/usr/bin:/bin"}, []
+    for _ in range(6):
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert config(place, "config").returncode == 0
+        subprocess.run(argv, check=True, env=env, cwd=place / "repo", capture_output=True, **plain_user())
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
     # 400 ms, of the processor: others may be working on this machine, and the command waits for nothing.
