@@ -51,6 +51,13 @@ def bench(c: Context, args: str = "") -> None:
 
 
 @task
+def shell(c: Context) -> None:
+    """Make the shells' completions and the manual page from the parser."""
+    with c.cd(ROOT):
+        c.run(f"{PYTHON} clsecure.cli.generate")
+
+
+@task
 def lock(c: Context) -> None:
     """Write both lock files anew: the newest versions that pyproject.toml allows, with their hashes."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin") or shutil.which(

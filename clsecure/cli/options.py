@@ -25,6 +25,7 @@ class Verb(StrEnum):
     AGENT = "agent"
     NETWORK = "network"
     CONFIG = "config"
+    COMPLETION = "completion"
     HELP = "help"
     VERSION = "version"
 
@@ -160,6 +161,13 @@ class ConfigOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionOptions:
+    """``completion WHAT``: a shell, or ``sessions`` for the names that the shells offer."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
     """A text to print: the help or the version."""
 
@@ -177,6 +185,7 @@ Options = (
     | AgentOptions
     | NetworkOptions
     | ConfigOptions
+    | CompletionOptions
     | TextOptions
 )
 
@@ -248,8 +257,11 @@ COMMANDS = {
     Verb.SETUP: "install the root-owned pieces (reversible)",
     Verb.AGENT: "'agent install claude' fetches Claude Code from npm",
     Verb.CONFIG: "show every setting and where it comes from  [--config]",
+    Verb.COMPLETION: "print the completion of a shell: bash, zsh, fish",
     Verb.NETWORK: "check what a session may reach; watch, allow, learn",
 }
+
+SHELLS = ("bash", "zsh", "fish")
 
 _EVERY = tuple(COMMANDS)
 _RUN = (Verb.RUN,)
