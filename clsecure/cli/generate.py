@@ -61,8 +61,8 @@ def whole_parser() -> argparse.ArgumentParser:
         prog="clsecure",
         description="Run an AI coding agent unattended on a private copy of a repository, isolated; "
         "its work comes home as one branch.",
-        epilog="The exit status is the agent's own. 123: the isolation does not hold; 124: the time limit was "
-        "reached; 125: clsecure failed. 'clsecure config' shows all settings.",
+        epilog="The exit status is the agent's own. 123: the isolation does not hold; 124: the time limit "
+        "was reached; 125: clsecure failed. 'clsecure config' shows all settings.",
         parents=[_prepared(Verb.RUN)],
         formatter_class=_formatter,
         add_help=False,
