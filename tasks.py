@@ -54,7 +54,8 @@ def bench(c: Context, args: str = "") -> None:
 def shell(c: Context) -> None:
     """Make the shells' completions and the manual page from the parser."""
     with c.cd(ROOT):
-        c.run(f"{PYTHON} clsecure.cli.generate")
+        c.run(f"{PYTHON} pip install --quiet --target build/manual argparse-manpage==4.8")
+        c.run(f"{PYTHON} clsecure.cli.generate", env={"PYTHONPATH": f"{ROOT / 'build/manual'}"})
 
 
 @task

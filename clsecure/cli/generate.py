@@ -1,7 +1,8 @@
 """What is made from the parser at build time: the shells' completions, and the manual page.
 
-``invoke shell`` writes them; a test keeps them as they would be made. Needs the development tools (shtab,
-argparse-manpage); nothing imports this at run time.
+``invoke shell`` writes them; tests hold them against the parser. Needs shtab, and for the manual page
+argparse-manpage, which ``invoke shell`` fetches (it has no wheel, so the lock file can't hold it). Nothing
+imports this at run time.
 """
 
 from __future__ import annotations
@@ -102,21 +103,26 @@ def _prepared(verb: Verb) -> argparse.ArgumentParser:
     return parser
 
 
-def generated() -> dict[Path, str]:
-    """Return every file that is made, and its content."""
+def completions() -> dict[Path, str]:
+    """Return the completion of each shell, by its file."""
     import shtab
-    from argparse_manpage.manpage import Manpage  # type: ignore[import-untyped]
 
-    files = {COMPLETIONS / name: shtab.complete(whole_parser(), shell=sh) for sh, name in FILES.items()}
+    made = {COMPLETIONS / name: shtab.complete(whole_parser(), shell=sh) for sh, name in FILES.items()}
+    return {path: f"{text.rstrip()}\n" for path, text in made.items()}
+
+
+def manual() -> str:
+    """Return the manual page."""
+    from argparse_manpage.manpage import Manpage  # type: ignore[import-not-found]
+
     data: dict[str, Any] = {"description": "run an AI coding agent isolated", "project_name": "clsecure"}
-    _, _, manual = str(Manpage(whole_parser(), _data=data)).partition("\n")
+    _, _, page = str(Manpage(whole_parser(), _data=data)).partition("\n")
     # A line that begins with an apostrophe is a request to troff. Its first line has the day of its making.
-    manual = manual.replace("\n'", "\n\\&'")
-    files[MANUAL] = f'.TH CLSECURE 1 "" "clsecure {__version__}" "User Commands"\n{manual}'
-    return {path: f"{text.rstrip()}\n" for path, text in files.items()}
+    page = page.replace("\n'", "\n\\&'").rstrip()
+    return f'.TH CLSECURE 1 "" "clsecure {__version__}" "User Commands"\n{page}\n'
 
 
 if __name__ == "__main__":
-    for _path, _text in generated().items():
+    for _path, _text in {**completions(), MANUAL: manual()}.items():
         _path.parent.mkdir(exist_ok=True)
         _path.write_text(_text)

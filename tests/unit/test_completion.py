@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from clsecure.cli import generate
 from clsecure.cli.commands.completion import FILES
-from clsecure.cli.options import SHELLS
+from clsecure.cli.options import COMMANDS, OPTIONS, SHELLS
 from tests.support.person import CHECKOUT
 
 _STUB = """#!/bin/sh
@@ -57,8 +58,17 @@ def candidates(name: str, line: str, env: dict[str, str]) -> set[str]:
 
 
 def test_what_is_generated_is_what_is_there() -> None:
-    for path, text in generate.generated().items():
+    for path, text in generate.completions().items():
         assert path.read_text() == text, f"{path.name} is out of date: ./dev invoke shell"
+
+
+def test_the_manual_page_knows_every_command_and_option() -> None:
+    page = generate.MANUAL.read_text().replace("\\", "")
+    for verb in COMMANDS:
+        assert f"'clsecure {verb.value}'" in page, f"{verb} is missing: ./dev invoke shell"
+    for option in OPTIONS:
+        shown = re.findall(r"[A-Za-z]{4,}", option.help)[:6]
+        assert not option.group or (option.name in page and all(word in page for word in shown)), option.name
 
 
 @pytest.mark.parametrize("name", ["bash", "fish"])
