@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +15,22 @@ from clsecure import process
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import ClsecureError, SessionBusyError, ToolError
 from clsecure.installation import Installation
-from clsecure.model import CheckStatus, IsolationMode, Mount, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.model import (
+    CheckStatus,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    ResourceLimits,
+    SandboxCommand,
+    SandboxSpec,
+)
 from clsecure.privileged.client import HelperConnection
 from clsecure.process import Command
+from clsecure.session.limits import effective, named
+from clsecure.settings.values import human_limit
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.host import check_barrier
-from clsecure.verify.protection import Report, Row, Tried, barrier_rows, in_order, tried_rows
+from clsecure.verify.protection import Limit, Report, Row, Tried, barrier_rows, in_order, tried_rows
 
 SESSION = "clsecure-info"
 """The environment whose account is made for this, and removed again."""
@@ -39,6 +49,7 @@ class Wanted:
     network: NetworkPolicy
     allow_private: bool = False
     mounts: tuple[Mount, ...] = ()
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
 
 
 def look(
@@ -76,6 +87,7 @@ def look(
             spec=spec,
             files=bait.files,
             port=sandbox.listener.getsockname()[1] if sandbox.listener else None,
+            limits=_limits(spec.limits, sandbox.enforced),
             inside=inside,
             outside=outside[0],
             heard_outside=heard_outside,
@@ -104,10 +116,21 @@ def _account(
             network=wanted.network,
             network_namespace=namespace,
             allow_private=wanted.allow_private,
+            limits=effective(wanted.limits),
+            required_limits=named(wanted.limits),
+            disk_reserve=True,
         )
     finally:
         with contextlib.suppress(ClsecureError):
             connection.remove()
+
+
+def _limits(limits: ResourceLimits, enforced: Mapping[str, str]) -> dict[str, Limit]:
+    given = {part.name: getattr(limits, part.name) for part in fields(limits)}
+    return {
+        name: Limit(value=human_limit(name, value) if value else None, by=enforced.get(name))
+        for name, value in given.items()
+    }
 
 
 def _outside(program: Path, bait: Bait) -> Report:

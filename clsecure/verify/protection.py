@@ -60,8 +60,8 @@ RESIDUALS = {
     "R3": "what the agent sees, it can send to the model's provider",
     "R4": "firejail (namespace), pasta or slirp4netns (full network) are trusted",
     "R5": "an agent can open its own home to other accounts while it runs",
-    "R6": "no bound on processes, processor time and memory but the machine's own",
-    "R7": "workers' homes count to no quota of yours",
+    "R6": "limits of memory and processors need control groups; within them the machine gets slower",
+    "R7": "workers' homes count to no quota of yours; a limit of the disk is measured every few seconds",
     "R8": "a member of the group can keep others waiting for 30 seconds",
     "R9": "a helper that root kills leaves the sandbox running until the next start",
     "R10": "the agent's bytes reach your terminal as they are, clipboard (OSC 52) and links (OSC 8) included",
@@ -84,6 +84,8 @@ RESIDUALS = {
     "R27": "a token in the path of a registry's URL goes in",
     "R28": "a rewritten command may come home where the agent commits past its git's filter",
     "R29": "programs of a shared Homebrew are its owner's",
+    "R30": "what setup_network opens is open to the scripts of packages",
+    "R31": "with github_token the token is the setup script's to keep",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
@@ -109,6 +111,13 @@ _PLAIN_DEVICES = frozenset(
         *("fd", "stdin", "stdout", "stderr", "console", "log"),
     ]
 )
+_LIMITS: Mapping[str, tuple[str, str, str | None]] = {
+    "memory": ("memory is bounded", "R6", None),
+    "cpus": ("processor time is bounded", "R6", None),
+    "pids": ("the number of processes is bounded", "R6", "NPROC"),
+    "disk": ("its files on the disk are bounded", "R7", None),
+    "open_files": ("the number of open files is bounded", "R6", "NOFILE"),
+}
 _STATUS = {
     CheckStatus.PASS: Protection.HELD,
     CheckStatus.FAIL: Protection.NOT_HELD,
@@ -132,9 +141,22 @@ def barrier_rows(results: Iterable[CheckResult]) -> Iterator[Row]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One limit of the sandbox.
+
+    :param value: for people; None when there is none.
+    :param by: what holds it; None for nothing on this machine.
+    """
+
+    value: str | None
+    by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """What was tried.
 
+    :param limits: memory, cpus, pids, disk and open_files, as the sandbox was built.
     :param files: label to path of what the host has put out.
     :param port: of the gateway's listener inside, None without one.
     :param inside: the probe's report from inside; hostile only if the sandbox's own python is.
@@ -149,6 +171,7 @@ class Tried:
     heard_outside: frozenset[str]
     heard_inside: frozenset[str]
     files: Mapping[str, str]
+    limits: Mapping[str, Limit]
     port: int | None = None
 
 
@@ -345,22 +368,26 @@ def _devices(tried: Tried) -> Iterator[Row]:
 
 def _resources(tried: Tried) -> Iterator[Row]:
     limits = tried.inside["limits"]
-    bounded = {name: value for name, value in limits.items() if value is not None}
-    for text, name, residual in (
-        ("the number of processes is bounded", "NPROC", "R6"),
-        ("memory is bounded", "AS", "R6"),
-        ("disk space is bounded", "FSIZE", "R7"),
-    ):
-        value, outside = limits[name], tried.outside["limits"][name]
-        # A limit that everybody has is none of the session's.
-        own = value is not None and (outside is None or value < outside)
-        evidence = f"RLIMIT_{name} inside {_limit(value)}, outside {_limit(outside)}"
-        yield _row(Area.RESOURCES, text, held=True if own else None, evidence=evidence, residuals=(residual,))
+    for name, (text, residual, rlimit) in _LIMITS.items():
+        limit = tried.limits[name]
+        if limit.value is None:
+            evidence = "no limit is set"
+        else:
+            evidence = f"{limit.value}, {f'held by: {limit.by}' if limit.by else 'nothing here can hold it'}"
+        if rlimit is not None:
+            evidence += f"; RLIMIT_{rlimit} inside {_limit(limits[rlimit])}"
+        yield _row(
+            Area.RESOURCES,
+            text,
+            held=True if limit.value is not None and limit.by is not None else None,
+            evidence=evidence,
+            residuals=(residual,),
+        )
     yield _row(
         Area.RESOURCES,
         "no core dumps are written",
         held=limits["CORE"] == 0,
-        evidence=f"RLIMIT_CORE {_limit(bounded.get('CORE'))}",
+        evidence=f"RLIMIT_CORE {_limit(limits['CORE'])}",
     )
 
 

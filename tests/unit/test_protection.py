@@ -24,6 +24,7 @@ from clsecure.verify.host import BARRIER_CHECKS
 from clsecure.verify.protection import (
     RESIDUALS,
     Area,
+    Limit,
     Protection,
     Tried,
     barrier_rows,
@@ -63,6 +64,9 @@ _ACCOUNT = WorkerAccount(name="claude-worker-x", uid=1, gid=1, home=Path("/home/
 def tried(changes: dict[str, object] | None = None, **options) -> Tried:
     inside = {**copy.deepcopy(_INSIDE), **(changes or {})}
     spec = options.pop("spec", SandboxSpec(mode=IsolationMode.USER, account=_ACCOUNT))
+    limits = {name: Limit(value="1", by="cgroup") for name in ("memory", "pids", "disk")}
+    unheld = {"cpus": Limit(value="2", by=None), "open_files": Limit(value=None, by=None)}
+    options = {"limits": {**limits, **unheld}} | options
     given = {"heard_outside": frozenset(_SOCKETS), "heard_inside": frozenset(), "port": 4242, "files": _FILES}
     return Tried(spec=spec, inside=inside, outside=_OUTSIDE, **{**given, **options})
 
@@ -97,7 +101,7 @@ def test_every_residual_is_named_by_a_row_or_listed_below() -> None:
 
 def test_what_holds_is_held() -> None:
     assert broken(tried()) == []
-    assert len(open_(tried())) == 3, "limits that nobody set"
+    assert open_(tried()) == ["processor time is bounded", "the number of open files is bounded"]
 
 
 def test_every_check_of_the_barrier_has_a_row_with_its_outcome() -> None:

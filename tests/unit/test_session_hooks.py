@@ -13,6 +13,7 @@ from clsecure.errors import UsageError
 from clsecure.session import programs
 from clsecure.session.hooks import Hook, SessionHooks
 from clsecure.session.ui import SilentUi
+from tests.support.leftovers import wait_until
 
 DOCUMENT = {"session_id": "20260101-000000-abcdef", "project": "/home/u/p\x1b]52;c;cm0K\x07"}
 
@@ -133,13 +134,20 @@ def run(tmp_path: Path, script: str, seconds: float = 30.0) -> programs.Ended:
                         home=tmp_path, seconds=seconds)  # fmt: skip
 
 
+def state_of(pid: int) -> str | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
 def test_a_program_that_hangs_is_ended_with_all_of_its_group(tmp_path) -> None:
     begun = time.monotonic()
     ended = run(tmp_path, "trap '' TERM; sleep 600 & echo $! >child; wait; sleep 600", seconds=0.5)
     assert ended.status is None
     assert time.monotonic() - begun < 30
     child = int((tmp_path / "child").read_text())
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+    wait_until(lambda: state_of(child) in (None, "Z"), "what it had started is dead")
 
 
 def test_what_a_program_leaves_running_delays_nothing(tmp_path) -> None:

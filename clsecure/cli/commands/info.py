@@ -81,6 +81,7 @@ def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
         mode=settings.mode,
         network=settings.network,
         allow_private=settings.allow_private and full,
+        limits=settings.limits,
         mounts=(*settings.mounts, *(toolchain_mounts(settings.mounts) if settings.toolchains else ())),
     )
 
