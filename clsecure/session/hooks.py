@@ -68,6 +68,9 @@ class SessionHooks:
         except (UsageError, ToolError) as error:
             self.ui.warn(f"{error.brief}: {error.details}")
             return
+        except OSError as error:
+            self.ui.warn(f"the {hook} hook could not be run: {error}")
+            return
         except KeyboardInterrupt:
             self.ui.warn(f"the {hook} hook was ended")
             return

@@ -89,9 +89,10 @@ class Notifier:
             self._beside(lambda: self._run(program, document))
 
     def finish(self) -> None:
-        """Wait for what was started; each of them is ended when its time is over."""
-        for thread in self._threads:
-            thread.join()
+        """Wait for what was started; each of them is ended when its time is over. Ctrl-C waits no longer."""
+        with contextlib.suppress(KeyboardInterrupt):
+            for thread in self._threads:
+                thread.join()
         self._threads.clear()
 
     def _beside(self, work: Callable[[], None]) -> None:

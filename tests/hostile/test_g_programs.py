@@ -34,6 +34,28 @@ def start(person, mode, *args: str) -> list[str]:
     return person.clsecure_argv("--mode", mode, "--no-network", "--agent", "demo", *args)
 
 
+def test_g7_what_attributes_and_invisible_characters_would_hide_is_shown(person, repository, mode):
+    """Nothing is a difference by the agent's attributes, and a line reads otherwise than it is."""
+    script = r"""
+    printf '* -diff -text binary linguist-generated\n' >.gitattributes
+    printf 'if admin:\342\200\256 # \342\201\246not really\342\200\213\n' >>src/main.py
+    git add -A; git commit -qm hidden
+    """
+    done = person.run(
+        start(person, mode, "--on-finish", "keep", "--", "/bin/sh", "-c", script), cwd=repository
+    )
+    assert "src/main.py" in done.check().errors, "the review names it"
+    assert "hides or reorders text" in done.errors, done.errors
+    session = next(
+        s for s in person.clsecure("list").check().text.splitlines() if str(repository) in s
+    ).split()[0]
+    diff = person.clsecure("diff", session).check()
+    assert "+if admin:\u202e # \u2066not really\u200b".encode() in diff.stdout, "byte for byte into a pipe"
+    with Seat(person, person.clsecure_argv("diff", session), cwd=repository) as at:
+        at.expect(r"\+if admin:\\u202e # \\u2066not really\\u200b")
+        assert at.end() == 0
+
+
 def test_g9_no_pager_and_no_editor_of_the_persons_is_started(person, repository, mode, marker):
     """All variables that name one name a trap, at a terminal: review, diff, list, import and cleanup."""
     trap = person.home / f"trap-{marker.name}"

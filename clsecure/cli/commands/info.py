@@ -61,6 +61,7 @@ def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
     from clsecure.errors import RepositoryError
     from clsecure.session.info import Wanted
     from clsecure.session.toolchains import toolchain_mounts
+    from clsecure.settings.enforce import within
     from clsecure.settings.model import load
     from clsecure.settings.project import with_project
     from clsecure.workspace.repository import discover
@@ -72,17 +73,20 @@ def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
     settings = load(layers)
     for warning in settings.warnings:
         ui.warn(warning)
+    for note in settings.notes:
+        ui.note(note)
     if settings.mode is IsolationMode.CONTAINER:
         raise UsageError(
             "container mode is not there yet", resolution="Use --mode namespace (the default) or --mode user"
         )
     full = settings.network is NetworkPolicy.FULL
+    shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     return Wanted(
         mode=settings.mode,
         network=settings.network,
         allow_private=settings.allow_private and full,
         limits=settings.limits,
-        mounts=(*settings.mounts, *(toolchain_mounts(settings.mounts) if settings.toolchains else ())),
+        mounts=(*settings.mounts, *within(shared, settings.ceilings)),
     )
 
 
