@@ -50,7 +50,7 @@ def test_g7_what_attributes_and_invisible_characters_would_hide_is_shown(person,
         s for s in person.clsecure("list").check().text.splitlines() if str(repository) in s
     ).split()[0]
     diff = person.clsecure("diff", session).check()
-    assert "+if admin:\u202e # \u2066not really\u200b".encode() in diff.stdout, "byte for byte into a pipe"
+    assert rb"+if admin:\u202e # \u2066not really\u200b" in diff.stdout
     with Seat(person, person.clsecure_argv("diff", session), cwd=repository) as at:
         at.expect(r"\+if admin:\\u202e # \\u2066not really\\u200b")
         assert at.end() == 0
