@@ -16,6 +16,7 @@ from pathlib import PurePath
 from clsecure.cli.screen import Screen, Style, is_terminal, wants_colour
 from clsecure.errors import ClsecureError
 from clsecure.session.words import human_size
+from clsecure.settings.values import Secret
 from clsecure.terminal import escape
 
 _MAX_DETAIL_LINES = 200
@@ -52,6 +53,8 @@ def plain(value: object) -> object:
         return value
     if isinstance(value, Enum):
         return plain(value.value)
+    if isinstance(value, Secret):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name.removesuffix("_"): plain(item) for name, item in fields.items()}

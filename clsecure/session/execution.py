@@ -102,6 +102,7 @@ class Execution:
             terminal=spec.terminal is not None,
             gateway=self._access(port),
             credentials=self._network.given,
+            models=self._network.models,
             tool_env=plan.tool_env,
             extra_path=mounted_path(plan),
             late_path=late_path(plan),

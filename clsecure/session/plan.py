@@ -13,6 +13,7 @@ from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnF
 from clsecure.policy import Budget, EgressPolicy
 from clsecure.session.store import DEFAULT_SESSION
 from clsecure.session.toolchains import HOMEBREW
+from clsecure.settings.structured import AgentTable, ProviderTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class SessionPlan:
     :param cleanup_hook_timeout: seconds.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     :param provider: who serves the model.
+    :param served: the same, with its address and where its key is; None for Anthropic.
+    :param own_agent: the agent, where it is one of the user's own.
     :param warnings: what the user was told about the settings, for the result.
     """
 
@@ -71,6 +74,8 @@ class SessionPlan:
     cleanup_hook_timeout: int = 30
     skip_docker_autodetect: bool = False
     provider: str = "anthropic"
+    served: ProviderTable | None = None
+    own_agent: AgentTable | None = None
     warnings: tuple[str, ...] = ()
 
     @property
