@@ -51,6 +51,14 @@ def bench(c: Context, args: str = "") -> None:
 
 
 @task
+def shell(c: Context) -> None:
+    """Make the shells' completions and the manual page from the parser."""
+    with c.cd(ROOT):
+        c.run(f"{PYTHON} pip install --quiet --target build/manual argparse-manpage==4.8")
+        c.run(f"{PYTHON} clsecure.cli.generate", env={"PYTHONPATH": f"{ROOT / 'build/manual'}"})
+
+
+@task
 def lock(c: Context) -> None:
     """Write both lock files anew: the newest versions that pyproject.toml allows, with their hashes."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin") or shutil.which(
@@ -65,3 +73,14 @@ def lock(c: Context) -> None:
     with c.cd(ROOT):
         c.run(f"{compiled} --output-file requirements.lock")
         c.run(f"{compiled} --group dev --output-file requirements-dev.lock")
+
+
+@task
+def schema(c: Context) -> None:  # noqa: ARG001  # invoke hands it in
+    """Write docs/config.schema.json, the schema of config.toml, anew."""
+    import json
+
+    from clsecure.settings.schema import document
+
+    text = json.dumps(document(), indent=2) + "\n"
+    (ROOT / "docs" / "config.schema.json").write_text(text)

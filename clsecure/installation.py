@@ -46,6 +46,8 @@ PIECES = (
     Piece(source="unpack.py", target="unpack.py", mode=0o644),
     Piece(source="export.py", target="export.py", mode=0o644),
     Piece(source="portable.py", target="portable.py", mode=0o644),
+    Piece(source="prepare.py", target="prepare.py", mode=0o644),
+    Piece(source="cleanup.py", target="cleanup.py", mode=0o644),
     Piece(source="firejail.profile", target="firejail.profile", mode=0o644),
 )
 
@@ -79,6 +81,16 @@ class Installation:
     def export(self) -> Path:
         """Writes the agent's work to a pipe, inside."""
         return self.directory / "export.py"
+
+    @property
+    def prepare(self) -> Path:
+        """Runs the setup script and the package managers, inside."""
+        return self.directory / "prepare.py"
+
+    @property
+    def cleanup(self) -> Path:
+        """Runs the repository's cleanup hook, inside."""
+        return self.directory / "cleanup.py"
 
     @property
     def profile(self) -> Path:

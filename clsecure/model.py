@@ -76,7 +76,9 @@ class CheckStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
-    """Most that a session may take of the machine; None leaves it to the defaults, or to nobody.
+    """Most that a session may take of the machine.
+
+    None leaves a part to the defaults; 0 lifts it, defaults included.
 
     :param memory: bytes, of all processes and memory file systems together.
     :param cpus: processors' worth of time, 0.5 for half of one.
@@ -149,6 +151,12 @@ class SandboxSpec:
     allow_private: bool = False
     """A full network reaches private addresses, too."""
     program: KeptProgram | None = None
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+    """What is None or 0 here is not limited: defaults are filled in already."""
+    required_limits: frozenset[str] = frozenset()
+    """Limits that the user named: where one of them does not hold, the sandbox is refused."""
+    disk_reserve: bool = False
+    """End the sandbox before it fills the disk of the worker's home."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,10 @@ class SandboxHandle(Protocol):
         """What was seen at the barrier."""
 
     @property
+    def enforced(self) -> Mapping[str, str]:
+        """Which limits of the spec hold, and by what: ``cgroup``, ``systemd``, ``rlimit``, ``measured``."""
+
+    @property
     def listener(self) -> socket.socket | None:
         """The listening socket on the sandbox's loopback, when the spec asked for one."""
 

@@ -7,14 +7,15 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
 from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
-from clsecure.model import IsolationMode, Mount, SandboxCommand, SandboxSpec
+from clsecure.model import IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
 
 
@@ -26,6 +27,7 @@ class LocalSandbox:
         self._connection = connection
         self.end: SandboxEnd | None = None
         self._failure: str | None = None
+        self.enforced: Mapping[str, str] = report["enforced"]
         self.facts = _facts(report["facts"], launcher)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
@@ -125,6 +127,8 @@ class LocalBackend:
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,
+                "limits": _limits(spec.limits),
+                "disk_reserve": spec.disk_reserve,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
             }
             self._connection.run(request, fds)
@@ -152,7 +156,17 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        return LocalSandbox(self._connection, report, received)
+        sandbox = LocalSandbox(self._connection, report, received)
+        lacking = sorted(spec.required_limits - sandbox.enforced.keys())
+        if lacking:
+            sandbox.close()
+            name = lacking[0]
+            raise BackendUnavailableError(
+                f"the limit of {name} can't be enforced on this machine",
+                details="The kernel has no controller of control groups for it that can be used here.",
+                resolution=f"clsecure doctor says more; --limit {name}=none goes without it",
+            )
+        return sandbox
 
 
 def _open_source(mount: Mount) -> int:
@@ -186,7 +200,17 @@ def _facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:
     )
 
 
+def _limits(limits: ResourceLimits) -> dict[str, int | float]:
+    found = {part.name: getattr(limits, part.name) for part in fields(limits)}
+    return {name: float(most) if name == "cpus" else most for name, most in found.items() if most}
+
+
 def _end(reply: dict[str, Any]) -> SandboxEnd:
     return SandboxEnd(
-        status=reply["status"], killed=reply["killed"], interrupted=reply["interrupted"], log=reply["log"]
+        status=reply["status"],
+        killed=reply["killed"],
+        interrupted=reply["interrupted"],
+        log=reply["log"],
+        passed=reply["passed"],
+        struck=reply["struck"],
     )

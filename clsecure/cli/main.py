@@ -28,7 +28,7 @@ _log = logs.get("cli")
 
 # These work for root: setup needs it, the others touch nothing. And they don't read the settings file:
 # they must work when it is broken.
-_WITHOUT_SETTINGS = frozenset({Verb.SETUP, Verb.DOCTOR, Verb.HELP, Verb.VERSION})
+_WITHOUT_SETTINGS = frozenset({Verb.SETUP, Verb.DOCTOR, Verb.COMPLETION, Verb.HELP, Verb.VERSION})
 _MODULES = {Verb.IMPORT: "import_"}  # a keyword can't be the name of a module
 
 

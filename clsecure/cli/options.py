@@ -24,6 +24,8 @@ class Verb(StrEnum):
     SETUP = "setup"
     AGENT = "agent"
     NETWORK = "network"
+    CONFIG = "config"
+    COMPLETION = "completion"
     HELP = "help"
     VERSION = "version"
 
@@ -154,6 +156,18 @@ NETWORK_ACTIONS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigOptions:
+    """Nothing to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionOptions:
+    """``completion WHAT``: a shell, or ``sessions`` for the names that the shells offer."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
     """A text to print: the help or the version."""
 
@@ -170,6 +184,8 @@ Options = (
     | SetupOptions
     | AgentOptions
     | NetworkOptions
+    | ConfigOptions
+    | CompletionOptions
     | TextOptions
 )
 
@@ -220,10 +236,16 @@ class Option:
         return next(flag for flag in self.flags if flag.startswith("--"))
 
 
-VERB_FLAGS = {"--list": Verb.LIST, "-l": Verb.LIST, "--cleanup": Verb.CLEANUP, "--cleanup-all": Verb.CLEANUP}
+VERB_FLAGS = {
+    "--list": Verb.LIST,
+    "-l": Verb.LIST,
+    "--cleanup": Verb.CLEANUP,
+    "--cleanup-all": Verb.CLEANUP,
+    "--config": Verb.CONFIG,
+}
 """The predecessor's spellings of commands."""
 
-LATER_VERBS = ("config", "info")
+LATER_VERBS = ("info",)
 
 COMMANDS = {
     Verb.RUN: "run the agent here (what happens when no command is named)",
@@ -234,12 +256,18 @@ COMMANDS = {
     Verb.DOCTOR: "say what this machine has and lacks for each mode",
     Verb.SETUP: "install the root-owned pieces (reversible)",
     Verb.AGENT: "'agent install claude' fetches Claude Code from npm",
+    Verb.CONFIG: "show every setting and where it comes from  [--config]",
+    Verb.COMPLETION: "print the completion of a shell: bash, zsh, fish",
     Verb.NETWORK: "check what a session may reach; watch, allow, learn",
 }
 
+SHELLS = ("bash", "zsh", "fish")
+
 _EVERY = tuple(COMMANDS)
 _RUN = (Verb.RUN,)
-_NETWORK = (Verb.RUN, Verb.NETWORK)
+_PLAN = (Verb.RUN, Verb.CONFIG)
+"""What is a setting can be said to ``config`` as well, which shows what would come of it."""
+_NETWORK = (*_PLAN, Verb.NETWORK)
 """What decides over the network is said to ``network check`` as well."""
 _SESSION, _SANDBOX, _REACH, _END = "session", "isolation", "network", "at the end"
 GENERAL = "general"
@@ -266,31 +294,31 @@ def _user(text: str) -> str:
 
 
 OPTIONS = (
-    Option(flags=("--session", "-s"), verbs=_RUN, group=_SESSION, metavar="NAME", check=values.session,
+    Option(flags=("--session", "-s"), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.session,
            key="session", help="one of several environments of this project"),
-    Option(flags=("--agent",), verbs=_RUN, group=_SESSION, metavar="NAME", check=values.agent,
+    Option(flags=("--agent",), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.agent,
            key="agent", help="the agent to run: claude, demo, or one of your settings"),
     Option(flags=("--shell",), verbs=_RUN, group=_SESSION, help="a shell instead of the agent"),
     Option(flags=("--resume",), verbs=_RUN, group=_SESSION, help="go on with the kept session"),
     Option(flags=("--fresh",), verbs=_RUN, group=_SESSION, help="start anew; the kept session is removed"),
     Option(flags=("--provider",), verbs=_NETWORK, group=_SESSION, metavar="NAME", check=values.provider,
            key="provider", help="who serves the model: anthropic (default), kimi, or one of your settings"),
-    Option(flags=("--install-deps",), verbs=_RUN, group=_SESSION, key="install_dependencies",
+    Option(flags=("--install-deps",), verbs=_PLAN, group=_SESSION, key="install_dependencies",
            help="install what the repository's lock files name, inside"),
     Option(flags=("--skip-setup",), verbs=_RUN, group=_SESSION,
            help="run neither your setup script nor the installation"),
-    Option(flags=("--full-clone",), verbs=_RUN, group=_SESSION, key="full_clone",
+    Option(flags=("--full-clone",), verbs=_PLAN, group=_SESSION, key="full_clone",
            help="the whole history instead of 50 commits"),
     Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
-    Option(flags=("--mode",), verbs=_RUN, group=_SANDBOX, metavar="MODE", check=values.mode, key="mode",
+    Option(flags=("--mode",), verbs=_PLAN, group=_SANDBOX, metavar="MODE", check=values.mode, key="mode",
            help="namespace (default) or user; container is not there yet"),
-    Option(flags=("--mount",), verbs=_RUN, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
+    Option(flags=("--mount",), verbs=_PLAN, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
            key="mounts", repeat=True,
            help="show a directory or file inside, read-only unless :rw; can be repeated"),
-    Option(flags=("--limit",), verbs=_RUN, group=_SANDBOX, metavar="WHAT=N,…", check=values.limits,
+    Option(flags=("--limit",), verbs=_PLAN, group=_SANDBOX, metavar="WHAT=N,…", check=values.limits,
            key="limits", repeat=True,
            help="most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096"),
-    Option(flags=("--time-limit",), verbs=_RUN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
+    Option(flags=("--time-limit",), verbs=_PLAN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
            key="time_limit", help="end the agent after this time: 90, 90s, 30m, 2h"),
     Option(flags=("--no-network",), verbs=_NETWORK, group=_REACH, key="network", text="none",
            help="no network at all, not even the model's API"),
@@ -312,7 +340,7 @@ OPTIONS = (
            key="credentials", help="inject (default: the agent never holds your key), copy or none"),
     Option(flags=("--budget",), verbs=_NETWORK, group=_REACH, metavar="WHAT=N,…", check=values.budget,
            key="budget", help="stop the network after requests=N, bytes=N, tokens=N"),
-    Option(flags=("--on-finish",), verbs=_RUN, group=_END, metavar="WHAT", check=values.on_finish,
+    Option(flags=("--on-finish",), verbs=_PLAN, group=_END, metavar="WHAT", check=values.on_finish,
            key="on_finish", help="ask (default), import, keep or discard; without a terminal ask means keep"),
     Option(flags=("--branch",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="NAME",
            check=values.branch, help="the branch that comes home (default: claude/…)"),
@@ -330,6 +358,5 @@ OPTIONS = (
     # The predecessor's. What they ask for is so anyway, or it is not there yet and must not be ignored.
     Option(flags=("--no-docker",), verbs=_RUN),
     Option(flags=("--allow-docker",), verbs=_RUN, later=True),
-    Option(flags=("--config",), verbs=_EVERY, later=True),
     Option(flags=("--info",), verbs=_EVERY, later=True),
 )  # fmt: skip

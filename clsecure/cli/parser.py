@@ -16,9 +16,12 @@ from clsecure.cli.options import (
     LATER_VERBS,
     NETWORK_ACTIONS,
     OPTIONS,
+    SHELLS,
     VERB_FLAGS,
     AgentOptions,
     CleanupOptions,
+    CompletionOptions,
+    ConfigOptions,
     DiffOptions,
     DoctorOptions,
     ImportOptions,
@@ -44,6 +47,7 @@ _SEE_HELP = "see: clsecure --help"
 _POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
     Verb.CLEANUP: (("SESSION", "*", "as 'clsecure list' shows it"),),
     Verb.IMPORT: (("SESSION", None, "as 'clsecure list' shows it"),),
+    Verb.COMPLETION: (("SHELL", None, ", ".join(SHELLS)),),
     Verb.DIFF: (("SESSION", None, "as 'clsecure list' shows it"),),
     Verb.AGENT: (("ACTION", None, "install"), ("NAME", None, "claude")),
     Verb.NETWORK: (
@@ -132,7 +136,7 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     for option in OPTIONS:
         if verb not in option.verbs:
             continue
-        title = (option.group or GENERAL) if verb in (Verb.RUN, Verb.NETWORK) else GENERAL
+        title = (option.group or GENERAL) if verb in (Verb.RUN, Verb.NETWORK, Verb.CONFIG) else GENERAL
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], option)
@@ -337,12 +341,18 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             return _agent_options(found["ACTION"], found["NAME"])
         case Verb.NETWORK:
             return _network_options(found)
-        case Verb.LIST:
-            return ListOptions()
-        case Verb.DOCTOR:
-            return DoctorOptions()
-        case Verb.HELP | Verb.VERSION:
-            raise AssertionError(verb)
+        case Verb.COMPLETION:
+            return _completion_options(found["SHELL"])
+        case _:
+            return _WITHOUT_OPTIONS[verb]()
+
+
+_WITHOUT_OPTIONS: Mapping[Verb, type[ConfigOptions | ListOptions | DoctorOptions]] = {
+    Verb.CONFIG: ConfigOptions,
+    Verb.LIST: ListOptions,
+    Verb.DOCTOR: DoctorOptions,
+}
+"""Commands whose flags are settings, or which have none."""
 
 
 def _check_values(found: Mapping[str, Any]) -> None:
@@ -407,6 +417,12 @@ def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
     if words.session and arguments and (words.most is not None or len(arguments) > 1):
         _check_selector(arguments[0])
     return NetworkOptions(action=action, arguments=arguments)
+
+
+def _completion_options(what: str) -> CompletionOptions:
+    if what not in (*SHELLS, "sessions"):
+        raise UsageError(f"there is no completion for {what!r}", resolution=f"one of: {', '.join(SHELLS)}")
+    return CompletionOptions(what=what)
 
 
 def _agent_options(action: str, name: str) -> AgentOptions:

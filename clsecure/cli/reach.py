@@ -61,14 +61,16 @@ def reach(
     :raises UsageError: more hosts than a session can have, or a denial of the model's API itself.
     :raises EgressError: a preset that finds nothing, or a provider's address that can't be used.
     """
-    presets = _presets(settings.presets, environ=environ, home=home, repository=repository, ui=ui)
+    presets = presets_of(settings.presets, environ=environ, home=home, repository=repository, ui=ui)
     allow = (*settings.allow_domains, *(rule for preset in presets for rule in preset.rules))
     through_gateway = settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}
-    if through_gateway and settings.credentials is not Credentials.NONE:
+    if settings.network is not NetworkPolicy.NONE and settings.credentials is not Credentials.NONE:
+        # With the full network, too, the gateway or the agent itself takes the key to that address.
         if settings.served is None:
             _refuse_other_provider(settings.ceilings, environ)
         provider = find_provider(environ, base_url=settings.base_url, served=settings.served)
-        _refuse_denied_provider(provider, settings.deny_domains)
+        if through_gateway:
+            _refuse_denied_provider(provider, settings.deny_domains)
     for what, rules in (("allowed", allow), ("denied", settings.deny_domains)):
         if len(rules) > MAX_RULES:
             raise UsageError(
@@ -85,7 +87,7 @@ def reach(
     return Reach(
         policy=policy,
         tool_env={name: value for preset in presets for name, value in preset.env.items()},
-        warnings=_in_vain(policy),
+        warnings=in_vain(policy),
         notes=tuple(f"preset {preset.name}: {note}" for preset in presets for note in preset.notes),
     )
 
@@ -147,9 +149,10 @@ def _has_alias(rule: NetworkRule, rules: Sequence[NetworkRule]) -> bool:
     )
 
 
-def _presets(
+def presets_of(
     names: tuple[str, ...], *, environ: Mapping[str, str], home: Path, repository: Path | None, ui: Ui
 ) -> tuple[Preset, ...]:
+    """Return the presets of these names; nothing is asked where there is none."""
     if not names:
         return ()
     from clsecure.egress.presets import resolve
@@ -178,7 +181,8 @@ def _refuse_denied_provider(provider: Provider, deny: tuple[NetworkRule, ...]) -
         )
 
 
-def _in_vain(policy: EgressPolicy) -> tuple[str, ...]:
+def in_vain(policy: EgressPolicy) -> tuple[str, ...]:
+    """Say which permissions a denial takes back."""
     lines = []
     for rule in policy.allow:
         denial = denial_of(policy, rule.pattern)

@@ -53,7 +53,7 @@ def plain(value: object) -> object:
         return value
     if isinstance(value, Enum):
         return plain(value.value)
-    if isinstance(value, Secret):
+    if isinstance(value, Secret):  # before dataclasses: it is one, and nothing shows its fields
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 
@@ -15,6 +15,9 @@ _SPINNER_AFTER_S = 0.3
 _SPINNER_STEP_S = 0.1
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _CLEAR_LINE = "\r\x1b[K"
+_LEAST_COLUMNS = 40
+# The tag in its brackets, the sign that moves, the spaces between.
+_SPINNER_ROOM = 13
 
 
 class Style(StrEnum):
@@ -101,8 +104,43 @@ class Screen:
         if not self._animate:
             yield
             return
+        with self._moving(lambda: text):
+            yield
+
+    @contextmanager
+    def progress(self, text: str, *, all_lines: bool) -> Iterator[Callable[[str], None]]:
+        """Say that something begins, and show what it is at: in one line that moves, or all of it.
+
+        :param all_lines: a line of its own for each; otherwise nothing where nothing can move.
+        """
+        if not self._animate:
+            self.line(text)
+            yield self._quoted if all_lines else lambda _line: None
+            return
+        shown = [escape(text)]
+
+        def show(line: str) -> None:
+            shown[0] = escape(f"{text}: {line}")
+
+        with self._moving(lambda: self._cut(shown[0])):
+            yield show
+
+    def _quoted(self, line: str) -> None:
+        self.line(f"│ {line}")
+
+    def _cut(self, text: str) -> str:
+        """Return what fits the terminal: longer than that, a line could not be taken back."""
+        columns = _LEAST_COLUMNS
+        with suppress(OSError):
+            columns = max(columns, os.get_terminal_size(self._out).columns)
+        room = columns - _SPINNER_ROOM
+        # Beyond ASCII a character may take two places.
+        return text[: room if text.isascii() else room // 2]
+
+    @contextmanager
+    def _moving(self, text: Callable[[], str]) -> Iterator[None]:
         done = threading.Event()
-        thread = threading.Thread(target=self._spin, args=(escape(text), done), daemon=True)
+        thread = threading.Thread(target=self._spin, args=(text, done), daemon=True)
         thread.start()
         try:
             yield
@@ -110,13 +148,14 @@ class Screen:
             done.set()
             thread.join()
 
-    def _spin(self, text: str, done: threading.Event) -> None:
+    def _spin(self, text: Callable[[], str], done: threading.Event) -> None:
         if done.wait(_SPINNER_AFTER_S):
             return
         step = 0
         while True:
             self._write(
-                f"{_CLEAR_LINE}{self._prefix()}{_SPINNER[step % len(_SPINNER)]} {text}", transient=True
+                f"{_CLEAR_LINE}{self._prefix()}{_SPINNER[step % len(_SPINNER)]} {escape(text())}",
+                transient=True,
             )
             step += 1
             if done.wait(_SPINNER_STEP_S):

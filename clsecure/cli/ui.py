@@ -6,7 +6,7 @@ Everything goes to standard error: standard output belongs to the agent's own ou
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from clsecure.cli.screen import Screen, Style, is_terminal, wants_colour
@@ -33,9 +33,10 @@ _DIFF = {"+": Style.GREEN, "-": Style.RED, "@": Style.DIM}
 class TerminalUi:
     """The implementation of :class:`clsecure.session.ui.Ui` for people."""
 
-    def __init__(self, screen: Screen, *, interactive: bool) -> None:
+    def __init__(self, screen: Screen, *, interactive: bool, verbose: bool = False) -> None:
         self._screen = screen
         self._interactive = interactive
+        self._verbose = verbose
 
     @property
     def interactive(self) -> bool:
@@ -49,6 +50,10 @@ class TerminalUi:
     def phase(self, text: str) -> AbstractContextManager[None]:
         """Show a spinner when it takes longer than 300 ms; nothing where there is no terminal."""
         return self._screen.spinner(text)
+
+    def progress(self, text: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Show the last line beside a spinner; all lines with ``verbose``."""
+        return self._screen.progress(text, all_lines=self._verbose)
 
     def note(self, text: str) -> None:
         """Say it."""
@@ -215,7 +220,8 @@ def make_ui(
     terminal = is_terminal(2)
     animate = terminal and not verbose and env.get("TERM", "dumb") != "dumb"
     screen = Screen(colour=wants_colour(2, env), animate=animate)
-    return TerminalUi(screen, interactive=terminal and is_terminal(0) and output is OutputFormat.HUMAN)
+    interactive = terminal and is_terminal(0) and output is OutputFormat.HUMAN
+    return TerminalUi(screen, interactive=interactive, verbose=verbose)
 
 
 def _cut(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clsecure.errors import ClsecureError
-from clsecure.machine import kernel, programs
+from clsecure.machine import kernel, limits, programs
 from clsecure.machine.probe import BOTH, Probe, ProbeStatus
 from clsecure.model import IsolationMode
 
@@ -23,6 +23,7 @@ _PROBES: tuple[Callable[[], Probe], ...] = (
     programs.probe_firejail,
     programs.probe_firejail_isolates,
     kernel.probe_cgroups,
+    limits.probe_limits,
     kernel.probe_mandatory_access_control,
     kernel.probe_tiocsti,
     kernel.probe_uid_range,

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,16 @@ class SandboxEnd:
     :param killed: processes that were still there and were killed.
     :param interrupted: the command itself was killed from outside.
     :param log: what the sandbox's own programs said; hostile once the command ran.
+    :param passed: the bound for which the sandbox was ended: ``disk`` or ``reserve``.
+    :param struck: how often a limit struck: processes killed for ``memory``, forks refused for ``pids``.
     """
 
     status: int
     killed: int
     interrupted: bool
     log: str
+    passed: str | None = None
+    struck: Mapping[str, int] = field(default_factory=dict)
 
 
 class HelperConnection:

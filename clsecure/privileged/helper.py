@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the module typing takes longer to import than this program 
     Entry = dict[str, Any]
     GivenMount = tuple[str, bool, int]  # target, read-only, descriptor
     KeptAgent = tuple[str, str] | None
+    Limits = dict[str, Any]
 
 PROTOCOL = 1
 STATE = "/var/lib/clsecure"
@@ -64,9 +65,21 @@ MOUNT_LIMIT = 32
 AGENT_LIMIT = 1024**3
 AGENT_VERSIONS = 3
 DISK_RESERVE = 1024**3
+INODE_RESERVE = 100_000
+COUNT_SECONDS, COUNT_INTERVAL = 20, 5.0
+CPU_PERIOD = 100_000
+CONTROLLERS = ("memory", "pids", "cpu")
+LIMITS: dict[str, tuple[type, float, float]] = {
+    "memory": (int, 16 << 20, 1 << 60),
+    "cpus": (float, 0.01, 10_000.0),
+    "pids": (int, 16, 1 << 22),
+    "open_files": (int, 64, 1 << 30),
+    "disk": (int, 1 << 20, 1 << 60),
+}
 LOCK_SECONDS = 30.0
 QUIESCE_SECONDS = 10.0
 CLEAR_SECONDS = 2.0
+TICK_SECONDS = 1.0
 
 DEFAULTS = {
     # systemd's table of uids leaves 1879048192..2147352575 to nobody; subordinate ranges end far below. Wide,
@@ -505,7 +518,8 @@ def quiesce(entry: Entry) -> int:
     pid, which also gets set-uid programs (firejail's own processes run with another effective uid).
     """
     seen, deadline = 0, time.monotonic() + QUIESCE_SECONDS
-    cgroup_write(entry, "cgroup.kill", "1")
+    for place in cgroups(entry):
+        write_small(f"{place}/cgroup.kill", "1")
     while pids := processes_of(entry["uid"]):
         seen = max(seen, len(pids))
         if time.monotonic() > deadline:
@@ -538,7 +552,18 @@ def kill_if_of(pid: int, uid: int) -> None:
             os.close(pidfd)
 
 
-# ---------------------------------------------------------------- cgroups
+# ---------------------------------------------------------------- cgroups and limits
+
+
+def parse_limits(message: Message) -> Limits:
+    """Return the limits that the caller asks for: names of this table, numbers in their ranges."""
+    wanted: dict[str, Any] = message.get("limits") or {}
+    for name, value in wanted.items():
+        kind, least, most = LIMITS.get(name, (Refused, 0, 0))
+        is_number = type(value) is kind  # a truth value is an int to isinstance()
+        if not is_number or not least <= value <= most:
+            raise Refused(f"limits: {str(name)[:32]!r} must be a number in its range")
+    return dict(wanted)
 
 
 def cgroup_root() -> str | None:
@@ -551,47 +576,235 @@ def cgroup_root() -> str | None:
     return None
 
 
-def cgroup_enter(entry: Entry, pid: int) -> None:
-    """Put the first process of a sandbox into a group of its own, so that all of it can be killed at once.
+def cgroups(entry: Entry) -> list[str]:
+    """Return the account's groups where this helper manages them itself: the unified one, then those of v1.
 
-    On systemd a transient scope with delegation, as its single-writer rule wants it; else a group below the
-    root. Best effort: the kill by uid in quiesce() stands without it.
+    Those of v1 lie below this process's own: what bounds the caller goes on to bound the worker.
     """
+    places = [f"{root}/clsecure/{entry['name']}"] if (root := cgroup_root()) else []
+    if not os.path.isdir("/run/systemd/system"):
+        own = cgroup_paths("self")
+        places += [f"{own[c]}/clsecure/{entry['name']}" for c in ("memory", "pids", "cpu") if c in own]
+    return places
+
+
+def cgroup_paths(pid: int | str) -> dict[str, str]:
+    """Return the directory of a process's group by controller; "" is the unified hierarchy's."""
+    found: dict[str, str] = {}
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            for name in controllers.split(","):
+                tops = ("", "/unified") if not name else (f"/{name}",)
+                for top in tops:
+                    place = f"/sys/fs/cgroup{top}{path.rstrip('/')}"
+                    if os.path.exists(f"{place}/cgroup.procs") and ".." not in path.split("/"):
+                        found.setdefault(name, place)
+    return found
+
+
+def cgroup_enter(entry: Entry, pid: int, limits: Limits) -> dict[str, str]:
+    """Put the first process of a sandbox into groups of its own; return which limits hold there, and how.
+
+    All of it can be killed at once then. On systemd a transient scope with delegation, as its single-writer
+    rule wants it; else groups below the root. Best effort: the kill by uid in quiesce() stands without it,
+    and a limit counts only when the kernel says so.
+    """
+    how = "cgroup"
     if os.path.isdir("/run/systemd/system"):
-        # Source: org.freedesktop.systemd1(5), StartTransientUnit(in s, in s, in a(sv), in a(sa(sv))).
-        manager = "org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
-        unit = f"clsecure-{entry['name']}-{pid}.scope"
-        properties = f"3 PIDs au 1 {pid} Delegate b true CollectMode s inactive-or-failed"
-        request = f"call {manager} StartTransientUnit ssa(sv)a(sa(sv)) {unit} fail {properties} 0"
-        with contextlib.suppress(Refused, OSError):
-            tool("/usr/bin/busctl", "--quiet", *request.split(), timeout=5)
-    elif root := cgroup_root():
-        with contextlib.suppress(OSError):
-            os.makedirs(f"{root}/clsecure/{entry['name']}", mode=0o755, exist_ok=True)
-            cgroup_write(entry, "cgroup.procs", str(pid))
+        how = "systemd"
+        cgroup_scope(entry, pid, limits)
+    else:
+        for place in cgroups(entry):
+            with contextlib.suppress(OSError):
+                os.makedirs(place, mode=0o755, exist_ok=True)
+                for parent in (place.rpartition("/clsecure/")[0], os.path.dirname(place)):
+                    for name in CONTROLLERS:
+                        write_small(f"{parent}/cgroup.subtree_control", f"+{name}")
+                for file, value in limit_files(limits):
+                    write_small(f"{place}/{file}", value)
+                write_small(f"{place}/cgroup.procs", str(pid))
+    return dict.fromkeys(confirmed(pid, limits), how)
 
 
-def cgroup_write(entry: Entry, name: str, value: str) -> None:
-    """Write a file of the account's group, where there is one."""
-    if root := cgroup_root():
-        with contextlib.suppress(OSError), open(f"{root}/clsecure/{entry['name']}/{name}", "w") as file:
-            file.write(value)
+def cgroup_scope(entry: Entry, pid: int, limits: Limits) -> None:
+    """Ask systemd for the scope. Source: org.freedesktop.systemd1(5), StartTransientUnit."""
+    manager = "org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
+    unit = f"clsecure-{entry['name']}-{pid}.scope"
+    bounds = []
+    if "memory" in limits:
+        bounds += [f"MemoryMax t {limits['memory']}", "MemorySwapMax t 0"]
+    if "pids" in limits:
+        bounds += [f"TasksMax t {limits['pids']}"]
+    if "cpus" in limits:
+        bounds += [f"CPUQuotaPerSecUSec t {int(limits['cpus'] * 1_000_000)}"]
+    count = 3 + len(bounds)
+    properties = f"{count} PIDs au 1 {pid} Delegate b true CollectMode s inactive-or-failed"
+    request = f"call {manager} StartTransientUnit ssa(sv)a(sa(sv)) {unit} fail {properties}"
+    with contextlib.suppress(Refused, OSError):
+        tool("/usr/bin/busctl", "--quiet", *" ".join([request, *bounds, "0"]).split(), timeout=5)
+        # The unit is made by a job of systemd's: what it holds is looked at when the process is there.
+        deadline = time.monotonic() + CLEAR_SECONDS
+        while not any(p.endswith(unit) for p in cgroup_paths(pid).values()) and time.monotonic() < deadline:
+            select.select([], [], [], 0.005)
+
+
+def limit_files(limits: Limits) -> list[tuple[str, str]]:
+    """Return what to write into a group, of both versions; a file that is not there takes nothing."""
+    files = []
+    if "memory" in limits:
+        memory = str(limits["memory"])
+        files += [("memory.max", memory), ("memory.swap.max", "0")]
+        files += [("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)]
+    if "pids" in limits:
+        files += [("pids.max", str(limits["pids"]))]
+    if "cpus" in limits:
+        quota = int(limits["cpus"] * CPU_PERIOD)
+        files += [("cpu.max", f"{quota} {CPU_PERIOD}"), ("cpu.cfs_period_us", str(CPU_PERIOD))]
+        files += [("cpu.cfs_quota_us", str(quota))]
+    return files
+
+
+def confirmed(pid: int, limits: Limits) -> list[str]:
+    """Return the limits that the kernel says hold for a process."""
+    held, places = [], cgroup_paths(pid)
+    for name, controller, files in (
+        ("memory", "memory", ("memory.max", "memory.limit_in_bytes")),
+        ("pids", "pids", ("pids.max",)),
+        ("cpus", "cpu", ("cpu.max", "cpu.cfs_quota_us")),
+    ):
+        found = [read_small(f"{p}/{f}") for p in (places.get(controller), places.get("")) if p for f in files]
+        bounds = [int(text.split()[0]) for text in found if text and text.split()[0].isdigit()]
+        most = limits.get(name, 0) * (CPU_PERIOD if name == "cpus" else 1)
+        if name in limits and any(0 < bound <= most for bound in bounds):
+            held.append(name)
+    return held
+
+
+def struck(places: dict[str, str]) -> dict[str, int]:
+    """Return how often the limits of groups struck: processes killed for memory, forks refused."""
+    counts = {}
+    for name, controller, files, key in (
+        ("memory", "memory", ("memory.events", "memory.oom_control"), "oom_kill"),
+        ("pids", "pids", ("pids.events",), "max"),
+    ):
+        for place in (places.get(controller), places.get("")):
+            for file in files:
+                words = (read_small(f"{place}/{file}") or "").split() if place else []
+                if key in words[:-1]:
+                    counts[name] = int(words[words.index(key) + 1])
+    return counts
+
+
+def read_small(path: str) -> str | None:
+    """Return a small file of the kernel's, None when it is not there or can't be read."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(4096)
+    except (OSError, ValueError):
+        return None
+
+
+def write_small(path: str, value: str) -> None:
+    """Write a file of the kernel's that may not be there, or may refuse the value."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
 
 
 def cgroup_remove(entry: Entry) -> None:
-    """Take the account's group away; it is busy for a moment after its last process was killed."""
-    deadline, root = time.monotonic() + CLEAR_SECONDS, cgroup_root()
-    with contextlib.suppress(OSError):
-        while root:
-            try:
-                os.rmdir(f"{root}/clsecure/{entry['name']}")
-            except OSError as error:
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                    raise
-                select.select([], [], [], 0.005)
-            else:
-                os.rmdir(f"{root}/clsecure")
-                return
+    """Take the account's groups away; they are busy for a moment after their last process was killed."""
+    deadline = time.monotonic() + CLEAR_SECONDS
+    for place in cgroups(entry):
+        with contextlib.suppress(OSError):
+            while True:
+                try:
+                    os.rmdir(place)
+                except OSError as error:
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        raise
+                    select.select([], [], [], 0.005)
+                else:
+                    os.rmdir(os.path.dirname(place))
+                    break
+
+
+class Disk:
+    """Watches the disk of a worker's home: a reserve always stays free, and the home stays below a limit.
+
+    The home is counted as the worker, in a child, and only when the file system has filled up since.
+    """
+
+    def __init__(self, entry: Entry, limit: int) -> None:
+        self.entry, self.limit, self.pipe, self.pid = entry, limit, -1, 0
+        self.next, self.until, self.counted = 0.0, 0.0, -1
+        if self.low():
+            raise Refused(f"there is too little room on the disk of {entry['home']}: free some")
+
+    def free(self) -> int:
+        """Return the bytes that are free for plain users."""
+        room = os.statvfs(self.entry["home"])
+        return room.f_bavail * room.f_frsize
+
+    def low(self) -> bool:
+        """Tell whether the reserve is touched, of space or of inodes."""
+        room = os.statvfs(self.entry["home"])
+        space = room.f_bavail * room.f_frsize < min(DISK_RESERVE, room.f_blocks * room.f_frsize // 20)
+        return space or bool(room.f_files and room.f_favail < min(INODE_RESERVE, room.f_files // 20))
+
+    def look(self, ready: Sequence[Any]) -> str | None:
+        """Return which bound was passed, None as long as none is. ``ready``: what can be read."""
+        if self.low():
+            return "reserve"
+        if self.pipe in ready:
+            return self._result()
+        if self.pipe >= 0 and time.monotonic() > self.until:
+            return "disk"
+        if self.limit and self.pipe < 0 and time.monotonic() >= self.next:
+            free = self.free()
+            if self.counted < 0 or self.counted - free >= min(self.limit // 20, 64 << 20):
+                self.counted = free
+                self._count()
+        return None
+
+    def _count(self) -> None:
+        self.until = time.monotonic() + 3 * COUNT_SECONDS
+        self.pipe, words = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            null = os.open("/dev/null", os.O_RDWR)
+            for target, fd in ((0, null), (1, words), (2, null)):
+                os.dup2(fd, target)
+
+            home = self.entry["home"]
+
+            def execute() -> None:
+                resource.setrlimit(resource.RLIMIT_CPU, (COUNT_SECONDS, COUNT_SECONDS))
+                become(self.entry, empty_bounding_set=True)
+                prctl(PR_SET_NO_NEW_PRIVS, 1)
+                os.execve("/usr/bin/du", ("du", "-s", "-x", "--block-size=1", "--", home), {"LC_ALL": "C"})
+
+            run_and_exit(execute)
+        os.close(words)
+
+    def _result(self) -> str | None:
+        words = os.read(self.pipe, 64).split()
+        self.close()
+        self.next = time.monotonic() + COUNT_INTERVAL
+        # What can't be counted in that time is too much.
+        return None if words and words[0].isdigit() and int(words[0]) <= self.limit else "disk"
+
+    def close(self) -> None:
+        """End a count that is under way."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pipe = -1
 
 
 # ---------------------------------------------------------------- accounts
@@ -711,9 +924,17 @@ class View:
     """The file system that a sandbox sees: a new root that holds only what is named here."""
 
     def __init__(
-        self, entry: Entry, mounts: list[GivenMount], agent: KeptAgent, *, setuid_allowed: bool
+        self,
+        entry: Entry,
+        mounts: list[GivenMount],
+        agent: KeptAgent,
+        *,
+        setuid_allowed: bool,
+        memory: int | None,
     ) -> None:
         self.entry, self.agent = entry, agent
+        quarter = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        self.size = min(quarter, memory or quarter)
         self.root = own_directory(f"{STATE}/view", 0o700)
         self.read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | (0 if setuid_allowed else MOUNT_ATTR_NOSUID)
         # Before there is a mount namespace of its own: the kernel copies no mounts out of another one.
@@ -737,7 +958,7 @@ class View:
     def build(self) -> None:
         """Assemble the new root in this process's own mount namespace."""
         mount("none", "/", None, MS_REC | MS_PRIVATE)
-        tmpfs(self.root, "755", "size=25%")
+        tmpfs(self.root, "755", f"size={self.size}")
         self._private()
         self._system()
         self._devices()
@@ -889,6 +1110,12 @@ class Sandbox:
             info = os.stat(FIREJAIL)
             if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & stat.S_ISUID:
                 raise Refused(f"{FIREJAIL} is not root's own set-uid program")
+        self.limits = parse_limits(message)
+        self.disk = None
+        if message.get("disk_reserve") is True or "disk" in self.limits:
+            self.disk = Disk(entry, self.limits.get("disk", 0))
+        self.passed: str | None = None
+        self.struck: dict[str, int] = {}
         terminal = message.get("terminal")
         size = [type(n) is int and 0 < n < 10000 for n in terminal] if isinstance(terminal, list) else []
         if terminal is not None and size != [True, True]:
@@ -918,7 +1145,13 @@ class Sandbox:
         os.close(go_read)
         inside.close()
         self.pidfd = os.pidfd_open(self.pid)
-        cgroup_enter(self.entry, self.pid)
+        self.enforced = cgroup_enter(self.entry, self.pid, self.limits)
+        self.groups = cgroup_paths(self.pid)
+        by_rlimit = [n for n in ("pids", "open_files") if n in self.limits and n not in self.enforced]
+        self.enforced |= dict.fromkeys(by_rlimit, "rlimit")
+        self.enforced |= {"disk": "measured"} if "disk" in self.limits else {}
+        # The launcher lowers it: firejail makes its user namespace as root, who has processes of its own.
+        self.orders["processes"] = self.limits["pids"] if "pids" in by_rlimit else None
         os.write(go_write, b"1")
         os.close(go_write)
         self._tell(self.orders)
@@ -933,11 +1166,21 @@ class Sandbox:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.read(go, 1) != b"1":
             raise Refused("the helper is gone")
+        if "open_files" in self.limits:
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            most = self.limits["open_files"]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, hard),) * 2 if hard >= 0 else (most, most))
         os.setsid()
         for number in INHERITED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
-        view = View(self.entry, self.mounts, self.agent, setuid_allowed=self.mode == "namespace")
+        view = View(
+            self.entry,
+            self.mounts,
+            self.agent,
+            setuid_allowed=self.mode == "namespace",
+            memory=self.limits.get("memory"),
+        )
         own_pids = CLONE_NEWPID if self.mode == "user" else 0
         if self.network is not None:
             close_network(self.network, self.entry["owner"], [*self.closed, *host_addresses()])
@@ -1005,8 +1248,15 @@ class Sandbox:
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
             facts = facts_of(pid)
+            if self.enforced.get("pids") == "rlimit":
+                found = re.search(
+                    r"^Max processes +\d+ +(\d+)", read_small(f"/proc/{pid}/limits") or "", re.MULTILINE
+                )
+                if found is None or int(found[1]) > self.limits["pids"]:
+                    del self.enforced["pids"]
             self.main, self.main_pidfd = facts, os.pidfd_open(pid)
-            send(conn, {"event": "ready", "report": report, "facts": facts}, fds)
+            ready = {"event": "ready", "report": report, "facts": facts, "enforced": self.enforced}
+            send(conn, ready, fds)
         finally:
             close_all(fds)
         return True
@@ -1046,7 +1296,10 @@ class Sandbox:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
         watch: list[Any] = [conn, self.control, self.pidfd, self.main_pidfd, self.log]
         while True:
-            ready, _, _ = select.select(watch, [], [])
+            counting = [self.disk.pipe] if self.disk and self.disk.pipe >= 0 else []
+            ready, _, _ = select.select([*watch, *counting], [], [], TICK_SECONDS)
+            if self._is_over(ready):
+                return
             if self.log in ready:
                 self.drain()
                 if self.log_closed:
@@ -1077,6 +1330,18 @@ class Sandbox:
                         self.control.shutdown(socket.SHUT_WR)
                 finally:
                     close_all(fds)
+
+    def _is_over(self, ready: Sequence[Any]) -> bool:
+        self._note_struck()
+        if self.disk:
+            self.passed = self.disk.look(ready)
+        return self.passed is not None
+
+    def _note_struck(self) -> None:
+        """Keep what the groups count: they may be gone with their last process."""
+        with contextlib.suppress(OSError, ValueError):
+            for name, count in struck(self.groups).items():
+                self.struck[name] = max(count, self.struck.get(name, 0))
 
     def clear(self) -> bool:
         """The command has ended: end what it left running, so that the sandbox ends and gives the status.
@@ -1115,7 +1380,10 @@ class Sandbox:
         running = not select.select([self.pidfd], [], [], 0)[0]
         if running:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self._note_struck()
         _, status = os.waitpid(self.pid, 0)
+        if self.disk:
+            self.disk.close()
         killed = quiesce(self.entry)
         close_home(self.entry)
         words = self.drain()
@@ -1125,7 +1393,10 @@ class Sandbox:
             os.close(self.main_pidfd)
         os.close(self.log)
         code = exit_code(status)
-        return {"event": "exit", "status": code, "killed": killed, "interrupted": running, "log": words}
+        return {
+            "event": "exit", "status": code, "killed": killed, "interrupted": running, "log": words,
+            "passed": self.passed, "struck": self.struck,
+        }  # fmt: skip
 
 
 def exit_code(status: int) -> int:

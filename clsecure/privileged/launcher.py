@@ -266,6 +266,9 @@ def main() -> None:
         listener = make_listener() if orders["listener"] else None
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "no_new_privs")
+        if orders["processes"]:
+            # Of this uid there is no process but the session's own, so this counts the session.
+            resource.setrlimit(resource.RLIMIT_NPROC, (orders["processes"],) * 2)
         abi = landlock(orders["writable"])
         filtered = seccomp()
         port = listener.getsockname()[1] if listener else None

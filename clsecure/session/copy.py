@@ -15,6 +15,7 @@ from clsecure.agents.request import AgentHome, HomeRequest
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
 from clsecure.model import SandboxSpec, StartState
+from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
 from clsecure.session.portable import inside_of, missing, uses_servers
 from clsecure.session.store import SessionRecord, SessionStatus
@@ -125,6 +126,7 @@ class PrivateCopy:
     def _fresh(self) -> Workspace:
         account, plan, now = self._spec.account, self._plan, time.time()
         repository = self._context.repository
+        self._purge()
         directory = PurePosixPath(account.home) / repository.project
         record = self._place.write(
             SessionRecord(
@@ -152,13 +154,35 @@ class PrivateCopy:
             self._ui.note(f"in the copy, commands name what is there inside: {', '.join(start.portable)}")
         record = self._place.write(
             record,
-            status=SessionStatus.RUNNING,
+            # A setup that is cut short is done again from the start: what it left is not to be trusted with
+            # the user's token, and nothing of the agent's is in it.
+            status=SessionStatus.PREPARING if plan.has_setup else SessionStatus.RUNNING,
             workspace=str(directory),
             base_commit=start.top.head,
             base_tree=start.top.base_tree,
+            cleanup_hook=has_hook(repository.top),
+            cleanup_hook_timeout=plan.cleanup_hook_timeout,
+            docker=plan.docker,
+            skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
         )
         return Workspace(record=record, start=start, directory=directory, resumed=False)
+
+    def _purge(self) -> None:
+        """Let the workspace that is going to be replaced clean up after itself."""
+        if self._before is None or not self._before.resumable or self._spec.account.created:
+            return
+        around = self._context.around
+        warning = purge(
+            self._before,
+            self._spec.account,
+            connection=self._context.connection,
+            installation=around.installation,
+            environ=around.environ,
+            ui=self._ui,
+        )
+        if warning:
+            self._context.warn(warning)
 
     def _copied(self, directory: PurePosixPath) -> tuple[StartState, Sent]:
         """Copy the repository while the sandbox comes up that receives it, then send it there."""

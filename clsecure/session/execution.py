@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from clsecure import logs
@@ -14,6 +14,10 @@ from clsecure.errors import EXIT_TIME_LIMIT, HelperError
 from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
+from clsecure.session.dependencies import agents_env, agents_path
+from clsecure.session.limits import LimitResult, describe, lacking
+from clsecure.session.limits import results as results_of
+from clsecure.session.limits import warnings as warnings_of
 from clsecure.session.network import Arrangement
 from clsecure.session.opening import opening_lines
 from clsecure.session.portable import late_path, mounted_path
@@ -42,6 +46,7 @@ class Execution:
         self._context, self._spec, self._workspace = context, spec, workspace
         self._network, self._gateway = network, gateway
         self.begun = False
+        self.limits: Mapping[str, LimitResult] = {}
 
     def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
         """Run to the end; return the exit status. Every process of the agent is dead then.
@@ -69,6 +74,9 @@ class Execution:
         self._context.warnings.extend(
             f"not enforced here: {r.check_id} ({r.observed})" for r in results if r.status is CheckStatus.SKIP
         )
+        limits = self._spec.limits
+        self._context.warnings.extend(lacking(limits, sandbox.enforced))
+        self.limits = results_of(limits, sandbox.enforced)
 
     def _serve(self, sandbox: LocalSandbox) -> int | None:
         if self._gateway is None or sandbox.listener is None:
@@ -86,6 +94,7 @@ class Execution:
             f"{what} runs isolated",
             *opening_lines(plan, self._network.gateway, uses_api=agent.base_url_env is not None),
             f"project {plan.project}, session {plan.session}",
+            describe(self._spec.limits),
             *(f"mounted: {line}" for line in plan.mounted),
             *(f"residual: {w}" for w in self._context.warnings if w.startswith("not enforced")),
             *(f"residual: {w}" for w in (self._gateway.residuals if self._gateway else ())),
@@ -103,8 +112,8 @@ class Execution:
             gateway=self._access(port),
             credentials=self._network.given,
             models=self._network.models,
-            tool_env=plan.tool_env,
-            extra_path=mounted_path(plan),
+            tool_env={**plan.tool_env, **agents_env(self._workspace.record, spec.account.home)},
+            extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
             late_path=late_path(plan),
         )
         command = SandboxCommand(argv=self._argv(), env=env, cwd=Path(self._workspace.directory))
@@ -119,6 +128,9 @@ class Execution:
             else:
                 in_time = self._piped(sandbox, command, deadline)
         status = self._status(sandbox, in_time=in_time)
+        if sandbox.end is not None:
+            for warning in warnings_of(sandbox.end, spec.limits):
+                context.warn(warning)
         log.info("agent_ended", status=status, in_time=in_time)
         return status
 

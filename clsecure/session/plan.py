@@ -34,7 +34,11 @@ class SessionPlan:
     :param toolchains: those of the mounts that nobody named: what several users of this machine share.
     :param setup_script: a program of the user's that runs inside, once per fresh workspace.
     :param install_dependencies: what the repository's lock files name is installed then, too.
+    :param setup_policy: what both may reach; None for the session's own network.
+    :param setup_tool_env: as ``tool_env``, for a policy of their own.
+    :param github_token: the setup script gets the user's GitHub token.
     :param cleanup_hook_timeout: seconds.
+    :param docker: the session has a container engine of its own.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     :param provider: who serves the model.
     :param served: the same, with its address and where its key is; None for Anthropic.
@@ -71,7 +75,11 @@ class SessionPlan:
     toolchains: tuple[Mount, ...] = ()
     setup_script: Path | None = None
     install_dependencies: bool = False
+    setup_policy: EgressPolicy | None = None
+    setup_tool_env: Mapping[str, str] = field(default_factory=dict)
+    github_token: bool = False
     cleanup_hook_timeout: int = 30
+    docker: bool = False
     skip_docker_autodetect: bool = False
     provider: str = "anthropic"
     served: ProviderTable | None = None
@@ -95,6 +103,11 @@ class SessionPlan:
     def tag(self) -> str:
         """Mark of the tool's own words, shown at the start: the agent can't fake what it can't know."""
         return self.session_id[-6:]
+
+    @property
+    def has_setup(self) -> bool:
+        """Something runs in a fresh workspace before the agent."""
+        return self.setup_script is not None or self.install_dependencies
 
     @property
     def branch_name(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from clsecure.egress.wire import HostTotals
 from clsecure.model import ImportResult
+from clsecure.session.limits import LimitResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +29,32 @@ class EgressResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetupStep:
+    """One thing that was done in a fresh workspace before the agent.
+
+    :param name: ``script`` for the user's, or the package manager's.
+    :param status: ``ok``, ``failed``, ``timeout``, or ``missing``: the package manager is not there inside.
+    :param exit_code: None where there is none.
+    :param log: the file with all of its output.
+    """
+
+    name: str
+    status: str
+    exit_code: int | None
+    duration_s: float
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionResult:
     """The one JSON document of a session.
 
     :param duration_s: seconds from the start to the end of everything.
     :param phases: name to seconds.
     :param import_: ``import`` in the document.
+    :param setup: what was done in a fresh workspace; empty otherwise.
     :param egress: None when there was no gateway.
+    :param limits: name to what held.
     :param kept: the session waits: its work, or a part of it, was not imported.
     """
 
@@ -50,7 +70,9 @@ class SessionResult:
     base_tree: str | None
     duration_s: float
     phases: dict[str, float] = field(default_factory=dict)
+    setup: tuple[SetupStep, ...] = ()
     egress: EgressResult | None = None
+    limits: dict[str, LimitResult] = field(default_factory=dict)
     import_: ImportResult | None = None
     kept: bool = False
     warnings: tuple[str, ...] = ()

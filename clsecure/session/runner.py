@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,13 +21,15 @@ from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateErr
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
 from clsecure.session.execution import Execution
+from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
-from clsecure.session.result import EgressResult, SessionResult
+from clsecure.session.result import EgressResult, SessionResult, SetupStep
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
@@ -35,6 +37,8 @@ from clsecure.workspace.repository import Repository
 if TYPE_CHECKING:
     from clsecure.egress.full import FullNetwork
     from clsecure.session.finish import Finished
+    from clsecure.session.limits import LimitResult
+    from clsecure.session.setup import SetupWork
 
 log = logs.get("session")
 
@@ -61,6 +65,7 @@ class SessionRunner:
             warnings=list(plan.warnings),
         )
         self.workspace: Workspace | None = None
+        self.setup: tuple[SetupStep, ...] = ()
 
     def run(self) -> SessionResult:
         """Go the whole way.
@@ -72,6 +77,7 @@ class SessionRunner:
         with ExitStack() as stack:
             with context.clock.phase("provision"):
                 binary = self._binary()
+                work = self._setup_work()
                 network = arrange(context)
                 full = stack.enter_context(_full_network()) if plan.network is NetworkPolicy.FULL else None
                 context.place.make()
@@ -97,27 +103,34 @@ class SessionRunner:
                 network=plan.network,
                 network_namespace=full.namespace if full else None,
                 allow_private=plan.allow_private,
+                limits=effective(plan.limits),
+                required_limits=named(plan.limits),
+                disk_reserve=True,
             )
-            execution = Execution(
-                context,
-                agents_spec,
-                workspace,
-                network=network,
-                gateway=gateway,
-            )
+            execution = None
             try:
+                if work is not None and not workspace.resumed:
+                    workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
+                execution = Execution(
+                    context,
+                    agents_spec,
+                    workspace,
+                    network=network,
+                    gateway=gateway,
+                )
                 status = execution.run(backend, meanwhile=_load_the_end)
             except BaseException as error:
-                if not execution.begun or isinstance(error, NotStartedError):
+                if execution is None or not execution.begun or isinstance(error, NotStartedError):
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
+            self._clean_up(workspace, backend, agents_spec, gateway)
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished, egress)
+        return self._result(record, status, finished, egress, limits=execution.limits)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -206,6 +219,72 @@ class SessionRunner:
         log.info("agent_kept", name=context.agent.name, version=binary.version, sha256=digest)
         return KeptProgram(name=context.agent.executables[0], sha256=digest, version=binary.version)
 
+    # ------------------------------------------------------------ what else runs inside
+
+    def _setup_work(self) -> SetupWork | None:
+        """Read what the setup is made from, before anything is made."""
+        if not self.context.plan.has_setup:
+            return None
+        from clsecure.session.setup import setup_work
+
+        return setup_work(self.context)
+
+    def _set_up(
+        self,
+        work: SetupWork,
+        workspace: Workspace,
+        backend: LocalBackend,
+        spec: SandboxSpec,
+        gateway: Gateway | None,
+    ) -> Workspace:
+        """Prepare a fresh workspace for the agent."""
+        from clsecure.session.setup import Setup
+        from clsecure.session.setup_network import SessionNetwork
+
+        network = SessionNetwork(gateway=gateway, namespace=spec.network_namespace)
+        ready, self.setup = Setup(self.context, backend, spec, network).run(work, workspace)
+        return ready
+
+    def _clean_up(
+        self, workspace: Workspace, backend: LocalBackend, spec: SandboxSpec, gateway: Gateway | None
+    ) -> None:
+        """Run the repository's cleanup hook: the agent is dead, and what the hook writes comes home, too."""
+        context = self.context
+        if not is_needed(workspace.record):
+            return
+        log_file = context.place.path / "cleanup.log"
+        log_file.unlink(missing_ok=True)
+        with context.clock.phase("cleanup"):
+            warning = clean_up(
+                workspace.record,
+                CleanupLevel.STOP,
+                backend=backend,
+                spec=spec,
+                installation=context.around.installation,
+                environ=context.around.environ,
+                ui=context.ui,
+                # With a full network programs go out by themselves.
+                gateway=None if context.plan.network is NetworkPolicy.FULL else gateway,
+                plan=context.plan,
+                log_file=log_file,
+            )
+        if warning:
+            context.warn(warning)
+
+    def _purge(self, record: SessionRecord, account: WorkerAccount) -> None:
+        """Run it once more, offline, before the workspace is deleted."""
+        context = self.context
+        warning = purge(
+            record,
+            account,
+            connection=context.connection,
+            installation=context.around.installation,
+            environ=context.around.environ,
+            ui=context.ui,
+        )
+        if warning:
+            context.warn(warning)
+
     # ------------------------------------------------------------ the end
 
     def _finish(
@@ -238,6 +317,7 @@ class SessionRunner:
             context.ui.warn(f"the work is kept; try again with: clsecure import {context.place.path.name}")
             raise
         if finished.discarded:
+            self._purge(record, spec.account)
             with context.ui.phase("deleting the workspace"):
                 context.connection.reset()
                 shutil.rmtree(context.place.base, ignore_errors=True)
@@ -245,7 +325,13 @@ class SessionRunner:
         return finished
 
     def _result(
-        self, record: SessionRecord, status: int, finished: Finished, egress: EgressResult | None
+        self,
+        record: SessionRecord,
+        status: int,
+        finished: Finished,
+        egress: EgressResult | None,
+        *,
+        limits: Mapping[str, LimitResult],
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -262,7 +348,9 @@ class SessionRunner:
             base_tree=record.base_tree,
             duration_s=context.clock.total(),
             phases=dict(context.clock.phases),
+            setup=self.setup,
             egress=egress,
+            limits=dict(limits),
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),

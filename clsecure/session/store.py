@@ -6,6 +6,9 @@ One directory per project and session name::
         lock            held (flock) by the process that works on the session
         session.json    the last known state, replaced whole
         start.json      what was cloned in
+        setup.log       what the setup script and package managers said
+        setup-egress.jsonl  their requests, where they had a network of their own
+        cleanup.log     what the cleanup hook said at the last end
         base/           the tool's own copy of it, one bare repository per unit
         export/         the quarantine of an import that is going on
         events.jsonl    the log, one line per event
@@ -57,6 +60,12 @@ class SessionRecord:
     :param unimported: the workspace holds work that is in no branch of the user's; None when unknown.
     :param size: bytes of the worker's home at the last end; None when unknown.
     :param workspace: directory inside, None before there is one.
+    :param installed: dependencies were installed for it.
+    :param venv: among them, in a virtual environment.
+    :param cleanup_hook: the repository had a cleanup hook when the workspace was made.
+    :param cleanup_hook_timeout: seconds.
+    :param docker: the session had a container engine of its own.
+    :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     """
 
     session_id: str
@@ -76,6 +85,12 @@ class SessionRecord:
     unimported: bool | None = None
     size: int | None = None
     branch: str | None = None
+    installed: bool = False
+    venv: bool = False
+    cleanup_hook: bool = False
+    cleanup_hook_timeout: int = 30
+    docker: bool = False
+    skip_docker_autodetect: bool = False
 
     @property
     def resumable(self) -> bool:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, ToolError
 from clsecure.model import NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.settings.limits import defaults
 from clsecure.verify.host import check_barrier, require
 
 _STDERR_LIMIT = 4000
@@ -42,6 +43,9 @@ def run_tool(
         network=NetworkPolicy.NONE,
         network_namespace=None,
         allow_private=False,
+        # Not the agent's: what it left must come out, also where it was given little.
+        limits=defaults(),
+        disk_reserve=False,
     )
     with contextlib.ExitStack() as stack:
         in_read, in_write = _pipe(stack)

@@ -75,6 +75,12 @@ class Ui(Protocol):
     def phase(self, text: str) -> AbstractContextManager[None]:
         """Show that something is going on, when it lasts."""
 
+    def progress(self, text: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Say that something begins that may last; give a function that shows what it is at, a line each.
+
+        It may be called from another thread.
+        """
+
     def note(self, text: str) -> None:
         """Say one line."""
 
@@ -130,6 +136,11 @@ class SilentUi:
         """Show nothing."""
         del text
         return nullcontext()
+
+    def progress(self, text: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Show nothing."""
+        del text
+        return nullcontext(lambda _line: None)
 
     def note(self, text: str) -> None:
         """Say nothing."""

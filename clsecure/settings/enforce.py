@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
 from clsecure.policy import HostPattern, NetworkRule, covered, parse_pattern
 from clsecure.settings import values
+from clsecure.settings.limits import defaults
 from clsecure.settings.network import Said, stricter
 from clsecure.settings.sources import Entry, Layer, Source
 
@@ -72,10 +73,11 @@ def read(entries: Sequence[Entry]) -> Ceilings:
                 resolution="an administrator can correct it: nothing is started without the ceilings",
             ) from None
         found[name] = {**found[name], **value} if isinstance(found.get(name), Mapping) else value
-    if "hosts" in found and found.get("network") in (None, NetworkPolicy.FULL):
-        # What does not go through the gateway can't be held to hosts.
+    gateway = next((key for key in ("allow_domains", "deny_domains", "budget") if key in sources), None)
+    if gateway is not None and found.get("network") in (None, NetworkPolicy.FULL):
+        # What does not go through the gateway can't be held to hosts, nor counted.
         found["network"] = NetworkPolicy.ALLOWLIST
-        sources.setdefault("network", sources["allow_domains"])
+        sources["network"] = sources[gateway]
     return Ceilings(**found, sources=sources)
 
 
@@ -90,7 +92,7 @@ def _forbidden(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
 def _bounds(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
     read: Callable[[str], Mapping[str, Any]] = values.limits if key == "limits" else values.budget
     bounds = {name: most for entry in entries for name, most in read(entry.text).items()}
-    return "parts", {key: {name: most for name, most in bounds.items() if most is not None}}
+    return "parts", {key: {name: most for name, most in bounds.items() if most}}
 
 
 def _items(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -114,16 +116,17 @@ _READERS: Mapping[str, Callable[[str, Sequence[Entry]], tuple[str, Any]]] = {
 
 
 def bound(
-    by_key: Mapping[str, list[Said]], ceilings: Ceilings
+    by_key: Mapping[str, list[Said]], ceilings: Ceilings, *, lenient: bool = False
 ) -> tuple[dict[str, list[Said]], tuple[str, ...]]:
     """Return what the layers said, cut down to the ceilings, and warnings about what was cut off.
 
+    :param lenient: cut flags and variables down, too, to look at what would be left.
     :raises UsageError: a flag or variable asks for more.
     """
     warnings: list[str] = []
     bounded = dict(by_key)
     for key, cut in _CUTS.items():
-        place = _place(key, ceilings)
+        place = place_of(key, ceilings)
         if place is None:
             continue
         kept = []
@@ -133,7 +136,7 @@ def bound(
             if value == said.value:
                 kept.append(said)
                 continue
-            if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT):
+            if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT) and not lenient:
                 raise UsageError(
                     f"{said} asks for more than this machine allows",
                     details=f"The ceiling is set by {place}.",
@@ -143,6 +146,13 @@ def bound(
             if value not in (None, ()):
                 kept.append(replace(said, value=value))
         bounded[key] = [*kept, *_instead(key, kept, place, ceilings)]
+    hosts = ("allow_domains", "presets")
+    if any(by_key.get(key) for key in hosts) and not any(bounded.get(key) for key in hosts):
+        # An allow-list of which nothing is left is the API alone, not a mistake of its author's.
+        bounded["network"] = [
+            replace(said, value=NetworkPolicy.API) if said.value is NetworkPolicy.ALLOWLIST else said
+            for said in bounded.get("network", ())
+        ]
     bounded["deny_domains"] = [*by_key.get("deny_domains", ()), *ceilings.deny]
     if ceilings.network is NetworkPolicy.NONE:
         bounded["budget"] = []  # there is nothing to count
@@ -155,7 +165,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "credentials": Credentials.INJECT,
     "provider": "anthropic",
     "time_limit": None,
-    "limits": dict.fromkeys(values.LIMIT_PARTS),
+    "limits": asdict(defaults()),
     "budget": dict.fromkeys(values.BUDGET_PARTS),
 }
 """What counts where nobody says anything, of the keys whose default may exceed a ceiling."""
@@ -177,12 +187,12 @@ def _instead(key: str, kept: Sequence[Said], place: Source, ceilings: Ceilings) 
                 resolution="say which: --provider NAME",
             )
         (left,) = allowed
-    if parts:
-        left = {name: most for name, most in left.items() if most is not None}
+    if parts:  # a default that is within its ceiling stays one
+        left = {name: most for name, most in left.items() if most != _DEFAULTS[key][name]}
     return [Said(key=key, value=left, source=replace(place, layer=Layer.DEFAULT))]
 
 
-def _place(key: str, ceilings: Ceilings) -> Source | None:
+def place_of(key: str, ceilings: Ceilings) -> Source | None:
     """Return where the ceiling of a key was written, None where there is none."""
     names = _WRITTEN.get(key, (key,))
     return next((ceilings.sources[name] for name in names if name in ceilings.sources), None)
@@ -270,6 +280,11 @@ def _provider(value: str, ceilings: Ceilings) -> str | None:
     return value if allowed is None or value in allowed else None
 
 
+def within(mounts: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:
+    """Return what of these mounts is left, as far as it is left; for those that nobody said, too."""
+    return _mounts(mounts, ceilings)
+
+
 def _mounts(value: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:
     allowed = ceilings.mounts
     if allowed is None:
@@ -291,7 +306,7 @@ def _time_limit(value: timedelta | None, ceilings: Ceilings) -> timedelta | None
 def _bounded_parts(key: str) -> Callable[[Mapping[str, Any], Ceilings], Mapping[str, Any]]:
     def cut(value: Mapping[str, Any], ceilings: Ceilings) -> Mapping[str, Any]:
         most = ceilings.parts.get(key, {})
-        return {n: most[n] if n in most and (v is None or v > most[n]) else v for n, v in value.items()}
+        return {n: most[n] if n in most and (not v or v > most[n]) else v for n, v in value.items()}
 
     return cut
 

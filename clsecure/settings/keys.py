@@ -26,6 +26,16 @@ SECRET = frozenset({"kimi_api_key"})
 TOGETHER = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "budget", "limits"})
 """Keys whose layers count together: one may be said several times by flags and in lists."""
 
+FLAGS = {
+    "mode": "--mode", "network": "--allow-network", "deny_domains": "--deny-domain",
+    "allow_domains": "--allow-domain", "presets": "--allow-preset", "credentials": "--credentials",
+    "provider_tools": "--provider-tools", "allow_private": "--allow-private", "budget": "--budget",
+    "session": "--session", "agent": "--agent", "on_finish": "--on-finish", "full_clone": "--full-clone",
+    "mounts": "--mount", "limits": "--limit", "time_limit": "--time-limit", "provider": "--provider",
+    "install_dependencies": "--install-deps", "output": "--output", "verbose": "--verbose",
+}  # fmt: skip
+"""What the user can say in the place of a file; a test holds it against the command line's."""
+
 SPELLINGS = {
     "isolation_mode": "mode",
     "allow_network": "network",

@@ -27,6 +27,7 @@ class Settled:
     """What was said, decided. Keys that nobody spoke of are in none of it.
 
     :param ceilings: what the machine allows at most; ``values`` are within it.
+    :param said: everything that was said, strongest first, before ceilings and the repository.
     :param warnings: what the user should hear about the layers.
     :param notes: what the repository narrowed.
     :param providers: the tables of the user's and the machine's own providers; ``agents`` likewise.
@@ -35,6 +36,7 @@ class Settled:
 
     values: Mapping[str, Any]
     sources: Mapping[str, Source]
+    said: tuple[Said, ...] = ()
     ceilings: Ceilings = field(default_factory=Ceilings)
     providers: tuple[ProviderTable, ...] = ()
     agents: tuple[AgentTable, ...] = ()
@@ -94,8 +96,9 @@ def settle(layers: Layers) -> Settled:
     mode, warnings, notes = _mode(by_key["mode"])
     by_key["mode"] = [mode] if mode else []
     for key in narrowing.KEYS:
-        by_key[key], further = narrowing.narrowed(by_key[key])
-        notes = (*notes, *further)
+        narrowed = narrowing.narrowed(by_key[key])
+        by_key[key] = list(narrowed.said)
+        warnings, notes = (*warnings, *narrowed.warnings), (*notes, *narrowed.notes)
     found: dict[str, Any] = {}
     sources: dict[str, Source] = {}
     for key, ones in by_key.items():
@@ -107,7 +110,7 @@ def settle(layers: Layers) -> Settled:
     unused = network.check(
         combined,
         allow_private=next((one for one in by_key["allow_private"][:1] if one.value), None),
-        credentials=found.get("credentials", Credentials.INJECT),
+        credentials=_counted(found, sources, ceilings),
         budget=found.get("budget", Budget()),
         bounds=sources.get("budget", DEFAULT),
     )
@@ -115,6 +118,7 @@ def settle(layers: Layers) -> Settled:
     return Settled(
         values=found,
         sources=sources,
+        said=tuple(said),
         ceilings=ceilings,
         providers=providers,
         agents=agents,
@@ -144,6 +148,18 @@ def _served(
             resolution="take one of them out, or give the address a table: [providers.NAME]",
         )
     return served
+
+
+def _counted(found: Mapping[str, Any], sources: Mapping[str, Source], ceilings: Ceilings) -> Credentials:
+    """Return which credentials the budget is to be held against."""
+    held: Credentials = found.get("credentials", Credentials.INJECT)
+    others = (
+        sources.get("credentials", DEFAULT).layer is Layer.PROJECT,
+        sources.get("budget", DEFAULT).layer is Layer.DEFAULT,
+        ceilings.credentials is Credentials.NONE,
+    )
+    # Without a key nothing is spent. Who says both is told; here one of the two is not the user's to change.
+    return Credentials.INJECT if held is Credentials.NONE and any(others) else held
 
 
 def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, field_serializer
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -139,6 +139,10 @@ class Settings(BaseSettings):
         if key not in type(self).model_fields:
             raise KeyError(key)
         return self._sources.get(key, DEFAULT)
+
+    @field_serializer("kimi_api_key")
+    def _masked(self, key: Secret | None) -> str | None:
+        return None if key is None else str(key)
 
     @classmethod
     def settings_customise_sources(

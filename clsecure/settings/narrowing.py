@@ -7,26 +7,40 @@ add up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from clsecure.model import Credentials
-from clsecure.settings.network import Said
+from clsecure.settings.keys import FLAGS
+from clsecure.settings.limits import defaults
+from clsecure.settings.network import WIDER, Said
 from clsecure.settings.sources import Layer
 
 _CREDENTIALS = (Credentials.NONE, Credentials.INJECT, Credentials.COPY)
 
 
-def narrowed(found: Sequence[Said]) -> tuple[list[Said], tuple[str, ...]]:
-    """Return what counts of one key, strongest first, and notes about what the repository narrowed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Narrowed:
+    """What counts of one key.
 
-    A flag of the user's stands against the repository.
+    :param said: strongest first; the repository's word comes first where it narrows.
+    :param warnings: what of it does nothing, being wider.
+    :param notes: what it narrowed, or would have.
     """
+
+    said: tuple[Said, ...]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def narrowed(found: Sequence[Said]) -> Narrowed:
+    """Return what counts of one key. A flag of the user's stands against the repository."""
     project = [said for said in found if said.source.layer is Layer.PROJECT]
     own = [said for said in found if said.source.layer is not Layer.PROJECT]
     if not project:
-        return own, ()
+        return Narrowed(said=tuple(own))
+    warnings: list[str] = []
     notes: list[str] = []
     flags = [said for said in own if said.source.layer is Layer.FLAG]
     for said in project:
@@ -36,12 +50,26 @@ def narrowed(found: Sequence[Said]) -> tuple[list[Said], tuple[str, ...]]:
         elif flags:
             notes.append(f"{flags[0]} stands against the repository ({said.source})")
             continue
-        value = _STRICTER[said.key](value, _before(own))
+        before = _before(own)
+        wider = _wider(said.key, value, before)
+        value = _STRICTER[said.key](value, before)
+        if wider:
+            warnings.append(f"{said} {WIDER} {FLAGS.get(said.key, 'it in your own settings file')}")
         if value in (None, {}):
             continue
         notes.append(f"{said.key} is narrowed by the repository ({said.source})")
         own.insert(0, replace(said, value=value))
-    return own, tuple(notes)
+    return Narrowed(said=tuple(own), warnings=tuple(warnings), notes=tuple(notes))
+
+
+def _wider(key: str, value: Any, before: Any) -> bool:  # noqa: ANN401  # values of the key
+    """Tell whether something of the repository's word is wider than what counts without it."""
+    if isinstance(value, Mapping):
+        bounds = {**(asdict(defaults()) if key == "limits" else {}), **(before or {})}
+        left = _STRICTER[key](value, before)
+        return any(n not in left and most != bounds.get(n) for n, most in value.items())
+    default = _UNSAID[key] if before is None else before
+    return value != default and _STRICTER[key](value, before) is None
 
 
 def _before(own: Sequence[Said]) -> Any:  # noqa: ANN401  # a value of the key
@@ -55,12 +83,15 @@ def _shorter(value: timedelta | None, before: timedelta | None) -> timedelta | N
     return value if value is not None and (before is None or value < before) else None
 
 
+def _smaller_limits(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    # What nobody said is not boundless: a repository must not raise it either.
+    return _smaller_parts(value, {**asdict(defaults()), **(before or {})})
+
+
 def _smaller_parts(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
     bounds = before or {}
     return {
-        name: most
-        for name, most in value.items()
-        if most is not None and (bounds.get(name) is None or most < bounds[name])
+        name: most for name, most in value.items() if most and (not bounds.get(name) or most < bounds[name])
     }
 
 
@@ -88,9 +119,18 @@ _STRICTER: Mapping[str, Callable[[Any, Any], Any]] = {
     "provider_tools": _off,
     "credentials": _stricter_credentials,
     "time_limit": _shorter,
-    "limits": _smaller_parts,
+    "limits": _smaller_limits,
     "budget": _smaller_parts,
 }
 """What of a repository's value counts beside the one before; None (or no part) where it narrows nothing."""
 
-KEYS = frozenset(_STRICTER)
+_UNSAID: Mapping[str, Any] = {
+    "cleanup_hook_timeout": None,
+    "skip_docker_autodetect": False,
+    "provider_tools": False,
+    "credentials": Credentials.INJECT,
+    "time_limit": None,
+}
+"""What counts where nobody says anything."""
+
+KEYS = tuple(_STRICTER)

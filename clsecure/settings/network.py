@@ -183,7 +183,8 @@ def _check_budget(network: Combined, credentials: Credentials, budget: Budget, b
     where = bounds if bounds.layer is Layer.FLAG else f"budget ({bounds})"
     if network.kind is NetworkPolicy.NONE:
         # A bound for all sessions holds in one that uses nothing.
-        if bounds.layer.rank <= network.source.layer.rank and network.source.layer is not Layer.PROJECT:
+        by_repository = Layer.PROJECT in (network.source.layer, bounds.layer)
+        if bounds.layer.rank <= network.source.layer.rank and not by_repository:
             raise UsageError(
                 f"{where} has nothing to count, since there is no network ({network.source})",
                 resolution="leave one of them out",

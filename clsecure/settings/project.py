@@ -1,8 +1,8 @@
 """The repository's own settings: ``.clsecure/config`` and ``.clsecure/config.toml`` of its work tree.
 
 They come with a clone, from whoever wrote it, so they may only take something away from a session: a stricter
-network or mode, more denied hosts. Whatever else they say is named in a warning and does nothing. Nothing on
-the way is followed, and no value of theirs is ever shown.
+network or mode, more denied hosts, smaller limits. Whatever else they say is named in a warning and does
+nothing. Nothing on the way is followed, and what does nothing or is refused is never shown.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clsecure.settings import files, keys, narrowing
 from clsecure.settings.files import Assignment
+from clsecure.settings.keys import FLAGS
 from clsecure.settings.sources import (
     TOML_NAME,
     Entry,
@@ -26,14 +27,6 @@ from clsecure.settings.sources import (
 DIRECTORY = ".clsecure"
 NARROWING = frozenset({"network", "mode", "deny_domains", *narrowing.KEYS})
 """The keys that may take something away."""
-
-FLAGS = {
-    "allow_domains": "--allow-domain", "presets": "--allow-preset", "allow_private": "--allow-private",
-    "session": "--session", "agent": "--agent", "on_finish": "--on-finish", "full_clone": "--full-clone",
-    "mounts": "--mount", "provider": "--provider",
-    "install_dependencies": "--install-deps", "output": "--output", "verbose": "--verbose",
-}  # fmt: skip
-"""What the user can say in the place of the repository; a test holds it against the command line's."""
 
 
 def with_project(layers: Layers, top: Path) -> Layers:

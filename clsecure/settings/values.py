@@ -185,14 +185,14 @@ def budget_part(name: str, text: str) -> int | None:
     return amount
 
 
-def limits(text: str) -> Mapping[str, int | float | None]:
+def limits(text: str) -> Mapping[str, int | float]:
     """Read ``memory=4G,cpus=2,pids=512,disk=20G,open_files=4096``, each at most once; ``none`` is no limit.
 
     A part that is not named stays what a weaker layer says of it.
     """
     if text.strip().lower() == "none":
-        return dict.fromkeys(LIMIT_PARTS)
-    parts: dict[str, int | float | None] = {}
+        return dict.fromkeys(LIMIT_PARTS, 0)
+    parts: dict[str, int | float] = {}
     for item in items(text):
         name, equals, amount = (word.strip().lower() for word in item.partition("="))
         name = name.replace("-", "_")
@@ -208,11 +208,11 @@ _LEAST = {"memory": 64 << 20, "pids": 16, "disk": 1 << 20, "open_files": 64}
 _CPUS = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,3})?")
 
 
-def limit_part(name: str, text: str) -> int | float | None:
-    """Read one limit: K, M, G and T count by 1024 for memory and disk, by 1000 else; ``none`` is no limit."""
+def limit_part(name: str, text: str) -> int | float:
+    """Read one limit: K, M, G and T count by 1024 for memory and disk, by 1000 else; 0 for ``none``."""
     word = text.strip().lower()
     if word == "none":
-        return None
+        return 0
     if name == "cpus":
         if not _CPUS.fullmatch(word) or not 0.01 <= float(word) <= 10_000:
             raise ValueError("must have a number of processors for cpus, such as 2 or 0.5, or none")
@@ -411,6 +411,21 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def human_limits(limits: ResourceLimits) -> str:
+    """Return limits as they would be written, empty without any."""
+    found = {name: getattr(limits, name) for name in LIMIT_PARTS}
+    return ",".join(f"{name}={human_limit(name, most)}" for name, most in found.items() if most)
+
+
+def human_limit(name: str, most: float) -> str:
+    """Return one limit as it would be written."""
+    if name in {"memory", "disk"}:
+        for power, unit in ((30, "G"), (20, "M"), (10, "K")):
+            if most >= 1 << power and (int(most) % (1 << power) == 0 or most >= 10 << power):
+                return f"{int(most) >> power}{unit}"
+    return f"{most:g}" if name == "cpus" else str(most)
 
 
 def human_budget(bounds: Budget) -> str:

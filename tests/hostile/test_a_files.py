@@ -385,6 +385,28 @@ def test_a4_the_plan(world):
     assert world.key[:14] not in done.text + done.errors
 
 
+def test_a4_the_settings(world):
+    """A key lies in the settings file, another in the environment; the settings are printed, and logged."""
+    person, key = world.target.person, f"sk-kimi-{canary()}"
+    place = person.home / ".config" / "clsecure"
+    person.run(["mkdir", "-p", str(place)]).check()
+    person.write(place / "config", f"kimi_api_key = {key}\n".encode(), mode=0o600)
+    try:
+        for extra in ({}, {"CLSECURE_KIMI_API_KEY": f"sk-other-{key}"}):
+            for output in ("human", "json"):
+                done = person.clsecure(
+                    "--config", "--verbose", "--output", output, cwd=world.target.repository,
+                    env={"ANTHROPIC_API_KEY": world.key, **extra},
+                )  # fmt: skip
+                assert done.check().text.count("********") == 1
+                for needle in (key, key[:8], key[-8:], world.key[:14], "sk-other"):
+                    assert needle not in done.text + done.errors
+    finally:
+        person.run(["rm", "-rf", str(place)]).check()
+    for needle in (key, world.key):
+        assert files_containing(person.home / ".local", needle) == []
+
+
 def test_a8_inherited_descriptors(target, tmp_path):
     """The tool is started with a secret file as descriptor 7 and root's home as descriptor 8."""
     (tmp_path / "secret").write_text("secret")

@@ -74,7 +74,8 @@ def test_g8_a_repository_opens_nothing(own):
         for told in (attack.outcome.errors, "\n".join(result["warnings"])):
             assert told.count(place) == len(said) - 1  # a flag of these tests says the mode
             assert all(f"{place}{line}: {name} " in told for line, name in enumerate(said, 1)
-                       if name not in {"mode", "network"})  # fmt: skip
+                       if name not in {"mode", "network", "credentials"})  # fmt: skip
+            assert f"credentials ({place}5) is wider than what you have" in told
         # The same from the user themselves.
         flags = ("--allow-domain", host, "--credentials", "copy", "--mount", f"{opened}:/opt/seen")
         meant = dataclasses.replace(own, options=flags).python(ATTACK, str(ear.port), key[::-1], env=env)

@@ -169,10 +169,10 @@ def test_h6_a_hostile_settings_file_is_bounded_and_never_echoed(person, kind, na
     person.run(["mkdir", "-p", str(top), str(place)]).check()
     person.run(["/bin/sh", "-c", script], cwd=place).check()
     try:
-        for command in (("list",), ("--dry-run",)):
+        for command in (("list",), ("--dry-run",), ("config",), ("--config", "--output", "json")):
             done = person.clsecure(*command, cwd=top, timeout=_DEADLINE)
             assert done.returncode == 125, done
-            assert "clsecure:" in done.errors
+            assert "clsecure:" in done.errors or done.json()["error"]["exit_code"] == 125
             if kind in ("link to a secret", "nul"):
                 assert secret not in done.text + done.errors
             assert len(done.errors) < 4000

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
-import shlex
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.person import Outcome, Person
+from tests.support.private_mounts import small_homes
 
 # One after the other: the mount point of the helper's settings is the machine's.
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("disk_full")]
 
 MODES = ("user", "namespace")
-CONFIGURATION = Path("/etc/clsecure")
 
 
 @contextmanager
@@ -102,33 +101,8 @@ def test_a_full_state_directory_at_the_end(person, mode, repository):
 @pytest.fixture
 def on_small_homes(person, tmp_path):
     """Run clsecure where the workers' homes are on a small disk; only that process sees the setting."""
-    base = Path(f"/srv/{person.name}-homes")
-    made = not CONFIGURATION.exists()
-    CONFIGURATION.mkdir(exist_ok=True)
-    base.mkdir()
-    setting = tmp_path / "clsecure"
-    setting.mkdir()
-    (setting / "helper.json").write_text(json.dumps({"home_base": str(base)}))
-
-    def run(repository: Path, size: str, *arguments: str) -> Outcome:
-        script = (
-            f"mount -t tmpfs -o size={size},mode=755 tmpfs {base} && "
-            f"mount --bind {setting} {CONFIGURATION} && "
-            f'cd {shlex.quote(str(repository))} && exec setpriv "$@"'
-        )
-        ids = ("--reuid", person.uid, "--regid", person.gid, "--groups", person.groups[0], "--inh-caps=-all")
-        argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *map(str, ids)]
-        argv += person.clsecure_argv(*arguments)
-        done = subprocess.run(
-            argv, env=person.environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=120
-        )
-        return Outcome(argv=tuple(argv), returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
-
-    yield run
-    base.rmdir()
-    if made:
-        with suppress(OSError):
-            CONFIGURATION.rmdir()
+    with small_homes(person, tmp_path) as run:
+        yield run
 
 
 def test_a_full_disk_of_homes_at_the_start(person, mode, repository, on_small_homes):
@@ -136,13 +110,3 @@ def test_a_full_disk_of_homes_at_the_start(person, mode, repository, on_small_ho
     assert_full(failed)
     assert workers(person, repository) == []
     assert person.git(repository, "status", "--porcelain") == ""
-
-
-def test_the_agent_fills_its_home_and_its_work_comes_home(person, mode, repository, on_small_homes):
-    script = "echo work >work.txt; cat /dev/zero >~/filler; echo more >>~/more || echo full >&2"
-    done = on_small_homes(repository, "24m", *session(mode, "import", script)).check()
-    assert "full" in done.errors.splitlines()
-    branch = done.json()["import"]["branch"]
-    assert person.git(repository, "show", f"{branch}:work.txt") == "work"
-    (worker,) = workers(person, repository)
-    person.clsecure("cleanup", str(worker["name"]), "--yes").check()

@@ -15,6 +15,20 @@ GONE_WITHIN = 10.0
 _CGROUPS = ("/sys/fs/cgroup/clsecure", "/sys/fs/cgroup/unified/clsecure")
 
 
+def groups_of(worker: str) -> list[Path]:
+    """Return the control groups that are there of a worker, of both versions."""
+    own = Path("/proc/self/cgroup").read_text().splitlines()
+    places = [Path(root, worker) for root in _CGROUPS]
+    for line in own:
+        _, controllers, path = line.split(":", 2)
+        places += [
+            Path(f"/sys/fs/cgroup/{c}{path.rstrip('/')}/clsecure", worker)
+            for c in controllers.split(",")
+            if c
+        ]
+    return [place for place in places if place.exists()]
+
+
 def wait_until(happened: Callable[[], object], what: str, timeout: float = 60.0) -> None:
     """Look again and again; fail when it did not happen in time."""
     end = time.monotonic() + timeout
@@ -51,7 +65,7 @@ class Traces:
         assert not self.sockets & sockets_of(*all_pids())
         assert not [line for line in mounts() if self.worker in line or "/var/lib/clsecure/view" in line]
         assert not [line for line in mounts() if " nsfs " in line]
-        assert not [root for root in _CGROUPS if Path(root, self.worker).exists()]
+        assert groups_of(self.worker) == []
 
     def _alive(self) -> set[tuple[int, str]]:
         return {each for each in self.processes if started(each[0]) == each[1]}

@@ -18,7 +18,10 @@ from clsecure.cli import render
 from clsecure.cli.render import SessionRow
 from clsecure.egress.wire import HostTotals
 from clsecure.model import ImportedUnit, ImportFinding, ImportResult, IsolationMode, NetworkPolicy, Severity
-from clsecure.session.result import EgressResult, SessionResult
+from clsecure.session.dependencies import MANAGERS
+from clsecure.session.limits import LimitResult
+from clsecure.session.result import EgressResult, SessionResult, SetupStep
+from clsecure.session.setup import SCRIPT
 from clsecure.session.words import human_size
 from tests.support.cli import ROOT
 from tests.support.schema import check, load
@@ -69,7 +72,12 @@ RESULT: dict[str, Any] = {
     "base_tree": OID,
     "duration_s": timedelta(seconds=1.5),
     "phases": {"run": 0.5},
+    "setup": (SetupStep(name="npm", status="failed", exit_code=1, duration_s=0.5, log="/l"),),
     "egress": EGRESS,
+    "limits": {
+        "memory": LimitResult(value=1 << 30, enforced_by="cgroup"),
+        "cpus": LimitResult(value=0.5, enforced_by=None),
+    },
     "import": IMPORT,
     "kept": False,
     "warnings": (),
@@ -97,6 +105,9 @@ def test_the_schema_knows_the_fields_of_a_result_and_of_what_is_in_it() -> None:
     assert fields >= set(load("result")["required"])
     wanted = load("result")["properties"]["import"]["anyOf"][0]["required"]
     assert set(wanted) == {field.name for field in dataclasses.fields(ImportResult)}
+    step = load("result")["properties"]["setup"]["items"]
+    assert set(step["required"]) == {field.name for field in dataclasses.fields(SetupStep)}
+    assert set(step["properties"]["name"]["enum"]) == {SCRIPT, "dependencies", *MANAGERS}
     egress = load("result")["properties"]["egress"]["anyOf"][0]
     assert set(egress["required"]) == {field.name for field in dataclasses.fields(EgressResult)}
     host = egress["properties"]["hosts"]["items"]

@@ -330,3 +330,30 @@ def test_ctrl_c_at_every_question_is_the_safe_answer(call: str, prompt: str, res
     child.expect_exact(f"result: {result}")
     child.expect(pexpect.EOF)
     assert child.wait() == 0
+
+
+def test_what_goes_on_is_one_line_that_moves_and_never_wraps(terminal: Terminal) -> None:
+    seen = ""
+    with terminal.ui(animate=True).progress("running it") as show:
+        show(f"{HOSTILE}{'x' * 500}")
+        deadline = time.monotonic() + 20
+        while "running it" not in seen and time.monotonic() < deadline:
+            select.select([terminal.master], [], [], 1)
+            seen += terminal.text()
+    assert "⠋ running it: a\\x1b[2J" in seen
+    assert "\x1b[2J" not in seen
+    lines = re.split(r"\r\x1b\[K", seen + terminal.text())
+    assert max(len(line) for line in lines) <= 40
+
+
+def test_all_that_goes_on_is_shown_with_verbose_and_only_the_beginning_without_a_terminal(
+    tmp_path: Path,
+) -> None:
+    for verbose, words in ((True, ["running it", "│ one\\x1b[2J", "│ two"]), (False, ["running it"])):
+        file = tmp_path / str(verbose)
+        with file.open("wb") as out:
+            quiet = Screen(input_fd=-1, output_fd=out.fileno(), colour=False, animate=False)
+            with TerminalUi(quiet, interactive=False, verbose=verbose).progress("running it") as show:
+                show("one\x1b[2J")
+                show("two")
+        assert file.read_text().splitlines() == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from clsecure.cli.options import COMMANDS, OPTIONS, VERB_FLAGS, Verb
 from clsecure.cli.parser import build_parser
 from clsecure.errors import EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION
+from clsecure.settings import files
 from clsecure.settings.model import load
 from clsecure.settings.sources import KEYS, LATER, gather
 from clsecure.settings.tables import EGRESS
@@ -55,17 +57,22 @@ def test_the_settings_name_every_key() -> None:
     assert [key for key in (*KEYS, *LATER) if f"`{key}`" not in text] == []
 
 
-@pytest.mark.parametrize("name", ["settings.md", "network.md"])
-def test_the_examples_of_config_toml_are_accepted(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["settings.md", "network.md", "setup.md"])
+def test_the_examples_of_config_toml_are_accepted(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SYSTEM_OWNER", os.geteuid())
     examples = re.findall(
         r"^```toml\n(.*?)^```", (CHECKOUT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
     )
     assert examples
     for number, example in enumerate(examples):
-        file = tmp_path / str(number) / ".config/clsecure/config.toml"
-        file.parent.mkdir(parents=True)
+        home, machine = tmp_path / str(number), tmp_path / f"machine-{number}"
+        file = (machine if "[enforce]" in example else home / ".config/clsecure") / "config.toml"
+        file.parent.mkdir(parents=True, mode=0o755)
         file.write_text(example)
-        settings = load(gather(environ={"HOME": str(file.parents[2])}))
+        file.chmod(0o644)
+        settings = load(gather(environ={"HOME": str(home)}, system=machine))
         assert settings.allow_domains
         assert settings.warnings == ()
 

@@ -20,7 +20,13 @@ def test_on_systemd_a_transient_scope_with_delegation_is_asked_for(monkeypatch: 
     # There is no systemd on the machine that tests this; what would be run is looked at instead.
     monkeypatch.setattr(os.path, "isdir", lambda path: path == "/run/systemd/system" or real(path))
     monkeypatch.setattr(helper, "tool", lambda *words, **_: asked.append(words))
-    helper.cgroup_enter({"name": NAME, "uid": 1}, 4711)
+    unit = f"/system.slice/clsecure-{NAME}-4711.scope"
+    monkeypatch.setattr(helper, "cgroup_paths", lambda _: {"": f"/sys/fs/cgroup{unit}"})
+    values = {"memory.max": "1073741824", "pids.max": "512", "cpu.max": "150000 100000"}
+    monkeypatch.setattr(helper, "read_small", lambda path: values.get(path.rpartition("/")[2]))
+    limits = {"memory": 1 << 30, "pids": 512, "cpus": 1.5}
+    held = helper.cgroup_enter({"name": NAME, "uid": 1}, 4711, limits)
+    assert held == dict.fromkeys(("memory", "pids", "cpus"), "systemd")
     (words,) = (list(each) for each in asked)
     assert words[:3] == ["/usr/bin/busctl", "--quiet", "call"]
     call = words[words.index("StartTransientUnit") :]
@@ -40,7 +46,66 @@ def test_on_systemd_a_transient_scope_with_delegation_is_asked_for(monkeypatch: 
             properties[name], *rest = rest
     assert properties["PIDs"] == ["4711"]
     assert properties["Delegate"] == "true"
+    assert (properties["MemoryMax"], properties["MemorySwapMax"]) == (str(1 << 30), "0")
+    assert (properties["TasksMax"], properties["CPUQuotaPerSecUSec"]) == ("512", "1500000")
     assert rest == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "held"),
+    [
+        ({"memory.max": "max", "pids.max": "max", "cpu.max": "max 100000"}, {}),
+        ({"memory.max": "1073741825", "pids.max": "513", "cpu.max": "150001 100000"}, {}),
+        ({}, {}),
+        ({"memory.max": "0"}, {}),
+        ({"memory.limit_in_bytes": "1073741824"}, {"memory"}),
+        ({"cpu.cfs_quota_us": "150000"}, {"cpus"}),
+        ({"cpu.cfs_quota_us": "-1"}, {}),
+    ],
+)
+def test_a_limit_counts_only_when_the_kernel_says_so(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], held: set[str]
+) -> None:
+    monkeypatch.setattr(helper, "cgroup_paths", lambda _: dict.fromkeys(("memory", "cpu", ""), "/g"))
+    monkeypatch.setattr(helper, "read_small", lambda path: values.get(path.rpartition("/")[2]))
+    assert set(helper.confirmed(1, {"memory": 1 << 30, "pids": 512, "cpus": 1.5})) == set(held)
+
+
+def test_a_pure_unified_hierarchy_gets_its_controllers_and_limits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files are made beforehand, as the kernel makes them."""
+    group = tmp_path / "clsecure" / NAME
+    group.mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "clsecure"):
+        (place / "cgroup.subtree_control").write_text("")
+    for file in ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs"):
+        (group / file).write_text("")
+    monkeypatch.setattr(helper, "cgroup_root", lambda: str(tmp_path))
+    monkeypatch.setattr(helper, "cgroup_paths", lambda pid: {"": str(group)} if pid == 4711 else {})
+    held = helper.cgroup_enter({"name": NAME}, 4711, {"memory": 1 << 30, "cpus": 0.5})
+    assert held == {"memory": "cgroup", "cpus": "cgroup"}
+    assert (group / "memory.max").read_text() == str(1 << 30)
+    assert (group / "memory.swap.max").read_text() == "0"
+    assert (group / "cpu.max").read_text() == "50000 100000"
+    assert (group / "pids.max").read_text() == ""
+    assert (group / "cgroup.procs").read_text() == "4711"
+    assert (tmp_path / "cgroup.subtree_control").read_text().startswith("+cpu")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"memory": 1}, {"memory": 1e9}, {"memory": True}, {"memory": "1G"}, {"memory": -1},
+        {"memory": 1 << 70},
+        {"cpus": 1}, {"cpus": float("nan")}, {"cpus": float("inf")}, {"cpus": 0.0}, {"pids": 0},
+        {"pids": None},
+        {"open_files": 1}, {"disk": 0}, {"swap": 5}, {"memory.max": 1 << 30}, {"../x": 1}, {"": 1},
+    ],
+)  # fmt: skip
+def test_odd_limits_are_refused(limits: dict[str, object]) -> None:
+    with pytest.raises(helper.Refused):
+        helper.parse_limits({"limits": limits})
 
 
 @pytest.mark.root

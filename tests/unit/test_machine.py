@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clsecure.cli.commands import doctor
-from clsecure.machine import examine, kernel, probe, programs
+from clsecure.machine import examine, kernel, limits, probe, programs
 from clsecure.machine.probe import BOTH, NAMESPACE, Probe, ProbeStatus
 from clsecure.model import IsolationMode
 
@@ -20,7 +20,7 @@ def test_this_machine_can_be_examined():
     probes = examine.examine()
     names = [each.name for each in probes]
     assert len(set(names)) == len(names)
-    assert {"kernel", "git", "sudo", "root helper", "firejail", "landlock", "cgroups"} <= set(names)
+    assert {"kernel", "git", "sudo", "root helper", "firejail", "landlock", "cgroups", "limits"} <= set(names)
     assert not [each for each in probes if "could not be looked at" in each.observed]
 
 
@@ -155,3 +155,22 @@ def test_the_table_tells_what_helps_and_which_modes_work():
         "default": True,
         "lacks": ["firejail"],
     }
+
+
+@pytest.mark.parametrize(
+    ("unified", "version_1", "systemd", "found"),
+    [
+        ("cpu memory pids", (), True, {"memory": "systemd", "pids": "systemd", "cpus": "systemd"}),
+        ("cpu memory pids", (), False, {"memory": "cgroup", "pids": "cgroup", "cpus": "cgroup"}),
+        ("", ("memory",), False, {"memory": "cgroup", "pids": "rlimit", "cpus": None}),
+        ("", (), False, {"memory": None, "pids": "rlimit", "cpus": None}),
+    ],
+)
+def test_doctor_says_which_limits_hold(monkeypatch, unified, version_1, systemd, found) -> None:
+    there = {f"/sys/fs/cgroup/{name}/cgroup.procs" for name in version_1}
+    monkeypatch.setattr(limits, "read_small", lambda path: unified if path.endswith("controllers") else None)
+    monkeypatch.setattr(limits.Path, "exists", lambda self: str(self) in there)
+    monkeypatch.setattr(limits.Path, "is_dir", lambda self: systemd and str(self) == "/run/systemd/system")
+    assert limits.enforceable() == {**found, "open_files": "rlimit", "disk": "measured"}
+    probe = limits.probe_limits()
+    assert (probe.status is ProbeStatus.OK) == (None not in found.values())

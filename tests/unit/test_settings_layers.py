@@ -49,7 +49,7 @@ EXAMPLES = [
     ("toolchains", "no", False),
     ("limits", "memory=4G, cpus=1.5,pids=1K,disk=20G,open-files=4096",
      ResourceLimits(memory=4 << 30, cpus=1.5, pids=1000, disk=20 << 30, open_files=4096)),
-    ("limits", "none", ResourceLimits()),
+    ("limits", "none", ResourceLimits(memory=0, cpus=0, pids=0, disk=0, open_files=0)),
     ("provider", "Kimi", "kimi"),
     ("kimi_api_key", "sk-hunter2", Secret(value="sk-hunter2")),
     ("install_dependencies", "yes", True),

@@ -13,11 +13,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from clsecure.cli.reach import reach
 from clsecure.egress.live import LivePolicy
 from clsecure.errors import EgressError, UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, ResourceLimits
 from clsecure.policy import Budget, EgressPolicy, allow_rules, decide, parse_pattern
+from clsecure.session.ui import SilentUi
 from clsecure.settings import files
+from clsecure.settings.enforce import within
 from clsecure.settings.model import Settings, load
 from clsecure.settings.network import stricter
 from clsecure.settings.project import with_project
@@ -149,7 +152,8 @@ CEILINGS = [
     ("time_limit = '1h'", "time_limit", "none", timedelta(hours=1), timedelta(hours=1)),
     ("limits = { memory = '1G' }", "limits", "memory=2G,pids=99", ResourceLimits(memory=1 << 30, pids=99),
      ResourceLimits(memory=1 << 30)),
-    ("limits = { memory = '1G' }", "limits", "none", ResourceLimits(memory=1 << 30),
+    ("limits = { memory = '1G' }", "limits", "none",
+     ResourceLimits(memory=1 << 30, cpus=0, pids=0, disk=0, open_files=0),
      ResourceLimits(memory=1 << 30)),
     ("budget = { tokens = 5 }", "budget", "tokens=6,bytes=7", Budget(tokens=5, bytes=7), Budget(tokens=5)),
 ]  # fmt: skip
@@ -190,8 +194,49 @@ def test_the_machines_denials_hold_for_everybody(machine: Path) -> None:
     found = load(layers(machine, "allow_domains = evil.org, good.org\n"))
     [rule] = found.deny_domains
     assert rule.where == f"{machine}/config.toml:2"
-    with pytest.raises(UsageError, match="can't be enforced with the full network"):
-        load(layers(machine, "network = full\n"))
+    # The full network goes past the gateway, and so past every denial: the setup's own, too.
+    found = load(layers(machine, "network = full\nsetup_network = full\n"))
+    assert (found.network, found.setup_network.kind) == (NetworkPolicy.API, NetworkPolicy.API)
+    assert sum(f"{machine}/config.toml:2" in warning for warning in found.warnings) == 2
+    with pytest.raises(UsageError, match="more than this machine allows"):
+        load(layers(machine, "", *flags(network="full")))
+
+
+@pytest.mark.parametrize("hosts", ["allow_domains = a.org", "presets = npm"])
+def test_an_allow_list_of_which_nothing_is_left_is_the_api_alone(machine: Path, hosts: str) -> None:
+    write(machine / "config.toml", "[enforce]\nallow = ['*.b.org']\npresets = []\n")
+    found = load(layers(machine, f"network = allowlist\n{hosts}\n"))
+    assert (found.network, found.allow_domains, found.presets) == (NetworkPolicy.API, (), ())
+    assert any(f"{machine}/config.toml:" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("key", ["allow = ['a.org']", "deny = ['b.org']", "budget = { requests = 5 }"])
+def test_what_the_gateway_alone_can_hold_bounds_the_network(machine: Path, key: str) -> None:
+    for explicit in ("", "network = 'full'\n"):
+        write(machine / "config.toml", f"[enforce]\n{explicit}{key}\n")
+        found = load(layers(machine, "network = full\nsetup_network = full\n"))
+        assert (found.network, found.setup_network.kind) == (NetworkPolicy.API, NetworkPolicy.API)
+        with pytest.raises(UsageError, match="more than this machine allows"):
+            load(layers(machine, "", *flags(network="full")))
+
+
+@pytest.mark.parametrize("network", ["api", "full"])
+def test_the_providers_own_variable_can_not_rename_a_provider(machine: Path, network: str) -> None:
+    write(machine / "config.toml", "[enforce]\nproviders = ['anthropic']\n")
+    found = load(layers(machine, f"network = {network}\n"))
+    environ = {"ANTHROPIC_BASE_URL": "https://elsewhere.example"}
+    with pytest.raises(UsageError, match="more than this machine allows"):
+        reach(found, environ=environ, home=machine, repository=None, ui=SilentUi())
+    assert reach(found, environ={}, home=machine, repository=None, ui=SilentUi()).policy
+
+
+def test_shared_toolchains_are_mounts_like_any_other(machine: Path) -> None:
+    brew = (Mount(source=Path("/home/linuxbrew/.linuxbrew/bin"), target=Path("/x"), direct=True),)
+    for ceiling, left in (("[]", ()), ("['/home/linuxbrew:ro']", brew), ("['/opt']", ())):
+        write(machine / "config.toml", f"[enforce]\nmounts = {ceiling}\n")
+        assert within(brew, load(layers(machine)).ceilings) == left
+    write(machine / "config.toml", "")
+    assert within(brew, load(layers(machine)).ceilings) == brew
 
 
 def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: Path) -> None:
@@ -206,8 +251,8 @@ def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: 
 
 @pytest.mark.parametrize(
     "ceiling",
-    ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'",
-     "mounts = ['relative']", "limits = 5", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'"],
+    ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'", "limits = 5",
+     "mounts = ['relative']", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'"],
 )  # fmt: skip
 def test_a_ceiling_that_makes_no_sense_starts_nothing(machine: Path, ceiling: str) -> None:
     write(machine / "config.toml", f"[enforce]\n{ceiling}\n")

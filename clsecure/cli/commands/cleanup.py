@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from clsecure.cli.options import CleanupOptions, Invocation
 from clsecure.errors import ClsecureError, SessionBusyError, SessionNotFoundError, UsageError
 from clsecure.installation import require_installation
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.cleanup_hook import purge
 from clsecure.settings.values import OutputFormat
 
 if TYPE_CHECKING:
@@ -35,8 +37,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         if item.holds_work and not _second_yes(item, ui, yes=options.yes):
             skipped.append(item.name)
             continue
-        with ui.phase(f"removing {item.name}"):
-            remove(item)
+        remove(item, ui)
         ui.note(f"removed {item.name}")
         removed.append(item.name)
     if skipped and not removed and options.sessions:
@@ -99,13 +100,27 @@ def _second_yes(item: Item, ui: Ui, *, yes: bool) -> bool:
     return False
 
 
-def remove(item: Item) -> None:
-    """Remove one worker and what the state directory has of it."""
+def remove(item: Item, ui: Ui) -> None:
+    """Remove one worker and what the state directory has of it, after the repository's own clean-up."""
     if item.account is not None:
-        connection = HelperConnection(require_installation().helper)
+        installation = require_installation()
+        connection = HelperConnection(installation.helper)
         try:
-            connection.lease(project=item.account.project, session=item.account.session, create=False)
-            connection.remove()
+            account = connection.lease(
+                project=item.account.project, session=item.account.session, create=False
+            )
+            warning = purge(
+                item.record,
+                account,
+                connection=connection,
+                installation=installation,
+                environ=os.environ,
+                ui=ui,
+            )
+            if warning:
+                ui.warn(f"{item.name}: {warning}")
+            with ui.phase(f"removing {item.name}"):
+                connection.remove()
         finally:
             connection.close()
     if item.place.path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -67,19 +68,29 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
     from clsecure.agents.spec import find_spec
     from clsecure.cli.reach import reach
+    from clsecure.cli.setup_reach import SetupReach, setup_reach
     from clsecure.session.plan import SessionPlan, new_session_id
     from clsecure.session.store import DEFAULT_SESSION
     from clsecure.session.toolchains import toolchain_mounts
+    from clsecure.settings.enforce import within
 
     for warning in settings.warnings:
         ui.warn(warning)  # before presets are asked, which may take its time
     reached = reach(settings, environ=os.environ, home=Path.home(), repository=repository.top, ui=ui)
-    for warning in reached.warnings:
+    setup_script = None if options.skip_setup else settings.setup_script
+    dependencies = settings.install_dependencies and not options.skip_setup
+    setup = SetupReach()
+    if setup_script is not None or dependencies:
+        setup = setup_reach(
+            settings, reached, environ=os.environ, home=Path.home(), repository=repository.top, ui=ui
+        )
+    for warning in (*reached.warnings, *setup.warnings):
         ui.warn(warning)
-    for note in (*settings.notes, *reached.notes):
+    for note in (*settings.notes, *reached.notes, *setup.notes):
         ui.note(note)
     find_spec(settings.agent, settings.agents)  # a dry run says so, too, when there is none
-    toolchains = toolchain_mounts(settings.mounts) if settings.toolchains else ()
+    shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
+    toolchains = within(shared, settings.ceilings)
     now = datetime.now().astimezone()
     return SessionPlan(
         session_id=new_session_id(now),
@@ -109,14 +120,17 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         provider_tools=settings.provider_tools,
         allow_private=settings.allow_private and settings.network is NetworkPolicy.FULL,
         limits=settings.limits,
-        setup_script=None if options.skip_setup else settings.setup_script,
-        install_dependencies=settings.install_dependencies and not options.skip_setup,
+        setup_script=setup_script,
+        install_dependencies=dependencies,
+        setup_policy=setup.policy,
+        setup_tool_env=setup.tool_env,
+        github_token=settings.github_token,
         cleanup_hook_timeout=settings.cleanup_hook_timeout,
         skip_docker_autodetect=settings.skip_docker_autodetect,
         provider=settings.provider,
         served=settings.served,
         own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
-        warnings=(*settings.warnings, *reached.warnings),
+        warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
     )
 
 
@@ -126,9 +140,23 @@ def _from(settings: Settings, key: str) -> str:
     return f" ({where})" if where else ""
 
 
+def _before_the_agent(plan: SessionPlan) -> Iterator[str]:
+    """Say what runs inside in a fresh workspace, and what it reaches."""
+    if plan.setup_script is not None:
+        token = " (gets GH_TOKEN)" if plan.github_token else ""
+        yield f"setup      {plan.setup_script}{token}"
+    if plan.install_dependencies:
+        yield "setup      the dependencies that the repository's lock files name"
+    if plan.setup_policy is not None:
+        hosts = ", ".join(str(rule.pattern) for rule in plan.setup_policy.allow)
+        yield f"setup may  reach: {hosts or plan.setup_policy.kind}"
+
+
 def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui, *, as_json: bool) -> None:
     """Print the plan of a dry run."""
     from clsecure.cli.reach import described
+    from clsecure.session.limits import effective
+    from clsecure.settings.values import human_limits
 
     if as_json:
         render.write_json(render.plain(plan))
@@ -154,6 +182,8 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
             f"network    {network}{_from(settings, 'network')}",
             *described(plan),
             *(f"mount      {line}" for line in plan.mounted),
+            f"limits     {human_limits(effective(plan.limits)) or 'none'}{_from(settings, 'limits')}",
+            *_before_the_agent(plan),
             f"time limit {plan.time_limit or 'none'}",
             f"at the end {finish}; as branch {plan.branch_name}",
             "nothing was done (--dry-run)",

@@ -29,7 +29,8 @@ def find_tools(name: str, person: Person) -> Iterator[Path]:
     seen = set()
     for directory in _path(person):
         program = Path(directory) / name
-        if program in seen or not program.is_file() or not os.access(program, os.X_OK):
+        # Not Path.is_file(): it raises for directories that the user may not enter.
+        if program in seen or not os.path.isfile(program) or not os.access(program, os.X_OK):  # noqa: PTH113
             continue
         seen.add(program)
         if not is_inside(program, person.repository):

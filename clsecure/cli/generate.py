@@ -1,0 +1,128 @@
+"""What is made from the parser at build time: the shells' completions, and the manual page.
+
+``invoke shell`` writes them; tests hold them against the parser. Needs shtab, and for the manual page
+argparse-manpage, which ``invoke shell`` fetches (it has no wheel, so the lock file can't hold it). Nothing
+imports this at run time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clsecure import __version__
+from clsecure.cli.commands.completion import FILES
+from clsecure.cli.options import COMMANDS, NETWORK_ACTIONS, SHELLS, VERB_FLAGS, Verb
+from clsecure.cli.parser import build_parser
+from clsecure.model import Credentials, IsolationMode, OnFinish
+from clsecure.settings.values import PRESETS, OutputFormat
+
+ROOT = Path(__file__).resolve().parents[2]
+MANUAL = ROOT / "docs" / "clsecure.1"
+COMPLETIONS = ROOT / "clsecure" / "completions"
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "--mode": tuple(mode.value for mode in IsolationMode),
+    "--agent": ("claude", "demo"),
+    "--provider": ("anthropic", "kimi"),
+    "--credentials": tuple(each.value for each in Credentials),
+    "--on-finish": tuple(each.value for each in OnFinish),
+    "--output": tuple(each.value for each in OutputFormat),
+    "--allow-preset": PRESETS,
+}
+_SESSIONS = {
+    "bash": "_clsecure_sessions",
+    "zsh": "_clsecure_sessions",
+    "fish": "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\\$')",
+    "preamble": {
+        # compgen expands its words: nothing but the letters that names of sessions have must reach it.
+        "bash": """_clsecure_sessions() {
+  compgen -W "$(clsecure completion sessions 2>/dev/null | grep -x '[a-z0-9-]*')" -- "$1"
+}""",
+        "zsh": """_clsecure_sessions() {
+  local -a names
+  names=(${(f)"$(clsecure completion sessions 2>/dev/null | grep -x '[a-z0-9-]*')"})
+  compadd -a names
+}""",
+    },
+}
+_WORDS: Mapping[tuple[Verb, str], tuple[str, ...]] = {
+    (Verb.NETWORK, "ACTION"): tuple(NETWORK_ACTIONS),
+    (Verb.AGENT, "ACTION"): ("install",),
+    (Verb.AGENT, "NAME"): ("claude",),
+    (Verb.COMPLETION, "SHELL"): SHELLS,
+}
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return one parser with every command below it, as generators want it."""
+    whole = argparse.ArgumentParser(
+        prog="clsecure",
+        description="Run an AI coding agent unattended on a private copy of a repository, isolated; "
+        "its work comes home as one branch.",
+        epilog="The exit status is the agent's own. 123: the isolation does not hold; 124: the time limit "
+        "was reached; 125: clsecure failed. 'clsecure config' shows all settings.",
+        parents=[_prepared(Verb.RUN)],
+        formatter_class=_formatter,
+        add_help=False,
+    )
+    spellings = whole.add_argument_group("the bash tool's spellings")
+    for flag, verb in VERB_FLAGS.items():
+        if flag.startswith("--"):
+            spellings.add_argument(flag, action="store_true", help=f"as 'clsecure {verb.value}'")
+    commands = whole.add_subparsers(metavar="COMMAND")
+    for verb, text in COMMANDS.items():
+        words = text.partition("  [")[0]
+        parents = [_prepared(verb)]
+        commands.add_parser(
+            verb.value,
+            help=words,
+            description=words,
+            parents=parents,
+            formatter_class=_formatter,
+            add_help=False,
+        )
+    return whole
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, width=78)
+
+
+def _prepared(verb: Verb) -> argparse.ArgumentParser:
+    parser = build_parser(verb)
+    for action in parser._actions:
+        name = next((s for s in action.option_strings if s.startswith("--")), action.dest)
+        action.choices = _CHOICES.get(name) or _WORDS.get((verb, name))
+        if name in ("SESSION", "ARGUMENT"):
+            action.complete = _SESSIONS  # type: ignore[attr-defined]  # where shtab looks for it
+        # Named for people, found by these: the names of values are no destinations of a real parser.
+        action.dest = action.dest.lstrip("-").replace("-", "_").lower()
+    return parser
+
+
+def completions() -> dict[Path, str]:
+    """Return the completion of each shell, by its file."""
+    import shtab
+
+    made = {COMPLETIONS / name: shtab.complete(whole_parser(), shell=sh) for sh, name in FILES.items()}
+    return {path: f"{text.rstrip()}\n" for path, text in made.items()}
+
+
+def manual() -> str:
+    """Return the manual page."""
+    from argparse_manpage.manpage import Manpage  # type: ignore[import-not-found]
+
+    data: dict[str, Any] = {"description": "run an AI coding agent isolated", "project_name": "clsecure"}
+    _, _, page = str(Manpage(whole_parser(), _data=data)).partition("\n")
+    # A line that begins with an apostrophe is a request to troff. Its first line has the day of its making.
+    page = page.replace("\n'", "\n\\&'").rstrip()
+    return f'.TH CLSECURE 1 "" "clsecure {__version__}" "User Commands"\n{page}\n'
+
+
+if __name__ == "__main__":
+    for _path, _text in {**completions(), MANUAL: manual()}.items():
+        _path.parent.mkdir(exist_ok=True)
+        _path.write_text(_text)
