@@ -62,7 +62,7 @@ def provider_key(
         return _checked(source.literal.value, served, str(source))
     if source.file is not None:
         path = _below_home(source.file, home)
-        return _checked(_first_line(_read(path, served)), served, f"the file {path}")
+        return _checked(_first_line(_read(path, served, exclude)), served, f"the file {path}")
     if source.command is not None:
         said = _ask(source, served, environ=environ, home=home, exclude=exclude, ui=ui, seconds=seconds)
         return _checked(_first_line(said), served, str(source))
@@ -93,7 +93,13 @@ def _below_home(text: str, home: Path) -> Path:
     return home / text[2:] if text.startswith("~/") else Path(text)
 
 
-def _read(path: Path, served: ProviderTable) -> bytes:
+def _is_below(path: Path, tops: Sequence[Path]) -> bool:
+    """Tell whether a path, or what it leads to, lies in one of the directories."""
+    real = Path(os.path.realpath(path))
+    return any(each.is_relative_to(os.path.realpath(top)) for top in tops for each in (path, real))
+
+
+def _read(path: Path, served: ProviderTable, exclude: Sequence[Path]) -> bytes:
     """Return the content of a file that nobody but the user can read."""
 
     def unusable(why: str, resolution: str) -> EgressError:
@@ -101,6 +107,8 @@ def _read(path: Path, served: ProviderTable) -> bytes:
             f"the key of the provider {served.name} can't be read from {path}: {why}", resolution=resolution
         )
 
+    if _is_below(path, exclude):
+        raise unusable("it lies in the repository, whose files go inside", "put the key elsewhere")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
@@ -175,13 +183,10 @@ def _program(name: str, served: ProviderTable, *, path: str, home: Path, exclude
         candidates = [_below_home(name, home)]
     else:
         candidates = [Path(entry) / name for entry in path.split(":") if entry]
-    barred = [Path(os.path.realpath(each)) for each in exclude]
     for candidate in candidates:
-        real = Path(os.path.realpath(candidate))
-        if candidate.is_absolute() and os.access(real, os.X_OK) and real.is_file():
-            inside = any(each.is_relative_to(top) for top in barred for each in (real, candidate))
-            if not inside:
-                return candidate
+        found = candidate.is_absolute() and candidate.is_file() and os.access(candidate, os.X_OK)
+        if found and not _is_below(candidate, exclude):
+            return candidate
     raise EgressError(
         f"{name}, which has the key of the provider {served.name}, is not installed",
         details="Looked on the PATH; its relative directories and the repository's programs don't count.",

@@ -36,6 +36,8 @@ _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 _Model = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,200}$")]
 
+_NO_OTHERS: dict[str, Any] = {"additionalProperties": False}
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -190,8 +192,12 @@ class ConfigFile(_Table):
     verbose: bool = Field(default=None, description="show what happens")
     egress: Egress = Field(default=None)
     setup: Setup = Field(default=None)
-    providers: dict[_Name, Provider] = Field(default=None, description="providers of your own, by name")
-    agents: dict[_Name, Agent] = Field(default=None, description="agents of your own, by name")
+    providers: dict[_Name, Provider] = Field(
+        default=None, description="providers of your own, by name", json_schema_extra=_NO_OTHERS
+    )
+    agents: dict[_Name, Agent] = Field(
+        default=None, description="agents of your own, by name", json_schema_extra=_NO_OTHERS
+    )
     enforce: Enforce = Field(default=None)
 
 

@@ -112,7 +112,7 @@ class _Table:
             )
 
 
-_PROVIDER_KEYS = (
+PROVIDER_KEYS = (
     "base_url", "key_env", "key_file", "key_command", "auth", "model", "models", "timeout_ms",
 )  # fmt: skip
 _LITERALS = ("key", "api_key", "apikey", "auth_token", "token", "secret", "password")
@@ -143,7 +143,7 @@ def _provider(name: str, content: object) -> ProviderTable:
     models = table.take("models", _models) or {}
     model = table.take("model", _model)
     timeout_ms = table.take("timeout_ms", _milliseconds)
-    table.end(_PROVIDER_KEYS)
+    table.end(PROVIDER_KEYS)
     if base_url is None:
         raise _Wrong("needs a base_url, the address of its API")
     if len(found) != 1:
@@ -160,7 +160,7 @@ def _provider(name: str, content: object) -> ProviderTable:
     )
 
 
-_AGENT_KEYS = ("command", "resume", "env", "base_url_env", "token_env")
+AGENT_KEYS = ("command", "resume", "env", "base_url_env", "token_env")
 
 
 def _agent(name: str, content: object) -> AgentTable:
@@ -176,7 +176,7 @@ def _agent(name: str, content: object) -> AgentTable:
     env = table.take("env", _names) or frozenset()
     base_url_env = table.take("base_url_env", _variable)
     token_env = table.take("token_env", _variable)
-    table.end(_AGENT_KEYS)
+    table.end(AGENT_KEYS)
     if command is None:
         raise _Wrong('needs a command, such as ["aider", "--yes-always"]')
     if (base_url_env is None) is not (token_env is None):

@@ -131,6 +131,15 @@ def test_a_link_is_not_followed(file: Path) -> None:
     assert "it is a link" in refused(file.parent, file="~/link")
 
 
+def test_a_file_in_the_repository_is_refused_since_it_would_go_inside(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository/key").write_text(KEY)
+    (tmp_path / "repository/key").chmod(0o600)
+    (tmp_path / "linked").symlink_to(tmp_path / "repository")
+    for place in ("~/repository/key", "~/linked/key"):
+        assert "it lies in the repository" in refused(tmp_path, file=place)
+
+
 def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     assert "no regular file" in refused(tmp_path, file="~/fifo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from clsecure.agents.spec import AGENTS, find_spec
 from clsecure.cli.render import plain
 from clsecure.errors import UsageError
-from clsecure.settings import files, structured
+from clsecure.settings import files, report, structured
 from clsecure.settings.layers import network_settings, settle
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import with_project
 from clsecure.settings.sources import Entry, Layer, Source, gather
 from clsecure.settings.structured import AgentTable, Auth, KeySource, ProviderTable
+from tests.support.person import CHECKOUT
 
 SECRET = "sk-hunter2-CANARY"
 MINE = "[providers.mine]\nbase_url = 'https://llm.example.org/v/'\nkey_env = 'MINE_KEY'\n"
@@ -368,3 +370,38 @@ def test_no_table_takes_a_built_in_agents_name(home: Path) -> None:
     assert set(structured.AGENTS) == set(AGENTS)
     for name in AGENTS:
         assert "is built in" in refused(home, f"[agents.{name}]\ncommand = ['own']\n")
+
+
+@pytest.mark.parametrize("name", ["providers.md", "agents.md"])
+def test_the_examples_of_the_documentation_are_accepted(home: Path, name: str) -> None:
+    text = (CHECKOUT / "docs" / name).read_text()
+    examples = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        settings = loaded(home, example)
+        assert settings.providers or settings.agents
+        assert settings.warnings == ()
+
+
+def test_config_shows_tables_and_where_they_are_and_no_argument(home: Path) -> None:
+    path = home / ".config/clsecure/config.toml"
+    path.write_text(
+        "[providers.mine]\nbase_url = 'https://a.example'\n"
+        f"key_command = ['pass', 'show', '{SECRET}']\nmodels.haiku = 'small'\n"
+        "[agents.own]\ncommand = ['own']\n"
+    )
+    settled = settle(gather(environ={"HOME": str(home)}, system=home.parent / "etc"))
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    rows = {row.key: row for row in report.rows(settled, defaults)}
+    mine, own = rows["providers.mine"], rows["agents.own"]
+    assert mine.value == {
+        "base_url": "https://a.example",
+        "key": "the command pass",
+        "auth": "api-key",
+        "models": {"haiku": "small"},
+    }
+    assert (mine.layer, mine.where, own.where) == ("user file", f"{path}:1", f"{path}:5")
+    assert own.value == {"command": ["own"], "resume": ["own"]}
+    shown = report.text(mine.value)
+    assert shown == "base_url=https://a.example,key=the command pass,auth=api-key,models=haiku=small"
+    assert SECRET not in str(rows)
