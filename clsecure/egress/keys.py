@@ -197,9 +197,14 @@ def _program(name: str, served: ProviderTable, *, path: str, home: Path, exclude
 @contextmanager
 def _started(command: Command, *, asks: bool) -> Iterator[process.Process[bytes]]:
     """Run a program; what is left of it at the end is killed."""
-    # Where it may ask, it stays in the terminal's own group of processes, or it could not read from there.
+    # Where it may ask, it stays in the terminal's own group of processes, or it could not read from there,
+    # and its questions are seen: it is the user's program, and has the terminal anyway.
     child = process.spawn(
-        command, stdin=0 if asks else None, stdout=process.PIPE, stderr=process.PIPE, new_session=not asks
+        command,
+        stdin=0 if asks else None,
+        stdout=process.PIPE,
+        stderr=2 if asks and _is_terminal(2) else process.PIPE,
+        new_session=not asks,
     )
     try:
         yield child
@@ -222,8 +227,9 @@ def _listen(
     child: process.Process[bytes], deadline: float, seconds: float
 ) -> tuple[bytes, bytes, str | None]:
     """Return what a program says until it ends, both bounded, and why it was not waited for any longer."""
-    assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018  # both were asked for
-    said = {child.stdout.fileno(): b"", child.stderr.fileno(): b""}
+    assert child.stdout is not None  # noqa: S101  # it was asked for
+    out, err = child.stdout.fileno(), child.stderr.fileno() if child.stderr is not None else None
+    said = {pipe: b"" for pipe in (out, err) if pipe is not None}
     ended, why = os.pidfd_open(child.pid), None
     try:
         with selectors.DefaultSelector() as selector:
@@ -245,7 +251,7 @@ def _listen(
                     why = _TOO_MUCH
     finally:
         os.close(ended)
-    return said[child.stdout.fileno()], said[child.stderr.fileno()], why
+    return said[out], b"" if err is None else said[err], why
 
 
 def _take(pipe: int, said: dict[int, bytes]) -> bool:

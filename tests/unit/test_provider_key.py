@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from clsecure import logs
@@ -19,6 +21,7 @@ from clsecure.errors import EgressError
 from clsecure.session.ui import SilentUi
 from clsecure.settings.structured import KeySource, ProviderTable
 from clsecure.settings.values import Secret
+from tests.support.person import CHECKOUT
 
 KEY = "sk-CANARY-of-the-provider"
 
@@ -264,6 +267,43 @@ def test_a_command_that_prints_without_end_is_ended(tmp_path: Path, where: str) 
     said = refused(tmp_path, {"PATH": "/usr/bin:/bin"}, command=("~/key",))
     assert "it said more than 16 KiB" in said
     assert time.monotonic() - began < 15
+
+
+ASK = """
+import os, sys
+from pathlib import Path
+from clsecure.egress.keys import provider_key
+from clsecure.errors import EgressError
+from clsecure.settings.structured import KeySource, ProviderTable
+from tests.unit.test_provider_key import Ui
+served = ProviderTable(name="mine", base_url="https://a", key=KeySource(command=("~/key",)))
+home, seconds = Path(sys.argv[1]), float(sys.argv[2])
+try:
+    key = provider_key(served, environ=dict(os.environ), home=home, exclude=(), ui=Ui(), seconds=seconds)
+    print("reversed:", key[::-1])
+except EgressError as error:
+    print("refused:", error.brief)
+"""
+
+
+def at_a_terminal(home: Path, seconds: float = 20.0) -> pexpect.spawn:
+    argv = ["-P", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}){ASK}", str(home), str(seconds)]
+    return pexpect.spawn(sys.executable, argv, timeout=30, encoding="utf-8")
+
+
+def test_on_a_terminal_a_command_may_ask(tmp_path: Path) -> None:
+    program(tmp_path / "key", f'printf "PIN, please: " >&2; read -r pin; [ "$pin" = 1234 ] && echo {KEY}')
+    with at_a_terminal(tmp_path) as child:
+        child.expect("PIN, please: ")
+        child.sendline("1234")
+        child.expect(f"reversed: {KEY[::-1]}")
+        assert KEY not in child.before
+
+
+def test_on_a_terminal_a_command_has_no_more_time(tmp_path: Path) -> None:
+    program(tmp_path / "key", "exec sleep 300")
+    with at_a_terminal(tmp_path, 1.0) as child:
+        child.expect("refused: .*did not end within 1 s")
 
 
 def test_escapes_in_a_key_are_no_key(tmp_path: Path) -> None:
