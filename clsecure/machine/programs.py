@@ -27,6 +27,9 @@ from clsecure.machine.probe import (
 )
 from clsecure.process import SYSTEM_PATH, Command
 
+TUN = Path("/dev/net/tun")
+"""Open to everybody where udev looks after it."""
+
 MINIMUM_GIT = (2, 34)
 MINIMUM_PYTHON = (3, 11)
 MINIMUM_FIREJAIL = (0, 9, 72)
@@ -205,6 +208,13 @@ def probe_connector() -> Probe:
             status=ProbeStatus.WARNING,
             observed=f"by {found}; plain users can't make user namespaces ({closed[0]})",
             fix=f"sudo sysctl {closed[0]}={closed[1]}",
+        )
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        return Probe(
+            name=name,
+            status=ProbeStatus.WARNING,
+            observed=f"by {found}; plain users can't open {TUN}",
+            fix=f"sudo modprobe tun && sudo chmod 666 {TUN}",
         )
     return Probe(name=name, status=ProbeStatus.OK, observed=f"by {found}")
 

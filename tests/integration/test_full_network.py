@@ -140,6 +140,16 @@ def outside() -> Iterator[Outside]:
         run("ip", "link", "delete", ours)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _open_tun() -> Iterator[None]:
+    """Let plain users open the device, as udev does; machines without udev keep it shut."""
+    tun = Path("/dev/net/tun")
+    before = tun.stat().st_mode
+    tun.chmod(before | 0o666)
+    yield
+    tun.chmod(before)
+
+
 @pytest.fixture(params=CONNECTORS)
 def connector(request: pytest.FixtureRequest) -> str:
     return installed(request.param)

@@ -118,6 +118,7 @@ def test_what_connects_a_full_network_is_told_and_what_keeps_it(
     (tmp_path / connector).touch(mode=0o755)
     monkeypatch.setattr(probe, "SYSTEM_PATH", str(tmp_path))
     monkeypatch.setattr(programs, "user_namespaces_closed", lambda: setting and (setting, "0"))
+    monkeypatch.setattr(programs, "TUN", Path("/dev/null"))
     found = programs.probe_connector()
     assert found.status is status
     assert f"by {connector}" in found.observed
@@ -174,3 +175,12 @@ def test_doctor_says_which_limits_hold(monkeypatch, unified, version_1, systemd,
     assert limits.enforceable() == {**found, "open_files": "rlimit", "disk": "measured"}
     probe = limits.probe_limits()
     assert (probe.status is ProbeStatus.OK) == (None not in found.values())
+
+
+def test_a_device_that_plain_users_can_not_open_is_told(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(programs, "find_connector", lambda: "pasta")
+    monkeypatch.setattr(programs, "user_namespaces_closed", lambda: None)
+    monkeypatch.setattr(programs, "TUN", tmp_path / "tun")
+    found = programs.probe_connector()
+    assert found.status is ProbeStatus.WARNING
+    assert "can't open" in found.observed
