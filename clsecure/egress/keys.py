@@ -164,6 +164,9 @@ def _ask(
         except (OSError, ToolError) as error:
             raise _failed(served, program, "it can't be started") from error
     if why is not None or child.returncode != 0:
+        # A script that traces itself says the key there, too.
+        key = out.split(b"\n", 1)[0].strip()
+        err = err.replace(key, logs.REDACTED.encode()) if key else err
         raise _failed(served, program, why or f"status {child.returncode}", err)
     return out
 

@@ -226,6 +226,11 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
     )
 
 
+def test_a_command_that_fails_shows_no_key_that_it_traced(tmp_path: Path) -> None:
+    program(tmp_path / "key", f"set -x; echo {KEY}; exit 3")
+    assert "echo ***" in refused(tmp_path, {"PATH": "/usr/bin:/bin"}, command=("~/key",))
+
+
 @pytest.mark.parametrize("script", ["kill -9 $$", "exec /nonexistent", ":", "printf '\\n%s' key"])
 def test_a_command_that_prints_no_key_is_refused(tmp_path: Path, script: str) -> None:
     program(tmp_path / "key", script)
