@@ -307,7 +307,7 @@ OPTIONS = (
     Option(flags=("--session", "-s"), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.session,
            key="session", help="one of several environments of this project"),
     Option(flags=("--agent",), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.agent,
-           key="agent", help="the agent to run (claude, demo)"),
+           key="agent", help="the agent to run: claude, demo, or one of your settings"),
     Option(flags=("--shell",), verbs=_RUN, group=_SESSION, help="a shell instead of the agent"),
     Option(flags=("--resume",), verbs=_RUN, group=_SESSION, help="go on with the kept session"),
     Option(flags=("--fresh",), verbs=_RUN, group=_SESSION, help="start anew; the kept session is removed"),

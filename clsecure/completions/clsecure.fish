@@ -57,7 +57,7 @@ complete -c clsecure -e
 complete -c clsecure -f
 
 complete -c clsecure -n _shtab_clsecure_using -l session -s s -x -d 'one of several environments of this project'
-complete -c clsecure -n _shtab_clsecure_using -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
+complete -c clsecure -n _shtab_clsecure_using -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n _shtab_clsecure_using -l shell -d 'a shell instead of the agent'
 complete -c clsecure -n _shtab_clsecure_using -l resume -d 'go on with the kept session'
 complete -c clsecure -n _shtab_clsecure_using -l fresh -d 'start anew; the kept session is removed'
@@ -93,7 +93,7 @@ complete -c clsecure -n _shtab_clsecure_using -l config -d 'as '"'"'clsecure con
 complete -c clsecure -n _shtab_clsecure_using -l info -d 'as '"'"'clsecure info'"'"''
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a run -d 'run the agent here (what happens when no command is named)'
 complete -c clsecure -n '_shtab_clsecure_using run' -l session -s s -x -d 'one of several environments of this project'
-complete -c clsecure -n '_shtab_clsecure_using run' -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
+complete -c clsecure -n '_shtab_clsecure_using run' -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using run' -l shell -d 'a shell instead of the agent'
 complete -c clsecure -n '_shtab_clsecure_using run' -l resume -d 'go on with the kept session'
 complete -c clsecure -n '_shtab_clsecure_using run' -l fresh -d 'start anew; the kept session is removed'
@@ -183,7 +183,7 @@ complete -c clsecure -n '_shtab_clsecure_using agent; and test $_shtab_clsecure_
 complete -c clsecure -n '_shtab_clsecure_using agent; and test $_shtab_clsecure_npos -eq 1' -ka "claude" -d claude
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a config -d 'show every setting and where it comes from'
 complete -c clsecure -n '_shtab_clsecure_using config' -l session -s s -x -d 'one of several environments of this project'
-complete -c clsecure -n '_shtab_clsecure_using config' -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
+complete -c clsecure -n '_shtab_clsecure_using config' -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using config' -l provider -xka "anthropic kimi" -d 'who serves the model: anthropic (default), kimi, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using config' -l install-deps -d 'install what the repository'"'"'s lock files name, inside'
 complete -c clsecure -n '_shtab_clsecure_using config' -l full-clone -d 'the whole history instead of 50 commits'

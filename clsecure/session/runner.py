@@ -63,7 +63,7 @@ class SessionRunner:
             ui=ui,
             around=around,
             connection=connection,
-            agent=find_spec(plan.agent),
+            agent=find_spec(plan.agent, () if plan.own_agent is None else (plan.own_agent,)),
             place=around.store.session(str(plan.project), plan.session),
             warnings=list(plan.warnings),
         )

@@ -80,6 +80,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 
 def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
+    from clsecure.agents.spec import find_spec
     from clsecure.cli.reach import reach
     from clsecure.cli.setup_reach import SetupReach, setup_reach
     from clsecure.session.plan import SessionPlan, new_session_id
@@ -101,6 +102,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         ui.warn(warning)
     for note in (*settings.notes, *reached.notes, *setup.notes):
         ui.note(note)
+    find_spec(settings.agent, settings.agents)  # a dry run says so, too, when there is none
     shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     toolchains = within(shared, settings.ceilings)
     now = datetime.now().astimezone()
@@ -143,6 +145,8 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         notify=settings.notify,
         notify_command=settings.notify_command,
         notify_after=settings.notify_after,
+        served=settings.served,
+        own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
         warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
     )
 
@@ -180,7 +184,8 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
         NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
         NetworkPolicy.FULL: "the internet",
     }[plan.network]
-    what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else plan.agent
+    own = f"{plan.agent}: {' '.join(plan.own_agent.command)}" if plan.own_agent else plan.agent
+    what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else own
     finish = "ask on a terminal, else keep" if plan.on_finish is OnFinish.ASK else plan.on_finish.value
     copied = "the whole history" if plan.full_clone else "the last 50 commits"
     ui.banner(
