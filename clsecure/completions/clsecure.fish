@@ -50,7 +50,7 @@ function _shtab_clsecure_using
   test "$_shtab_clsecure_cmdpath" = "$argv"
 end
 
-set -g _shtab_clsecure_commands run list cleanup import diff doctor setup agent config completion network
+set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network
 set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --credentials --deny-domain --limit --message --mode --mount --on-finish --output --provider --session --time-limit --user -s
 
 complete -c clsecure -e
@@ -90,6 +90,7 @@ complete -c clsecure -n _shtab_clsecure_using -l list -d 'as '"'"'clsecure list'
 complete -c clsecure -n _shtab_clsecure_using -l cleanup -d 'as '"'"'clsecure cleanup'"'"''
 complete -c clsecure -n _shtab_clsecure_using -l cleanup-all -d 'as '"'"'clsecure cleanup'"'"''
 complete -c clsecure -n _shtab_clsecure_using -l config -d 'as '"'"'clsecure config'"'"''
+complete -c clsecure -n _shtab_clsecure_using -l info -d 'as '"'"'clsecure info'"'"''
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a run -d 'run the agent here (what happens when no command is named)'
 complete -c clsecure -n '_shtab_clsecure_using run' -l session -s s -x -d 'one of several environments of this project'
 complete -c clsecure -n '_shtab_clsecure_using run' -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
@@ -148,6 +149,17 @@ complete -c clsecure -n '_shtab_clsecure_using diff' -l verbose -s v -d 'show wh
 complete -c clsecure -n '_shtab_clsecure_using diff' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using diff' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using diff; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a info -d 'try what the mode really protects on this machine'
+complete -c clsecure -n '_shtab_clsecure_using info' -l mode -xka "user namespace container" -d 'namespace (default) or user; container is not there yet'
+complete -c clsecure -n '_shtab_clsecure_using info' -l mount -x -d 'show a directory or file inside, read-only unless :rw; can be repeated'
+complete -c clsecure -n '_shtab_clsecure_using info' -l limit -x -d 'most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096'
+complete -c clsecure -n '_shtab_clsecure_using info' -l no-network -d 'no network at all, not even the model'"'"'s API'
+complete -c clsecure -n '_shtab_clsecure_using info' -l allow-network -d 'the internet, no private addresses (default: the model'"'"'s API alone)'
+complete -c clsecure -n '_shtab_clsecure_using info' -l allow-private -d 'with --allow-network: private networks, too'
+complete -c clsecure -n '_shtab_clsecure_using info' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
+complete -c clsecure -n '_shtab_clsecure_using info' -l verbose -s v -d 'show what happens'
+complete -c clsecure -n '_shtab_clsecure_using info' -l version -d 'print the version'
+complete -c clsecure -n '_shtab_clsecure_using info' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a doctor -d 'say what this machine has and lacks for each mode'
 complete -c clsecure -n '_shtab_clsecure_using doctor' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
 complete -c clsecure -n '_shtab_clsecure_using doctor' -l verbose -s v -d 'show what happens'

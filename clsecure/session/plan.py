@@ -43,6 +43,7 @@ class SessionPlan:
     :param provider: who serves the model.
     :param served: the same, with its address and where its key is; None for Anthropic.
     :param own_agent: the agent, where it is one of the user's own.
+    :param notify: how the user is called when the session ends after ``notify_after``; see ``notify.py``.
     :param warnings: what the user was told about the settings, for the result.
     """
 
@@ -84,6 +85,9 @@ class SessionPlan:
     provider: str = "anthropic"
     served: ProviderTable | None = None
     own_agent: AgentTable | None = None
+    notify: tuple[str, ...] = ()
+    notify_command: Path | None = None
+    notify_after: timedelta = timedelta(minutes=1)
     warnings: tuple[str, ...] = ()
 
     @property

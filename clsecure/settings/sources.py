@@ -146,7 +146,7 @@ def gather(
     if file:
         found = [path for path in _candidates(env, home) if os.path.lexists(path)]
         read = found[:1]
-        toml = _directory_of_settings(env, home)
+        toml = settings_directory(env, home)
         if toml is not None and os.path.lexists(toml / TOML_NAME):
             read.append(toml / TOML_NAME)
         entries += _of_files(
@@ -323,7 +323,7 @@ def _home(env: Mapping[str, str]) -> Path | None:
         return None
 
 
-def _directory_of_settings(env: Mapping[str, str], home: Path | None) -> Path | None:
+def settings_directory(env: Mapping[str, str], home: Path | None) -> Path | None:
     xdg = env.get("XDG_CONFIG_HOME", "")
     if xdg.startswith("/"):  # its specification: a relative one is to be ignored
         return Path(xdg, "clsecure")
@@ -331,7 +331,7 @@ def _directory_of_settings(env: Mapping[str, str], home: Path | None) -> Path | 
 
 
 def _candidates(env: Mapping[str, str], home: Path | None) -> list[Path]:
-    directory = _directory_of_settings(env, home)
+    directory = settings_directory(env, home)
     paths = [] if directory is None else [directory / "config"]
     if home is not None:
         paths.append(home / ".clsecurerc")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clsecure.cli import render
 from clsecure.cli.options import Invocation, RunOptions
+from clsecure.errors import ClsecureError
 from clsecure.installation import require_installation
 from clsecure.model import NetworkPolicy, OnFinish
 from clsecure.privileged.client import HelperConnection
@@ -30,12 +31,14 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     # sudo and the helper take as long to start as the imports below: let them start meanwhile.
     installation = None if options.dry_run else require_installation()
     connection = HelperConnection(installation.helper) if installation else None
+    failure: ClsecureError | None = None
     try:
         from clsecure.workspace.repository import discover
 
         with ThreadPoolExecutor(1) as background:
             # git is asked meanwhile, too.
             discovered = background.submit(discover, Path.cwd())
+            from clsecure.cli.companions import Companions
             from clsecure.session import runner
             from clsecure.session.context import Surroundings
             from clsecure.session.store import Store
@@ -49,6 +52,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         if installation is None or connection is None:
             _show(plan, settings, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
+        companions = Companions(plan, ui)
+        companions.begin()
         around = Surroundings(
             environ=dict(os.environ),
             home=Path.home(),
@@ -56,10 +61,19 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             installation=installation,
             store=Store(),
         )
-        result = runner.SessionRunner(plan, repository, ui, around, connection).run()
+        session = runner.SessionRunner(plan, repository, ui, around, connection, asking=companions.asking)
+        try:
+            result = session.run()
+        except ClsecureError as error:
+            failure = error
     finally:
+        # Before anything else is called: it finds the session's account free.
         if connection is not None:
             connection.close()
+    if failure is not None:
+        companions.failed(failure)
+        raise failure
+    companions.ended(result)
     if invocation.output is OutputFormat.JSON:
         render.write_json(render.plain(result))
     return result.exit_code
@@ -130,6 +144,9 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         provider=settings.provider,
         served=settings.served,
         own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
+        notify=settings.notify,
+        notify_command=settings.notify_command,
+        notify_after=settings.notify_after,
         warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
     )
 
