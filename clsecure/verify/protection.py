@@ -86,7 +86,7 @@ RESIDUALS = {
     "R29": "programs of a shared Homebrew are its owner's",
     "R30": "what setup_network opens is open to the scripts of packages",
     "R31": "with github_token the token is the setup script's to keep",
-    "R32": "a key_command runs outside, as the user",
+    "R32": "a command that prints a provider's key runs outside, as you",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
