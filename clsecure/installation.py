@@ -48,6 +48,7 @@ PIECES = (
     Piece(source="portable.py", target="portable.py", mode=0o644),
     Piece(source="prepare.py", target="prepare.py", mode=0o644),
     Piece(source="cleanup.py", target="cleanup.py", mode=0o644),
+    Piece(source="inside.py", target="inside.py", mode=0o644),
     Piece(source="firejail.profile", target="firejail.profile", mode=0o644),
 )
 
@@ -91,6 +92,11 @@ class Installation:
     def cleanup(self) -> Path:
         """Runs the repository's cleanup hook, inside."""
         return self.directory / "cleanup.py"
+
+    @property
+    def inside(self) -> Path:
+        """Tries what can be done from inside, for ``clsecure info``."""
+        return self.directory / "inside.py"
 
     @property
     def profile(self) -> Path:

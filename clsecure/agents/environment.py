@@ -123,6 +123,27 @@ CLAUDE_NAMES = frozenset(
     }
 )
 
+CLAUDE_MODELS = MappingProxyType(
+    {
+        "default": "ANTHROPIC_MODEL",
+        "opus": "ANTHROPIC_DEFAULT_OPUS_MODEL",
+        "sonnet": "ANTHROPIC_DEFAULT_SONNET_MODEL",
+        "haiku": "ANTHROPIC_DEFAULT_HAIKU_MODEL",
+        "small_fast": "ANTHROPIC_SMALL_FAST_MODEL",
+        "subagent": "CLAUDE_CODE_SUBAGENT_MODEL",
+    }
+)
+"""The variables that name Claude Code's models, by role."""
+
+CLAUDE_PROVIDER_NAMES = frozenset(
+    {
+        *(name for name in CLAUDE_NAMES if name.startswith("ANTHROPIC_")),
+        "CLAUDE_CODE_SUBAGENT_MODEL",
+        "FALLBACK_FOR_ALL_PRIMARY_MODELS",
+    }
+)
+"""Names of models and of what they can: they mean nothing to another provider."""
+
 CLAUDE_CLOUDS = MappingProxyType(
     {
         "CLAUDE_CODE_USE_BEDROCK": frozenset(

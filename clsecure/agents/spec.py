@@ -8,9 +8,16 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from clsecure.agents import claude_home, demo
-from clsecure.agents.environment import CLAUDE_CLOUDS, CLAUDE_NAMES, may_pass
+from clsecure.agents.environment import (
+    CLAUDE_CLOUDS,
+    CLAUDE_MODELS,
+    CLAUDE_NAMES,
+    CLAUDE_PROVIDER_NAMES,
+    may_pass,
+)
 from clsecure.agents.request import AgentHome, HomeRequest, empty_home
 from clsecure.errors import AgentError, UsageError
+from clsecure.settings.structured import AgentTable
 
 BIN_DIRECTORY = PurePosixPath("/opt/clsecure/bin")
 """Where the agent's root-owned program lies inside."""
@@ -37,7 +44,12 @@ class AgentSpec:
     :param env_allowlist: names that may pass from the user's environment, besides the terminal's.
     :param token_env: the variable that the session's token goes into inside, by the variable that the real
         credential has outside.
+    :param copied_env: the variable that a credential goes into which the agent itself holds; None for the one
+        that it has outside.
     :param base_url_env: the variable that names the provider's API: the gateway's address inside.
+    :param model_env: the variables that name models, by role, see :data:`.structured.ROLES`.
+    :param timeout_env: the variable that says how many milliseconds an answer may take.
+    :param models_of_provider: names of ``env_allowlist`` whose values are for one provider alone.
     :param clouds: providers whose requests are signed, which no gateway can do for the agent: the variable
         that chooses one, and what passes then, with ``credentials = copy`` alone.
     :param home: makes the files of the worker's home.
@@ -52,7 +64,11 @@ class AgentSpec:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     env_allowlist: frozenset[str] = frozenset()
     token_env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    copied_env: str | None = None
     base_url_env: str | None = None
+    model_env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    timeout_env: str | None = None
+    models_of_provider: frozenset[str] = frozenset()
     clouds: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     home: Callable[[HomeRequest], AgentHome] = empty_home
 
@@ -117,6 +133,9 @@ AGENTS: Mapping[str, AgentSpec] = MappingProxyType(
                 }
             ),
             base_url_env="ANTHROPIC_BASE_URL",
+            model_env=CLAUDE_MODELS,
+            timeout_env="API_TIMEOUT_MS",
+            models_of_provider=CLAUDE_PROVIDER_NAMES,
             clouds=CLAUDE_CLOUDS,
             home=claude_home.collect,
         ),
@@ -130,17 +149,39 @@ AGENTS: Mapping[str, AgentSpec] = MappingProxyType(
 )
 
 
-def find_spec(name: str) -> AgentSpec:
+def find_spec(name: str, tables: Sequence[AgentTable] = ()) -> AgentSpec:
     """Return the agent of that name.
 
+    :param tables: the user's own agents.
     :raises UsageError: there is none.
     """
+    own = {table.name: table for table in tables}
+    if name in own:
+        return _of_table(own[name])
     try:
         return AGENTS[name]
     except KeyError:
         raise UsageError(
-            f"there is no agent called {name}", resolution=f"Choose one of: {', '.join(sorted(AGENTS))}"
+            f"there is no agent called {name}",
+            resolution=f"Choose one of: {', '.join(sorted({*AGENTS, *own}))}; or describe it in a table "
+            f"[agents.{name}] of your own config.toml",
         ) from None
+
+
+def _of_table(table: AgentTable) -> AgentSpec:
+    """Return an agent of the user's own: its program is one that is there inside."""
+    # Not the subscription's token, which is for Claude Code alone.
+    variables = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+    return AgentSpec(
+        name=table.name,
+        title=table.name,
+        argv_unattended=table.command,
+        argv_resume=table.resume,
+        env_allowlist=table.env,
+        token_env=dict.fromkeys(variables, table.token_env) if table.token_env else {},
+        copied_env=table.token_env,
+        base_url_env=table.base_url_env,
+    )
 
 
 def environment(
@@ -153,6 +194,7 @@ def environment(
     terminal: bool,
     gateway: GatewayAccess | None = None,
     credentials: Mapping[str, str] | None = None,
+    models: Mapping[str, str] | None = None,
     tool_env: Mapping[str, str] | None = None,
     extra_path: Sequence[PurePosixPath] = (),
     late_path: Sequence[PurePosixPath] = (),
@@ -164,14 +206,16 @@ def environment(
     :param terminal: the agent has a terminal.
     :param gateway: None without one.
     :param credentials: what the user gives the agent itself (``credentials = copy``).
+    :param models: variables of another provider than Anthropic; those of the user's environment are for
+        Anthropic's models then, and stay outside.
     :param tool_env: where the tools inside find the user's registries.
     :param extra_path: directories with programs in what the user mounted.
     :param late_path: directories with programs that the system's own go before.
     :raises AgentError: the agent can't be given a token for that credential.
     """
-    env = {
-        name: value for name, value in environ.items() if may_pass(name, value, allowed=agent.env_allowlist)
-    }
+    allowed = agent.env_allowlist if models is None else agent.env_allowlist - agent.models_of_provider
+    env = {name: value for name, value in environ.items() if may_pass(name, value, allowed=allowed)}
+    env |= models or {}
     if not terminal:
         env.pop("TERM", None)
     elif env.get("TERM", "dumb") in {"", "dumb"}:

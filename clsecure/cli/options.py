@@ -20,6 +20,7 @@ class Verb(StrEnum):
     CLEANUP = "cleanup"
     IMPORT = "import"
     DIFF = "diff"
+    INFO = "info"
     DOCTOR = "doctor"
     SETUP = "setup"
     AGENT = "agent"
@@ -82,6 +83,11 @@ class DiffOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
     """Nothing to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoOptions:
+    """Nothing to say: mode and network are settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +187,7 @@ Options = (
     | ImportOptions
     | DiffOptions
     | DoctorOptions
+    | InfoOptions
     | SetupOptions
     | AgentOptions
     | NetworkOptions
@@ -242,10 +249,9 @@ VERB_FLAGS = {
     "--cleanup": Verb.CLEANUP,
     "--cleanup-all": Verb.CLEANUP,
     "--config": Verb.CONFIG,
+    "--info": Verb.INFO,
 }
 """The predecessor's spellings of commands."""
-
-LATER_VERBS = ("info",)
 
 COMMANDS = {
     Verb.RUN: "run the agent here (what happens when no command is named)",
@@ -253,6 +259,7 @@ COMMANDS = {
     Verb.CLEANUP: "pick sessions and remove them  [--cleanup, --cleanup-all]",
     Verb.IMPORT: "bring the work of a kept session home as a branch",
     Verb.DIFF: "show the work of a kept session",
+    Verb.INFO: "try what the mode really protects on this machine  [--info]",
     Verb.DOCTOR: "say what this machine has and lacks for each mode",
     Verb.SETUP: "install the root-owned pieces (reversible)",
     Verb.AGENT: "'agent install claude' fetches Claude Code from npm",
@@ -269,6 +276,9 @@ _PLAN = (Verb.RUN, Verb.CONFIG)
 """What is a setting can be said to ``config`` as well, which shows what would come of it."""
 _NETWORK = (*_PLAN, Verb.NETWORK)
 """What decides over the network is said to ``network check`` as well."""
+_BOX = (*_PLAN, Verb.INFO)
+_OPEN = (*_NETWORK, Verb.INFO)
+"""What a sandbox is made of can be said to ``info``, which tries one."""
 _SESSION, _SANDBOX, _REACH, _END = "session", "isolation", "network", "at the end"
 GENERAL = "general"
 _ANYWHERE = Path("/")
@@ -297,7 +307,7 @@ OPTIONS = (
     Option(flags=("--session", "-s"), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.session,
            key="session", help="one of several environments of this project"),
     Option(flags=("--agent",), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.agent,
-           key="agent", help="the agent to run (claude, demo)"),
+           key="agent", help="the agent to run: claude, demo, or one of your settings"),
     Option(flags=("--shell",), verbs=_RUN, group=_SESSION, help="a shell instead of the agent"),
     Option(flags=("--resume",), verbs=_RUN, group=_SESSION, help="go on with the kept session"),
     Option(flags=("--fresh",), verbs=_RUN, group=_SESSION, help="start anew; the kept session is removed"),
@@ -310,19 +320,20 @@ OPTIONS = (
     Option(flags=("--full-clone",), verbs=_PLAN, group=_SESSION, key="full_clone",
            help="the whole history instead of 50 commits"),
     Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
-    Option(flags=("--mode",), verbs=_PLAN, group=_SANDBOX, metavar="MODE", check=values.mode, key="mode",
+    Option(flags=("--mode",), verbs=_BOX, group=_SANDBOX, metavar="MODE",
+           check=values.mode, key="mode",
            help="namespace (default) or user; container is not there yet"),
-    Option(flags=("--mount",), verbs=_PLAN, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
+    Option(flags=("--mount",), verbs=_BOX, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
            key="mounts", repeat=True,
            help="show a directory or file inside, read-only unless :rw; can be repeated"),
-    Option(flags=("--limit",), verbs=_PLAN, group=_SANDBOX, metavar="WHAT=N,…", check=values.limits,
+    Option(flags=("--limit",), verbs=_BOX, group=_SANDBOX, metavar="WHAT=N,…", check=values.limits,
            key="limits", repeat=True,
            help="most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096"),
     Option(flags=("--time-limit",), verbs=_PLAN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
            key="time_limit", help="end the agent after this time: 90, 90s, 30m, 2h"),
-    Option(flags=("--no-network",), verbs=_NETWORK, group=_REACH, key="network", text="none",
+    Option(flags=("--no-network",), verbs=_OPEN, group=_REACH, key="network", text="none",
            help="no network at all, not even the model's API"),
-    Option(flags=("--allow-network",), verbs=_NETWORK, group=_REACH, key="network", text="full",
+    Option(flags=("--allow-network",), verbs=_OPEN, group=_REACH, key="network", text="full",
            help="the internet, no private addresses (default: the model's API alone)"),
     Option(flags=("--allow-domain",), verbs=_NETWORK, group=_REACH, metavar="HOST[:PORT]",
            check=_allowed, key="allow_domains", repeat=True,
@@ -332,7 +343,7 @@ OPTIONS = (
     Option(flags=("--allow-preset",), verbs=_NETWORK, group=_REACH, metavar="NAME", check=values.presets,
            key="presets", repeat=True,
            help=f"the hosts that your own tools name: {', '.join(values.PRESETS)}; can be repeated"),
-    Option(flags=("--allow-private",), verbs=_NETWORK, group=_REACH, key="allow_private",
+    Option(flags=("--allow-private",), verbs=_OPEN, group=_REACH, key="allow_private",
            help="with --allow-network: private networks, too"),
     Option(flags=("--provider-tools",), verbs=_NETWORK, group=_REACH, key="provider_tools",
            help="let the model's provider fetch, search and run code for the agent"),
@@ -358,5 +369,4 @@ OPTIONS = (
     # The predecessor's. What they ask for is so anyway, or it is not there yet and must not be ignored.
     Option(flags=("--no-docker",), verbs=_RUN),
     Option(flags=("--allow-docker",), verbs=_RUN, later=True),
-    Option(flags=("--info",), verbs=_EVERY, later=True),
 )  # fmt: skip

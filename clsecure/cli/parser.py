@@ -13,7 +13,6 @@ from clsecure import __version__
 from clsecure.cli.options import (
     COMMANDS,
     GENERAL,
-    LATER_VERBS,
     NETWORK_ACTIONS,
     OPTIONS,
     SHELLS,
@@ -25,6 +24,7 @@ from clsecure.cli.options import (
     DiffOptions,
     DoctorOptions,
     ImportOptions,
+    InfoOptions,
     Invocation,
     ListOptions,
     NetworkAction,
@@ -250,8 +250,6 @@ def _flag(word: str) -> tuple[Option, str | None]:
 
 
 def _verb(word: str) -> Verb:
-    if word in LATER_VERBS:
-        raise _not_yet(f"clsecure {word}")
     for verb in COMMANDS:
         if word == verb.value:
             return verb
@@ -347,10 +345,11 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             return _WITHOUT_OPTIONS[verb]()
 
 
-_WITHOUT_OPTIONS: Mapping[Verb, type[ConfigOptions | ListOptions | DoctorOptions]] = {
+_WITHOUT_OPTIONS: Mapping[Verb, type[ConfigOptions | ListOptions | DoctorOptions | InfoOptions]] = {
     Verb.CONFIG: ConfigOptions,
     Verb.LIST: ListOptions,
     Verb.DOCTOR: DoctorOptions,
+    Verb.INFO: InfoOptions,
 }
 """Commands whose flags are settings, or which have none."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clsecure.settings.enforce import Ceilings
     from clsecure.settings.layers import NetworkSettings
     from clsecure.settings.model import Settings
+    from clsecure.settings.structured import ProviderTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +66,11 @@ def reach(
     through_gateway = settings.network in {NetworkPolicy.API, NetworkPolicy.ALLOWLIST}
     if settings.network is not NetworkPolicy.NONE and settings.credentials is not Credentials.NONE:
         # With the full network, too, the gateway or the agent itself takes the key to that address.
-        _refuse_other_provider(settings.ceilings, environ)
-    if through_gateway and settings.credentials is not Credentials.NONE:
-        _refuse_denied_provider(find_provider(environ, base_url=settings.base_url), settings.deny_domains)
+        if settings.served is None:
+            _refuse_other_provider(settings.ceilings, environ)
+        provider = find_provider(environ, base_url=settings.base_url, served=settings.served)
+        if through_gateway:
+            _refuse_denied_provider(provider, settings.deny_domains)
     for what, rules in (("allowed", allow), ("denied", settings.deny_domains)):
         if len(rules) > MAX_RULES:
             raise UsageError(
@@ -107,6 +110,8 @@ def described(plan: SessionPlan) -> list[str]:
     lines = [f"allowed    {_allowed(rule)}" for rule in policy.allow if not _has_alias(rule, policy.allow)]
     lines += [f"denied     {rule.pattern} ({rule.where})" for rule in policy.deny]
     lines += [f"budget     {budget}"] if budget else []
+    if plan.served is not None:
+        lines += provider_lines(plan.served)
     if plan.credentials is not Credentials.INJECT:
         words = {
             Credentials.COPY: "copied: the agent holds it itself, and reaches the provider's host with it",
@@ -118,6 +123,16 @@ def described(plan: SessionPlan) -> list[str]:
     if plan.allow_private:
         lines.append("private    addresses of private networks are reached, this machine's own are not")
     return lines
+
+
+def provider_lines(served: ProviderTable) -> list[str]:
+    """Return who serves the model; may need escaping."""
+    place = f" ({served.source})" if served.source else ""
+    models = ", ".join(f"{role} {name}" for role, name in served.models.items())
+    return [
+        f"provider   {served.name} at {served.base_url}, the key from {served.key}{place}",
+        *([f"models     {models}"] if models else []),
+    ]
 
 
 def _allowed(rule: NetworkRule) -> str:

@@ -71,6 +71,12 @@ class Screen:
         body = f"{self._styled(label, style)}{shown}" if label else self._styled(shown, style)
         self._write(f"{self._prefix()}{body}\n")
 
+    def ring(self, text: str | None, *, bell: bool) -> None:
+        """Ring the bell, and have the terminal show a message (OSC 9); nothing where there is no terminal."""
+        if is_terminal(self._out):
+            message = f"\x1b]9;{escape(text)}\x1b\\" if text else ""
+            self._write(message + ("\a" if bell else ""))
+
     def ask(self, question: str) -> str | None:
         """Ask and return the stripped answer; None at the end of input.
 

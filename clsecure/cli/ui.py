@@ -68,6 +68,10 @@ class TerminalUi:
         for number, line in enumerate(lines):
             self._screen.line(line, Style.PLAIN if number else Style.BOLD)
 
+    def ring(self, text: str, *, bell: bool, message: bool) -> None:
+        """Ring where there is a terminal."""
+        self._screen.ring(text if message else None, bell=bell)
+
     def show_review(self, lines: Sequence[ReviewLine]) -> None:
         """Show the lines, coloured by severity."""
         for line in lines:

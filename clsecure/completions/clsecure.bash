@@ -5,20 +5,21 @@
 #    source ~/.local/share/bash_completion/clsecure
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_clsecure_subparsers=(run list cleanup import diff doctor setup agent config completion network)
+_shtab_clsecure_subparsers=(run list cleanup import diff info doctor setup agent config completion network)
 
 _shtab_clsecure_run_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --output --verbose -v --version --help -h)
 _shtab_clsecure_list_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_cleanup_option_strings=(--all --yes --output --verbose -v --version --help -h)
 _shtab_clsecure_import_option_strings=(--branch --message --output --verbose -v --version --help -h)
 _shtab_clsecure_diff_option_strings=(--output --verbose -v --version --help -h)
+_shtab_clsecure_info_option_strings=(--mode --mount --limit --no-network --allow-network --allow-private --output --verbose -v --version --help -h)
 _shtab_clsecure_doctor_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_setup_option_strings=(--remove --user --dry-run --yes --output --verbose -v --version --help -h)
 _shtab_clsecure_agent_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_config_option_strings=(--session -s --agent --provider --install-deps --full-clone --mode --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --output --verbose -v --version --help -h)
 _shtab_clsecure_completion_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_network_option_strings=(--provider --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --output --verbose -v --version --help -h)
-_shtab_clsecure_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --output --verbose -v --version --help -h --list --cleanup --cleanup-all --config)
+_shtab_clsecure_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --output --verbose -v --version --help -h --list --cleanup --cleanup-all --config --info)
 
 _shtab_clsecure_cleanup_pos_0_COMPGEN=_clsecure_sessions
 _shtab_clsecure_import_pos_0_COMPGEN=_clsecure_sessions
@@ -36,6 +37,8 @@ _shtab_clsecure_list___output_choices=(human json)
 _shtab_clsecure_cleanup___output_choices=(human json)
 _shtab_clsecure_import___output_choices=(human json)
 _shtab_clsecure_diff___output_choices=(human json)
+_shtab_clsecure_info___mode_choices=(user namespace container)
+_shtab_clsecure_info___output_choices=(human json)
 _shtab_clsecure_doctor___output_choices=(human json)
 _shtab_clsecure_setup___output_choices=(human json)
 _shtab_clsecure_agent_pos_0_choices=(install)
@@ -55,7 +58,7 @@ _shtab_clsecure_network___provider_choices=(anthropic kimi)
 _shtab_clsecure_network___allow_preset_choices=(npm pip apt cargo go git-remote docker)
 _shtab_clsecure_network___credentials_choices=(inject copy none)
 _shtab_clsecure_network___output_choices=(human json)
-_shtab_clsecure_pos_0_choices=(run list cleanup import diff doctor setup agent config completion network)
+_shtab_clsecure_pos_0_choices=(run list cleanup import diff info doctor setup agent config completion network)
 _shtab_clsecure___agent_choices=(claude demo)
 _shtab_clsecure___provider_choices=(anthropic kimi)
 _shtab_clsecure___mode_choices=(user namespace container)
@@ -103,6 +106,14 @@ _shtab_clsecure_diff__v_nargs=0
 _shtab_clsecure_diff___version_nargs=0
 _shtab_clsecure_diff___help_nargs=0
 _shtab_clsecure_diff__h_nargs=0
+_shtab_clsecure_info___no_network_nargs=0
+_shtab_clsecure_info___allow_network_nargs=0
+_shtab_clsecure_info___allow_private_nargs=0
+_shtab_clsecure_info___verbose_nargs=0
+_shtab_clsecure_info__v_nargs=0
+_shtab_clsecure_info___version_nargs=0
+_shtab_clsecure_info___help_nargs=0
+_shtab_clsecure_info__h_nargs=0
 _shtab_clsecure_doctor___verbose_nargs=0
 _shtab_clsecure_doctor__v_nargs=0
 _shtab_clsecure_doctor___version_nargs=0
@@ -168,6 +179,7 @@ _shtab_clsecure___list_nargs=0
 _shtab_clsecure___cleanup_nargs=0
 _shtab_clsecure___cleanup_all_nargs=0
 _shtab_clsecure___config_nargs=0
+_shtab_clsecure___info_nargs=0
 
 
 # Custom Preamble

@@ -50,14 +50,14 @@ function _shtab_clsecure_using
   test "$_shtab_clsecure_cmdpath" = "$argv"
 end
 
-set -g _shtab_clsecure_commands run list cleanup import diff doctor setup agent config completion network
+set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network
 set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --credentials --deny-domain --limit --message --mode --mount --on-finish --output --provider --session --time-limit --user -s
 
 complete -c clsecure -e
 complete -c clsecure -f
 
 complete -c clsecure -n _shtab_clsecure_using -l session -s s -x -d 'one of several environments of this project'
-complete -c clsecure -n _shtab_clsecure_using -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
+complete -c clsecure -n _shtab_clsecure_using -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n _shtab_clsecure_using -l shell -d 'a shell instead of the agent'
 complete -c clsecure -n _shtab_clsecure_using -l resume -d 'go on with the kept session'
 complete -c clsecure -n _shtab_clsecure_using -l fresh -d 'start anew; the kept session is removed'
@@ -90,9 +90,10 @@ complete -c clsecure -n _shtab_clsecure_using -l list -d 'as '"'"'clsecure list'
 complete -c clsecure -n _shtab_clsecure_using -l cleanup -d 'as '"'"'clsecure cleanup'"'"''
 complete -c clsecure -n _shtab_clsecure_using -l cleanup-all -d 'as '"'"'clsecure cleanup'"'"''
 complete -c clsecure -n _shtab_clsecure_using -l config -d 'as '"'"'clsecure config'"'"''
+complete -c clsecure -n _shtab_clsecure_using -l info -d 'as '"'"'clsecure info'"'"''
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a run -d 'run the agent here (what happens when no command is named)'
 complete -c clsecure -n '_shtab_clsecure_using run' -l session -s s -x -d 'one of several environments of this project'
-complete -c clsecure -n '_shtab_clsecure_using run' -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
+complete -c clsecure -n '_shtab_clsecure_using run' -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using run' -l shell -d 'a shell instead of the agent'
 complete -c clsecure -n '_shtab_clsecure_using run' -l resume -d 'go on with the kept session'
 complete -c clsecure -n '_shtab_clsecure_using run' -l fresh -d 'start anew; the kept session is removed'
@@ -148,6 +149,17 @@ complete -c clsecure -n '_shtab_clsecure_using diff' -l verbose -s v -d 'show wh
 complete -c clsecure -n '_shtab_clsecure_using diff' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using diff' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using diff; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a info -d 'try what the mode really protects on this machine'
+complete -c clsecure -n '_shtab_clsecure_using info' -l mode -xka "user namespace container" -d 'namespace (default) or user; container is not there yet'
+complete -c clsecure -n '_shtab_clsecure_using info' -l mount -x -d 'show a directory or file inside, read-only unless :rw; can be repeated'
+complete -c clsecure -n '_shtab_clsecure_using info' -l limit -x -d 'most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096'
+complete -c clsecure -n '_shtab_clsecure_using info' -l no-network -d 'no network at all, not even the model'"'"'s API'
+complete -c clsecure -n '_shtab_clsecure_using info' -l allow-network -d 'the internet, no private addresses (default: the model'"'"'s API alone)'
+complete -c clsecure -n '_shtab_clsecure_using info' -l allow-private -d 'with --allow-network: private networks, too'
+complete -c clsecure -n '_shtab_clsecure_using info' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
+complete -c clsecure -n '_shtab_clsecure_using info' -l verbose -s v -d 'show what happens'
+complete -c clsecure -n '_shtab_clsecure_using info' -l version -d 'print the version'
+complete -c clsecure -n '_shtab_clsecure_using info' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a doctor -d 'say what this machine has and lacks for each mode'
 complete -c clsecure -n '_shtab_clsecure_using doctor' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
 complete -c clsecure -n '_shtab_clsecure_using doctor' -l verbose -s v -d 'show what happens'
@@ -171,7 +183,7 @@ complete -c clsecure -n '_shtab_clsecure_using agent; and test $_shtab_clsecure_
 complete -c clsecure -n '_shtab_clsecure_using agent; and test $_shtab_clsecure_npos -eq 1' -ka "claude" -d claude
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a config -d 'show every setting and where it comes from'
 complete -c clsecure -n '_shtab_clsecure_using config' -l session -s s -x -d 'one of several environments of this project'
-complete -c clsecure -n '_shtab_clsecure_using config' -l agent -xka "claude demo" -d 'the agent to run (claude, demo)'
+complete -c clsecure -n '_shtab_clsecure_using config' -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using config' -l provider -xka "anthropic kimi" -d 'who serves the model: anthropic (default), kimi, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using config' -l install-deps -d 'install what the repository'"'"'s lock files name, inside'
 complete -c clsecure -n '_shtab_clsecure_using config' -l full-clone -d 'the whole history instead of 50 commits'

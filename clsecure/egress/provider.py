@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from clsecure.errors import EgressError
+from clsecure.settings.structured import Auth, ProviderTable
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 
@@ -103,25 +104,42 @@ class Provider:
         return urlsplit(self.base_url).path
 
 
-def find_provider(environ: Mapping[str, str], *, base_url: str | None = None) -> Provider:
+def find_provider(
+    environ: Mapping[str, str], *, base_url: str | None = None, served: ProviderTable | None = None
+) -> Provider:
     """Return the provider that the user's settings or environment name, or the default.
 
     :param environ: the user's environment: ANTHROPIC_BASE_URL, NODE_EXTRA_CA_CERTS, SSL_CERT_FILE.
     :param base_url: from the user's settings; wins over the environment.
+    :param served: another provider than Anthropic; the environment's address is Anthropic's, and not asked.
     :raises EgressError: the URL can't be used.
     """
-    named = base_url or environ.get("ANTHROPIC_BASE_URL") or ""
     ca_file = environ.get("NODE_EXTRA_CA_CERTS") or environ.get("SSL_CERT_FILE") or ""
+    if served is not None:
+        place = served.source or f"the provider {served.name}"
+        url = normalise_base_url(served.base_url, resolution=f"Correct its base_url ({place})")
+        named = not served.built_in
+    else:
+        said = base_url or environ.get("ANTHROPIC_BASE_URL") or ""
+        url, named = normalise_base_url(said or DEFAULT_BASE_URL), bool(said)
     return Provider(
-        base_url=normalise_base_url(named or DEFAULT_BASE_URL),
-        user_named=bool(named),
-        ca_file=Path(ca_file) if ca_file.startswith("/") else None,
+        base_url=url, user_named=named, ca_file=Path(ca_file) if ca_file.startswith("/") else None
     )
 
 
-def normalise_base_url(url: str) -> str:
+def table_credential(served: ProviderTable, key: str) -> Credential:
+    """Return the credential of another provider than Anthropic, whose key is known."""
+    match served.auth:
+        case Auth.API_KEY:
+            return Credential(kind=CredentialKind.API_KEY, value=key, variable="ANTHROPIC_API_KEY")
+        case Auth.BEARER:
+            return Credential(kind=CredentialKind.BEARER, value=key, variable="ANTHROPIC_AUTH_TOKEN")
+
+
+def normalise_base_url(url: str, *, resolution: str = "Correct or unset ANTHROPIC_BASE_URL") -> str:
     """Return the URL in the one form that is compared and connected to.
 
+    :param resolution: what the user can do about a wrong one.
     :raises EgressError: it is not http(s), has user information, a query or odd characters, or is plain http
         to a public address.
     """
@@ -129,14 +147,14 @@ def normalise_base_url(url: str) -> str:
         parts = urlsplit(url.strip())
         host, port = (parts.hostname or "").lower(), parts.port
     except ValueError as error:
-        raise _bad_url("it can't be parsed") from error
+        raise _bad_url("it can't be parsed", resolution) from error
     if parts.scheme not in {"http", "https"}:
-        raise _bad_url("it is neither http nor https")
+        raise _bad_url("it is neither http nor https", resolution)
     if "@" in parts.netloc:
         # Not echoed: what stands there is usually a password.
-        raise _bad_url("it holds user information")
+        raise _bad_url("it holds user information", resolution)
     if parts.query or parts.fragment:
-        raise _bad_url("it has a query or a fragment")
+        raise _bad_url("it has a query or a fragment", resolution)
     try:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = ipaddress.ip_address(host)
     except ValueError:
@@ -145,23 +163,21 @@ def normalise_base_url(url: str) -> str:
         try:
             host = host.encode("idna").decode("ascii")
         except UnicodeError as error:
-            raise _bad_url("its host is not a valid name") from error
+            raise _bad_url("its host is not a valid name", resolution) from error
         if not _HOST.fullmatch(host):
-            raise _bad_url("its host is not a valid name")
+            raise _bad_url("its host is not a valid name", resolution)
     if address is not None and address.is_global and parts.scheme == "http":
-        raise _bad_url("plain http to a public address would send the key in the clear")
+        raise _bad_url("plain http to a public address would send the key in the clear", resolution)
     prefix = parts.path.rstrip("/")
     if not _PREFIX.fullmatch(prefix) or any(part in {".", ".."} for part in prefix.split("/")):
-        raise _bad_url("its path has odd characters")
+        raise _bad_url("its path has odd characters", resolution)
     literal = f"[{host}]" if address is not None and address.version == 6 else host
     default = 443 if parts.scheme == "https" else 80
     return f"{parts.scheme}://{literal}{f':{port}' if port not in (None, default) else ''}{prefix}"
 
 
-def _bad_url(why: str) -> EgressError:
-    return EgressError(
-        f"The API's base URL can't be used: {why}", resolution="Correct or unset ANTHROPIC_BASE_URL"
-    )
+def _bad_url(why: str, resolution: str) -> EgressError:
+    return EgressError(f"The API's base URL can't be used: {why}", resolution=resolution)
 
 
 def find_credential(environ: Mapping[str, str], home: Path) -> Credential | None:

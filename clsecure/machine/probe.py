@@ -58,6 +58,12 @@ class Probe:
 
 
 _PACKAGES: Mapping[str, Mapping[str, str]] = {
+    "notify-send": {
+        "apt-get": "libnotify-bin",
+        "dnf": "libnotify",
+        "pacman": "libnotify",
+        "zypper": "libnotify-tools",
+    },
     "nft": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "nftables"),
     "pasta": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "passt"),
     # tool: package manager -> package; the tool's own name where it is not listed

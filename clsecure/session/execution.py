@@ -111,6 +111,7 @@ class Execution:
             terminal=spec.terminal is not None,
             gateway=self._access(port),
             credentials=self._network.given,
+            models=self._network.models,
             tool_env={**plan.tool_env, **agents_env(self._workspace.record, spec.account.home)},
             extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
             late_path=late_path(plan),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ class Finish:
     """The end of one session; nothing of it runs any more.
 
     :param author: name and address that commits of the session carry.
+    :param asking: called when the question is about to be put: somebody may have to be fetched.
     """
 
     ui: Ui
@@ -66,6 +67,7 @@ class Finish:
     exporter: Path
     author: tuple[str, str]
     started: float
+    asking: Callable[[], None] = lambda: None
 
     def conclude(self, record: SessionRecord, decision: Decision) -> Finished:
         """Bring the work into quarantine, show it, ask or obey, and write down what became of it.
@@ -131,6 +133,7 @@ class Finish:
             return FinishChoice(action=decision.on_finish)
         if not has_work(admitted, seen) or not self.ui.interactive:
             return FinishChoice(action=OnFinish.KEEP)
+        self.asking()
         return self.ui.choose_finish(self._question(decision, admitted, seen))
 
     def _carry_out(

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from clsecure import logs
 from clsecure.agents.environment import cloud_credentials
 from clsecure.egress.live import tunnel_warning
-from clsecure.egress.provider import Credential, Provider, find_credential, find_provider
+from clsecure.egress.provider import (
+    Credential,
+    Provider,
+    find_credential,
+    find_provider,
+    table_credential,
+)
 from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
 from clsecure.errors import EgressError, UsageError
@@ -28,10 +34,12 @@ class Arrangement:
 
     :param gateway: what the gateway is started with; None where there is no use for one.
     :param given: variables with credentials that the agent itself holds.
+    :param models: variables that name the provider's models; None leaves those of the user's environment.
     """
 
     gateway: GatewayConfig | None = None
     given: Mapping[str, str] = field(repr=False, default_factory=dict)
+    models: Mapping[str, str] | None = None
 
     @property
     def variable(self) -> str | None:
@@ -54,7 +62,7 @@ def arrange(context: Context) -> Arrangement:
     :raises UsageError: there is a budget, and a network without a gateway that could count.
     """
     plan = context.plan
-    arrangement = _arrange(context)
+    arrangement = replace(_arrange(context), models=_models(context))
     if arrangement.gateway is None and plan.network is NetworkPolicy.FULL and plan.budget != Budget():
         raise UsageError(
             "the budget can't be kept: this session has no gateway that could count",
@@ -89,6 +97,17 @@ def _arrange(context: Context) -> Arrangement:
     return Arrangement(gateway=None if full else _gateway(context, policy, hidden=secrets), given=given)
 
 
+def _models(context: Context) -> dict[str, str] | None:
+    """Return what makes the agent ask another provider than Anthropic for its models."""
+    served, agent = context.plan.served, context.agent
+    if served is None:
+        return None
+    names = {agent.model_env[role]: name for role, name in served.models.items() if role in agent.model_env}
+    if served.timeout_ms is not None and agent.timeout_env is not None:
+        names[agent.timeout_env] = str(served.timeout_ms)
+    return names
+
+
 def _gateway(
     context: Context,
     policy: EgressPolicy,
@@ -118,14 +137,23 @@ def _warn_of_tunnel(context: Context, gateway: GatewayConfig) -> None:
 
 
 def _provider(context: Context) -> Provider:
-    provider = find_provider(context.around.environ, base_url=context.plan.base_url)
-    return replace(provider, provider_tools=context.plan.provider_tools)
+    plan = context.plan
+    provider = find_provider(context.around.environ, base_url=plan.base_url, served=plan.served)
+    return replace(provider, provider_tools=plan.provider_tools)
 
 
 def _credential(context: Context) -> Credential | None:
     """Return the user's credential; None where there is none and the session can do without."""
-    environ, agent = context.around.environ, context.agent
-    credential = find_credential(environ, context.around.home)
+    environ, agent, served = context.around.environ, context.agent, context.plan.served
+    if served is None:
+        credential = find_credential(environ, context.around.home)
+    else:
+        # Nothing of the environment's that is Anthropic's or a cloud's: a key goes to its own provider alone.
+        from clsecure.egress.keys import provider_key
+
+        exclude = (context.repository.top,)
+        key = provider_key(served, environ=environ, home=context.around.home, exclude=exclude, ui=context.ui)
+        credential = table_credential(served, key)
     if credential is None and context.runs_agent:
         cloud = next((name for name in agent.clouds if environ.get(name)), None)
         raise EgressError(
@@ -138,6 +166,11 @@ def _credential(context: Context) -> Credential | None:
         )
     if credential is None:
         context.warn("no key for the model's API was found: the session does not reach it")
+    elif credential.variable not in agent.token_env:
+        raise EgressError(
+            f"{agent.title} has no use for a credential from {credential.variable}",
+            resolution="Set ANTHROPIC_API_KEY, or choose another provider: --provider NAME",
+        )
     elif credential.value:
         logs.register_secret(credential.value)
     return credential
@@ -149,7 +182,7 @@ def _copied(context: Context) -> tuple[dict[str, str], tuple[str, ...], EgressPo
     A cloud's hosts are not known here: the user allows them.
     """
     plan, agent = context.plan, context.agent
-    cloud = cloud_credentials(context.around.environ, agent.clouds)
+    cloud = None if plan.served else cloud_credentials(context.around.environ, agent.clouds)
     if cloud is not None:
         for secret in cloud.secrets:
             logs.register_secret(secret)
@@ -166,8 +199,9 @@ def _copied(context: Context) -> tuple[dict[str, str], tuple[str, ...], EgressPo
     if not provider.tls and provider.host not in LOOPBACK_NAMES:
         context.warn(f"the key goes to {provider.host} in the clear: the API's address is plain http")
     rules = allow_rules(host_and_port(provider.host, provider.port), where="credentials = copy")
-    given = {credential.variable: value}
-    if provider.user_named and agent.base_url_env is not None:
+    given = {agent.copied_env or credential.variable: value}
+    named = provider.user_named or plan.served is not None or agent.copied_env is not None
+    if named and agent.base_url_env is not None:
         # What is this machine's loopback outside has another name inside.
         alias = provider.host in LOOPBACK_NAMES and plan.network is not NetworkPolicy.FULL
         authority = f"{HOST_ALIAS}:{provider.port}" if alias else provider.authority

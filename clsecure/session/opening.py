@@ -28,6 +28,8 @@ def opening_lines(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api:
     :param uses_api: the agent has use for the provider's API.
     """
     yield f"mode {plan.mode}, network: {_headline(plan, gateway, uses_api=uses_api)}"
+    if plan.served is not None and uses_api and plan.network is not NetworkPolicy.NONE:
+        yield f"the model is served by {plan.served.name}, {escape(plan.served.base_url)}"
     if gateway is None:
         return
     yield from _rules("allowed", gateway.policy.allow)

@@ -13,6 +13,7 @@ from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnF
 from clsecure.policy import Budget, EgressPolicy
 from clsecure.session.store import DEFAULT_SESSION
 from clsecure.session.toolchains import HOMEBREW
+from clsecure.settings.structured import AgentTable, ProviderTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,9 @@ class SessionPlan:
     :param docker: the session has a container engine of its own.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     :param provider: who serves the model.
+    :param notify: how the user is called when the session ends after ``notify_after``; see ``notify.py``.
+    :param served: the same, with its address and where its key is; None for Anthropic.
+    :param own_agent: the agent, where it is one of the user's own.
     :param warnings: what the user was told about the settings, for the result.
     """
 
@@ -79,6 +83,11 @@ class SessionPlan:
     docker: bool = False
     skip_docker_autodetect: bool = False
     provider: str = "anthropic"
+    notify: tuple[str, ...] = ()
+    notify_command: Path | None = None
+    notify_after: timedelta = timedelta(minutes=1)
+    served: ProviderTable | None = None
+    own_agent: AgentTable | None = None
     warnings: tuple[str, ...] = ()
 
     @property

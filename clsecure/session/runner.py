@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -53,14 +53,17 @@ class SessionRunner:
         ui: Ui,
         around: Surroundings,
         connection: HelperConnection,
+        *,
+        asking: Callable[[], None] = lambda: None,
     ) -> None:
+        self._asking = asking
         self.context = Context(
             plan=plan,
             repository=repository,
             ui=ui,
             around=around,
             connection=connection,
-            agent=find_spec(plan.agent),
+            agent=find_spec(plan.agent, () if plan.own_agent is None else (plan.own_agent,)),
             place=around.store.session(str(plan.project), plan.session),
             warnings=list(plan.warnings),
         )
@@ -303,6 +306,7 @@ class SessionRunner:
             exporter=context.around.installation.export,
             author=context.repository.identity,
             started=record.created,
+            asking=self._asking,
         )
         decision = Decision(
             on_finish=plan.on_finish,

@@ -90,6 +90,9 @@ class Ui(Protocol):
     def banner(self, lines: Sequence[str]) -> None:
         """Say what holds the agent, before it starts."""
 
+    def ring(self, text: str, *, bell: bool, message: bool) -> None:
+        """Call whoever is not looking: by the terminal's bell, or as a message that the terminal shows."""
+
     def show_review(self, lines: Sequence[ReviewLine]) -> None:
         """Show what changed."""
 
@@ -150,6 +153,9 @@ class SilentUi:
 
     def banner(self, lines: Sequence[str]) -> None:
         """Say nothing."""
+
+    def ring(self, text: str, *, bell: bool, message: bool) -> None:
+        """Call nobody."""
 
     def show_review(self, lines: Sequence[ReviewLine]) -> None:
         """Show nothing."""

@@ -37,6 +37,7 @@ class Assignment:
     :param items: each text is one item of a list: commas in it do not part it further.
     :param wrong: why the value can't be one of this key, None when it may be.
     :param ceiling: it stands under ``[enforce]``.
+    :param table: what the one table of several with this key says, already read.
     """
 
     written: str
@@ -46,6 +47,7 @@ class Assignment:
     items: bool = False
     wrong: str | None = None
     ceiling: bool = False
+    table: object = None
 
 
 def read_own(path: Path) -> bytes:

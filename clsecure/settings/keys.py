@@ -14,6 +14,9 @@ KEYS = (
 )  # fmt: skip
 """The keys of the model, by name; a test keeps the two the same."""
 
+STRUCTURED = ("providers", "agents")
+"""Tables of ``config.toml`` that hold tables by name; no flag, variable or flat file says them."""
+
 LATER = ("docker",)
 """Keys of the predecessor that do nothing yet: an old file stays usable, and a warning says so."""
 

@@ -12,11 +12,12 @@ from typing import Any
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
-from clsecure.settings import enforce, narrowing, network, values
+from clsecure.settings import enforce, narrowing, network, structured, values
 from clsecure.settings.enforce import Ceilings
-from clsecure.settings.keys import KEYS, TOGETHER
+from clsecure.settings.keys import KEYS, STRUCTURED, TOGETHER
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
+from clsecure.settings.structured import AgentTable, ProviderTable
 
 DEFAULT_MODE = IsolationMode.NAMESPACE
 
@@ -29,12 +30,17 @@ class Settled:
     :param said: everything that was said, strongest first, before ceilings and the repository.
     :param warnings: what the user should hear about the layers.
     :param notes: what the repository narrowed.
+    :param providers: the tables of the user's and the machine's own providers; ``agents`` likewise.
+    :param served: the provider that was chosen; None for Anthropic.
     """
 
     values: Mapping[str, Any]
     sources: Mapping[str, Source]
     said: tuple[Said, ...] = ()
     ceilings: Ceilings = field(default_factory=Ceilings)
+    providers: tuple[ProviderTable, ...] = ()
+    agents: tuple[AgentTable, ...] = ()
+    served: ProviderTable | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -53,13 +59,15 @@ class NetworkSettings:
     provider: str = "anthropic"
     base_url: str | None = None
     ceilings: Ceilings = field(default_factory=Ceilings)
+    agents: tuple[AgentTable, ...] = ()
+    served: ProviderTable | None = None
 
 
 def network_settings(settled: Settled) -> NetworkSettings:
     """Return what decides over the network."""
     names = NetworkSettings.__dataclass_fields__
     found = {key: value for key, value in settled.values.items() if key in names}
-    return NetworkSettings(**found, ceilings=settled.ceilings)
+    return NetworkSettings(**found, ceilings=settled.ceilings, agents=settled.agents, served=settled.served)
 
 
 def settle(layers: Layers) -> Settled:
@@ -68,7 +76,11 @@ def settle(layers: Layers) -> Settled:
     :raises UsageError: a value that can't be accepted, naming its place, also one that a stronger layer
         overrides, since it would decide as soon as that is gone; or things that exclude each other.
     """
-    said = [Said(key=entry.key, value=_read(entry, layers), source=entry.source) for entry in layers.entries]
+    said = [
+        Said(key=entry.key, value=_read(entry, layers), source=entry.source)
+        for entry in layers.entries
+        if entry.key not in STRUCTURED
+    ]
     by_key = {key: [one for one in said if one.key == key] for key in KEYS}
     ceilings = enforce.read(layers.ceilings)
     by_key, cut = enforce.bound(by_key, ceilings)
@@ -102,14 +114,40 @@ def settle(layers: Layers) -> Settled:
         budget=found.get("budget", Budget()),
         bounds=sources.get("budget", DEFAULT),
     )
+    providers, agents, replaced = structured.combined(layers.entries, ceilings)
     return Settled(
         values=found,
         sources=sources,
         said=tuple(said),
         ceilings=ceilings,
-        warnings=(*layers.warnings, *cut, *combined.warnings, *warnings, *unused),
+        providers=providers,
+        agents=agents,
+        served=_served(found, sources, providers),
+        warnings=(*layers.warnings, *cut, *combined.warnings, *warnings, *unused, *replaced),
         notes=(*notes, *combined.notes),
     )
+
+
+def _served(
+    found: Mapping[str, Any], sources: Mapping[str, Source], providers: Sequence[ProviderTable]
+) -> ProviderTable | None:
+    """Return the provider that was chosen; None for Anthropic, whose address ``base_url`` is."""
+    name = found.get("provider", structured.ANTHROPIC)
+    where = sources.get("provider", DEFAULT)
+    served = structured.chosen(
+        name,
+        providers,
+        where=where,
+        kimi_key=found.get("kimi_api_key"),
+        kimi_source=sources.get("kimi_api_key"),
+    )
+    if served is not None and "base_url" in found:
+        raise UsageError(
+            f"base_url ({sources['base_url']}) and provider {name} ({where}) exclude each other",
+            details="base_url is the address of the provider anthropic; every other has its own.",
+            resolution="take one of them out, or give the address a table: [providers.NAME]",
+        )
+    return served
 
 
 def _counted(found: Mapping[str, Any], sources: Mapping[str, Source], ceilings: Ceilings) -> Credentials:

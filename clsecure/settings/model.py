@@ -19,6 +19,7 @@ from clsecure.policy import Budget, NetworkRule
 from clsecure.settings.enforce import Ceilings
 from clsecure.settings.layers import DEFAULT_MODE, settle
 from clsecure.settings.sources import DEFAULT, Layer, Layers, Source
+from clsecure.settings.structured import AgentTable, ProviderTable
 from clsecure.settings.values import OutputFormat, Secret, SetupNetwork
 
 DEFAULT_HOOK_SECONDS = 30
@@ -92,6 +93,9 @@ class Settings(BaseSettings):
     output: OutputFormat = OutputFormat.HUMAN
     verbose: bool = False
 
+    _providers: tuple[ProviderTable, ...] = PrivateAttr(default=())
+    _agents: tuple[AgentTable, ...] = PrivateAttr(default=())
+    _served: ProviderTable | None = PrivateAttr(default=None)
     _ceilings: Ceilings = PrivateAttr(default_factory=Ceilings)
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
@@ -101,6 +105,21 @@ class Settings(BaseSettings):
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear about the layers: what does nothing or does not count, and why."""
         return self._warnings
+
+    @property
+    def providers(self) -> tuple[ProviderTable, ...]:
+        """The tables ``[providers.NAME]`` that count; each knows where it was written."""
+        return self._providers
+
+    @property
+    def agents(self) -> tuple[AgentTable, ...]:
+        """The tables ``[agents.NAME]`` that count."""
+        return self._agents
+
+    @property
+    def served(self) -> ProviderTable | None:
+        """Who ``provider`` is; None for Anthropic."""
+        return self._served
 
     @property
     def ceilings(self) -> Ceilings:
@@ -172,6 +191,9 @@ def load(layers: Layers) -> Settings:
     finally:
         _LOADING.reset(token)
     settings._sources = dict(settled.sources)
+    settings._providers = settled.providers
+    settings._agents = settled.agents
+    settings._served = settled.served
     settings._ceilings = settled.ceilings
     settings._warnings = settled.warnings
     settings._notes = settled.notes

@@ -63,6 +63,6 @@ def _does_nothing(path: Path, assignment: Assignment) -> str:
     flag = FLAGS.get(assignment.key or "")
     if flag is not None:
         return f"{where} is not taken from a repository, which may only narrow; you can say {flag}"
-    if assignment.key in keys.KEYS:
+    if assignment.key in keys.KEYS or assignment.key in keys.STRUCTURED:
         return f"{where} is not taken from a repository; you can say it in your own settings file"
     return f"{where} is no key that a repository can set; it does nothing"

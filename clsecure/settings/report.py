@@ -19,6 +19,7 @@ from clsecure.settings.keys import KEYS, TOGETHER
 from clsecure.settings.layers import Settled
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Layer, Source
+from clsecure.settings.structured import AgentTable, ProviderTable
 from clsecure.settings.values import Secret, SetupNetwork
 
 CEILING = "ceiling"
@@ -59,7 +60,37 @@ def rows(settled: Settled, defaults: Mapping[str, object]) -> tuple[Row, ...]:
 
     :param defaults: the value of each key that nobody spoke of.
     """
-    return tuple(_row(key, settled, settled.values.get(key, defaults[key])) for key in KEYS)
+    found = [_row(key, settled, settled.values.get(key, defaults[key])) for key in KEYS]
+    found += [_table(f"providers.{each.name}", _provider(each), each.source) for each in settled.providers]
+    found += [_table(f"agents.{each.name}", _agent(each), each.source) for each in settled.agents]
+    return tuple(found)
+
+
+def _table(key: str, value: Mapping[str, object], source: Source | None) -> Row:
+    source = source or DEFAULT
+    said = {name: each for name, each in value.items() if each not in (None, {}, [])}
+    return Row(key=key, value=said, layer=source.layer.value, where=source.where or None)
+
+
+def _provider(table: ProviderTable) -> dict[str, object]:
+    """Show where the key is, and nothing that a command is told: it may be told a secret."""
+    return {
+        "base_url": table.base_url,
+        "key": str(table.key),
+        "auth": table.auth.value,
+        "models": dict(table.models),
+        "timeout_ms": table.timeout_ms,
+    }
+
+
+def _agent(table: AgentTable) -> dict[str, object]:
+    return {
+        "command": list(table.command),
+        "resume": list(table.resume),
+        "env": sorted(table.env),
+        "base_url_env": table.base_url_env,
+        "token_env": table.token_env,
+    }
 
 
 def _row(key: str, settled: Settled, value: object) -> Row:
@@ -181,7 +212,11 @@ def text(value: object) -> str:
         case bool():
             return str(value).lower()
         case Mapping():
-            parts = (f"{name}={_amount(name, most)}" for name, most in value.items() if most is not None)
+            parts = (
+                f"{name}={_amount(name, most) if isinstance(most, int | float) else text(most)}"
+                for name, most in value.items()
+                if most is not None
+            )
             return ",".join(parts) or "none"
         case list():
             return ", ".join(map(text, value)) or "none"

@@ -5,7 +5,7 @@ is the shape; what a value means (a host, a duration, a path) is judged by :mod:
 """
 
 # A key that is left out is None here, and null is no value of it: the types are those of what is written.
-# mypy: disable-error-code="assignment, valid-type"
+# mypy: disable-error-code="arg-type, assignment, valid-type"
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from clsecure.model import Credentials, IsolationMode, NetworkPolicy, OnFinish
+from clsecure.settings.structured import Auth
 from clsecure.settings.values import (
     MAX_HOOK_SECONDS,
     MIN_HOOK_SECONDS,
@@ -32,6 +33,10 @@ _Mode = Literal[tuple(each.value for each in IsolationMode)]
 _Network = Literal[tuple(each.value for each in NetworkPolicy)]
 _Credentials = Literal[tuple(each.value for each in Credentials)]
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+_Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+_Model = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,200}$")]
+
+_NO_OTHERS: dict[str, Any] = {"additionalProperties": False}
 
 
 class _Table(BaseModel):
@@ -82,6 +87,44 @@ class Setup(_Table):
     network: _Strings = Field(default=None, description="the same as setup_network")
     github_token: bool = Field(default=None, description="the script gets GH_TOKEN")
     install_dependencies: bool = Field(default=None, description="what lock files name is installed")
+
+
+class Models(_Table):
+    """Names of a provider's models, by what they are for."""
+
+    default: _Model = Field(default=None, description="the same as model")
+    opus: _Model = Field(default=None)
+    sonnet: _Model = Field(default=None)
+    haiku: _Model = Field(default=None)
+    small_fast: _Model = Field(default=None)
+    subagent: _Model = Field(default=None)
+
+
+class Provider(_Table):
+    """Somebody who serves a model by Anthropic's Messages API; exactly one key_ among them."""
+
+    base_url: str = Field(description="the address of its API, without /v1/messages")
+    key_env: _Variable = Field(default=None, description="the variable that holds its key")
+    key_file: str = Field(default=None, description="the file that holds it, mode 0600; absolute, or ~/…")
+    key_command: list[str] | str = Field(default=None, description="the command that prints it; no shell")
+    auth: Literal[tuple(each.value for each in Auth)] = Field(
+        default=None, description="how it wants the key: x-api-key, or Authorization: Bearer"
+    )
+    model: _Model = Field(default=None, description="the model that is asked")
+    models: Models = Field(default=None)
+    timeout_ms: Annotated[int, Field(ge=1000, le=86_400_000)] = Field(
+        default=None, description="how long an answer may take"
+    )
+
+
+class Agent(_Table):
+    """An agent of your own; its program is looked for inside."""
+
+    command: list[str] = Field(description="what starts it: program and arguments")
+    resume: list[str] = Field(default=None, description="what goes on with a kept session")
+    env: list[_Variable] = Field(default=None, description="variables of yours that it may see; no secrets")
+    base_url_env: _Variable = Field(default=None, description="the variable that tells it its API's address")
+    token_env: _Variable = Field(default=None, description="the variable that it takes its key from")
 
 
 class Enforce(_Table):
@@ -149,6 +192,12 @@ class ConfigFile(_Table):
     verbose: bool = Field(default=None, description="show what happens")
     egress: Egress = Field(default=None)
     setup: Setup = Field(default=None)
+    providers: dict[_Name, Provider] = Field(
+        default=None, description="providers of your own, by name", json_schema_extra=_NO_OTHERS
+    )
+    agents: dict[_Name, Agent] = Field(
+        default=None, description="agents of your own, by name", json_schema_extra=_NO_OTHERS
+    )
     enforce: Enforce = Field(default=None)
 
 

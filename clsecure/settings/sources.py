@@ -7,7 +7,9 @@ the repository; :mod:`.project` does that once it is known.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 from clsecure.errors import UsageError
 from clsecure.settings import files
 from clsecure.settings.files import MAX_FILE_BYTES, Assignment
-from clsecure.settings.keys import KEYS, LATER, SPELLINGS, canonical, nearest
+from clsecure.settings.keys import KEYS, LATER, SECRET, SPELLINGS, canonical, nearest
 
 __all__ = [
     "DEFAULT",
@@ -86,12 +88,14 @@ class Entry:
     """One value as it was written.
 
     :param item: the text is one item of a list: commas in it do not part it further.
+    :param table: what a table of ``[providers]`` or ``[agents]`` says, whose name is the text.
     """
 
     key: str
     text: str
     source: Source
     item: bool = False
+    table: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +146,14 @@ def gather(
     if file:
         found = [path for path in _candidates(env, home) if os.path.lexists(path)]
         read = found[:1]
-        toml = _directory_of_settings(env, home)
+        toml = settings_directory(env, home)
         if toml is not None and os.path.lexists(toml / TOML_NAME):
             read.append(toml / TOML_NAME)
         entries += _of_files(
             [(path, files.read_own(path)) for path in read], Layer.USER_FILE, ceilings=ceilings
         )
         warnings += [f"{path} is not read, because {found[0]} is there" for path in found[1:]]
+        warnings += _readable_secrets(entries, read)
         if home is not None:
             warnings += misplaced(home, toml / "config" if toml is not None else home / ".clsecurerc")
         paths = (system / "config", system / TOML_NAME)
@@ -175,6 +180,17 @@ def read_file(path: Path) -> list[Entry]:
         unknown key, or a key given twice under any of its spellings.
     """
     return _of_files([(path, files.read_own(path))], Layer.USER_FILE, ceilings=[])
+
+
+def _readable_secrets(entries: Sequence[Entry], paths: Sequence[Path]) -> list[str]:
+    """Return a warning for each file of the user's that holds a key and that others can read."""
+    found = []
+    for path in paths:
+        holds = any(e.key in SECRET and e.source.where.startswith(f"{path}:") for e in entries)
+        with suppress(OSError):
+            if holds and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+                found.append(f"{path} holds a key, and others can read it: chmod 600 {path}")
+    return found
 
 
 def misplaced(directory: Path, right: Path) -> list[str]:
@@ -211,6 +227,7 @@ def to_entries(path: Path, assignment: Assignment, layer: Layer) -> list[Entry]:
             text=text.text,
             source=Source(layer=layer, where=f"{path}:{text.line}"),
             item=assignment.items,
+            table=assignment.table,
         )
         for text in assignment.texts
     ]
@@ -227,7 +244,7 @@ class Once:
 
         :raises UsageError: its key was set before.
         """
-        key = assignment.key or ""
+        key = assignment.key or "" if assignment.table is None else assignment.written
         if key in self._seen:
             first, line = self._seen[key]
             place = f"in line {line}" if first == path else f"in {first}:{line}"
@@ -306,7 +323,7 @@ def _home(env: Mapping[str, str]) -> Path | None:
         return None
 
 
-def _directory_of_settings(env: Mapping[str, str], home: Path | None) -> Path | None:
+def settings_directory(env: Mapping[str, str], home: Path | None) -> Path | None:
     xdg = env.get("XDG_CONFIG_HOME", "")
     if xdg.startswith("/"):  # its specification: a relative one is to be ignored
         return Path(xdg, "clsecure")
@@ -314,7 +331,7 @@ def _directory_of_settings(env: Mapping[str, str], home: Path | None) -> Path | 
 
 
 def _candidates(env: Mapping[str, str], home: Path | None) -> list[Path]:
-    directory = _directory_of_settings(env, home)
+    directory = settings_directory(env, home)
     paths = [] if directory is None else [directory / "config"]
     if home is not None:
         paths.append(home / ".clsecurerc")

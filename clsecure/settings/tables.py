@@ -94,6 +94,8 @@ def _top(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
     table = keys.normal(name)
     if table == "enforce":
         yield from _ceilings(name, value, lines)
+    elif table in keys.STRUCTURED:
+        yield from _structured(name, table, value, lines)
     elif table not in TABLES or (table in _PARTS and isinstance(value, str)):
         yield _assignment((name,), keys.canonical(name), value, lines)
     elif not isinstance(value, dict):
@@ -126,6 +128,18 @@ def _ceilings(name: str, value: object, lines: _Lines) -> Iterator[Assignment]:
             )
         else:
             yield replace(_assignment(path, key, item, lines), ceiling=True)
+
+
+def _structured(name: str, kind: str, value: object, lines: _Lines) -> Iterator[Assignment]:
+    from clsecure.settings import structured_tables
+
+    for inner, found in structured_tables.tables(kind, value):
+        path = (name,) if inner is None else (name, inner)
+        written, line = f"{kind}.{inner[:64]}" if inner is not None else kind, lines.of((*path, *found.at))
+        texts = () if found.value is None else (Text(text=found.value.name, line=line),)
+        yield Assignment(
+            written=written, key=kind, line=line, texts=texts, wrong=found.wrong, table=found.value
+        )
 
 
 def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> Assignment:

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,11 +41,13 @@ class Kind:
 
     :param variable: of the user's environment; None for the subscription's file.
     :param inside: the variable that holds the session's token.
+    :param command: a command of the user's prints it, for a provider of the user's own.
     """
 
     prefix: str
     variable: str | None
     inside: str
+    command: bool = False
 
     def arrived(self, request: RecordedRequest, key: str) -> bool:
         """Tell whether the provider got the key with the headers of its kind, and no other credential."""
@@ -57,6 +59,7 @@ class Kind:
 
 API_KEY = Kind(prefix="sk-ant-api03-", variable="ANTHROPIC_API_KEY", inside="ANTHROPIC_AUTH_TOKEN")
 OAUTH = Kind(prefix="sk-ant-oat01-", variable="CLAUDE_CODE_OAUTH_TOKEN", inside="CLAUDE_CODE_OAUTH_TOKEN")
+COMMAND = Kind(prefix="sk-llm-test-1", variable=None, inside="ANTHROPIC_AUTH_TOKEN", command=True)
 SUBSCRIPTION = Kind(prefix="sk-ant-oat01-", variable=None, inside="CLAUDE_CODE_OAUTH_TOKEN")
 
 
@@ -98,6 +101,24 @@ def store(person: Person, file: Path, token: str, *, expires_in: float = 3600.0)
     new.rename(file)
 
 
+@pytest.fixture
+def own_provider(person: Person) -> Iterator[Callable[[str, str], None]]:
+    """Describe a provider whose key a command prints, slowly enough to be looked at."""
+    settings, store = person.home / ".config/clsecure", person.home / ".password-store"
+
+    def describe(url: str, key: str) -> None:
+        person.run(["mkdir", "-p", str(settings), str(store)]).check()
+        person.write(store / "mine", f"{key}\nuser: ada\n".encode(), mode=0o600)
+        script = f"#!/bin/sh\nread key <{store}/mine\nsleep 0.3\necho $key\n"
+        person.write(store / "show", script.encode(), mode=0o755)
+        table = f"[providers.mine]\nbase_url = '{url}'\nkey_command = '~/.password-store/show llm/mine'\n"
+        person.write(settings / "config.toml", table.encode())
+
+    yield describe
+    shutil.rmtree(settings, ignore_errors=True)
+    shutil.rmtree(store, ignore_errors=True)
+
+
 # Each mode with a key and with an OAuth token; a session takes seconds.
 @pytest.mark.parametrize(
     ("mode", "kind"),
@@ -106,29 +127,41 @@ def store(person: Person, file: Path, token: str, *, expires_in: float = 3600.0)
         for mode, kind, name in (
             ("user", API_KEY, "api-key"),
             ("user", SUBSCRIPTION, "subscription"),
+            ("user", COMMAND, "command"),
+            ("namespace", COMMAND, "command"),
             ("namespace", API_KEY, "api-key"),
             ("namespace", OAUTH, "oauth"),
         )
     ],
 )
-def test_a3_a4_a_task_is_done_and_the_key_is_nowhere_inside(person, path, subscribed, mode, kind):
-    """An API key, an OAuth token, and the subscription's file, whose token is renewed on the way."""
+def test_a3_a4_a_task_is_done_and_the_key_is_nowhere_inside(
+    person, path, subscribed, own_provider, mode, kind
+):
+    """An API key, an OAuth token, a command's, and the subscription's file, whose token is renewed."""
     keys = [kind.prefix + canary()]
     environ = {"PATH": path}
-    if kind.variable is None:
+    if kind.command:
+        # What is Anthropic's must not go to anybody else.
+        environ |= {
+            "ANTHROPIC_API_KEY": "sk-ant-api03-other",
+            "CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-other",
+        }
+    elif kind.variable is None:
         store(person, subscribed, keys[0])
         keys.append(kind.prefix + canary())
     else:
         environ[kind.variable] = keys[0]
     target = Target(
         person=person, mode=mode, repository=person.repository(f"credentials{next(_numbers)}"),
-        options=("--agent", "claude", "--verbose"),
+        options=("--agent", "claude", "--verbose", *(("--provider", "mine") if kind.command else ())),
     )  # fmt: skip
     pause = Pause()
     turns = [[text("I start."), bash(LOOK)], [bash("cat README.md")]]
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(MessagesApi(turns, pauses={1: pause}))
         stack.callback(pause.end)
+        if kind.command:
+            own_provider(api.url, keys[0])
         sampled = stack.enter_context(sampling(*(key[13:] for key in keys)))
         agent = stack.enter_context(
             target.live(CLAUDE, finish="import", env={**environ, "ANTHROPIC_BASE_URL": api.url})
@@ -142,7 +175,7 @@ def test_a3_a4_a_task_is_done_and_the_key_is_nowhere_inside(person, path, subscr
             [tool_use("Edit", file_path=readme, old_string="# Sample", new_string="# Edited")],
             [text("All is done.")],
         ]
-        if kind.variable is None:
+        if len(keys) > 1:
             store(person, subscribed, keys[1])
         pause.end()
         outcome = agent.finish().check()

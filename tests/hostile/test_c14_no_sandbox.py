@@ -65,22 +65,36 @@ class Ended:
     ran: bool
 
 
-def changed(
-    target: Target, *options: str, change: str = ":", without: object = (), unshared: tuple[str, ...] = ()
-) -> Ended:
-    """Start a session on a machine that root has changed: by commands, by a filter, by namespaces."""
-    person, mark = target.person, f"ran-{secrets.token_hex(6)}"
-    agent = ["/bin/sh", "-c", f"printf %s%s {mark[:5]} {mark[5:]}"]
+def on_changed_machine(
+    target: Target,
+    argv: list[str],
+    *,
+    change: str = ":",
+    without: object = (),
+    unshared: tuple[str, ...] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the person's on a machine that root has changed."""
+    person = target.person
     become = ["setpriv", f"--reuid={person.uid}", f"--regid={person.gid}"]
-    become += [f"--groups={','.join(map(str, person.groups))}", *target.argv(agent, *options)]
+    become += [f"--groups={','.join(map(str, person.groups))}", *argv]
     if without:
         become = ["/usr/bin/python3", "-I", "-c", WITHOUT, json.dumps(without), *become]
     script = f'set -eu\n{change}\nexec "$@"'
-    done = subprocess.run(
+    return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", *unshared, "/bin/sh", "-c", script, "sh", *become],
         cwd=target.repository, env=person.environment(), stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=2 * DEADLINE,
     )  # fmt: skip
+
+
+def changed(
+    target: Target, *options: str, change: str = ":", without: object = (), unshared: tuple[str, ...] = ()
+) -> Ended:
+    """Start a session on a machine that root has changed: by commands, by a filter, by namespaces."""
+    mark = f"ran-{secrets.token_hex(6)}"
+    agent = ["/bin/sh", "-c", f"printf %s%s {mark[:5]} {mark[5:]}"]
+    argv = target.argv(agent, *options)
+    done = on_changed_machine(target, argv, change=change, without=without, unshared=unshared)
     return Ended(
         status=done.returncode,
         stdout=done.stdout,

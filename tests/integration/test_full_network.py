@@ -444,3 +444,18 @@ def test_a_machine_that_restricts_user_namespaces_is_named(
     table = target.person.clsecure("doctor").text
     assert "by slirp4netns" in table
     assert "user.max_user_namespaces" in table
+
+
+def test_info_tries_this_machine_through_the_open_network(target: Target) -> None:
+    """What was opened is said to be open; this machine's own services are still out of reach."""
+    person = target.person
+    document = (
+        person.clsecure("info", "--mode", target.mode, "--allow-network", "--output", "json").check().json()
+    )
+    assert (document["network"], document["holds"]) == ("full", True)
+    rows = {row["property"]: row for row in document["rows"]}
+    assert rows["the internet is open, as you said"]["status"] == "not enforced here"
+    for property_ in ("services on this machine's loopback are out of reach",
+                      "services on this machine's other addresses, too",
+                      "local sockets of this machine are out of reach"):  # fmt: skip
+        assert rows[property_]["status"] == "held", rows[property_]

@@ -87,6 +87,7 @@ class MessagesApi:
     :param host: address to listen on.
     :param record: append every request to this file as one JSON line.
     :param certificate: PEM file with key and certificate: serve TLS.
+    :param prefix: what every path begins with; no other is known.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class MessagesApi:
         record: Path | None = None,
         certificate: Path | None = None,
         pauses: Mapping[int, Pause] | None = None,
+        prefix: str = "",
     ) -> None:
         self.turns = turns
+        self.prefix = prefix
         self._pauses = pauses or {}
         self.requests: list[RecordedRequest] = []
         self._record = record
@@ -127,7 +130,7 @@ class MessagesApi:
     @property
     def url(self) -> str:
         """The value for ANTHROPIC_BASE_URL."""
-        return f"{self._scheme}://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}{self.prefix}"
 
     def messages(self) -> list[RecordedRequest]:
         """Return the requests of the main conversation."""
@@ -229,7 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(raw) if raw else None
         except ValueError:
             body = None
-        path = self.path.split("?")[0]
+        path, prefix = self.path.split("?")[0], self.server_api.prefix
+        path = path.removeprefix(prefix) if path.startswith(prefix) else "/elsewhere"
         main = self.command == "POST" and path == "/v1/messages" and is_main(body)
         self.server_api.note(
             RecordedRequest(

@@ -188,7 +188,7 @@ def test_a_credential_that_the_agent_cannot_use_is_an_error() -> None:
 def test_an_unknown_agent_is_refused_with_the_names_of_the_known() -> None:
     with pytest.raises(UsageError) as caught:
         find_spec("gpt")
-    assert caught.value.resolution == "Choose one of: claude, demo"
+    assert caught.value.resolution.startswith("Choose one of: claude, demo; or ")
 
 
 def test_resume_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from clsecure.cli.options import (
     DiffOptions,
     DoctorOptions,
     ImportOptions,
+    InfoOptions,
     ListOptions,
     NetworkAction,
     NetworkOptions,
@@ -62,6 +63,8 @@ def _network(action: NetworkAction, *arguments: str) -> NetworkOptions:
         ("--yes --cleanup-all", Verb.CLEANUP, CleanupOptions(everything=True, yes=True)),
         ("import s --branch b", Verb.IMPORT, ImportOptions(session="s", branch="b")),
         ("diff 20260101-000000-abc", Verb.DIFF, DiffOptions(session="20260101-000000-abc")),
+        ("info", Verb.INFO, InfoOptions()),
+        ("--info --mode user --limit memory=4G", Verb.INFO, InfoOptions()),
         ("doctor", Verb.DOCTOR, DoctorOptions()),
         ("setup --remove --yes", Verb.SETUP, SetupOptions(remove=True, yes=True)),
         ("setup --dry-run --user bob", Verb.SETUP, SetupOptions(dry_run=True, user="bob")),
@@ -219,8 +222,6 @@ def test_what_is_a_setting_becomes_the_strongest_layer(line: str, entries: list[
         (["--limit", "memory=1"], "--limit must have at least"),
         (["config", "x"], "too much for 'clsecure config'"),
         (["--config", "--dry-run"], "does not go with 'clsecure config'"),
-        (["--info"], "not there yet"),
-        (["info"], "not there yet"),
     ],
 )
 def test_anything_else_is_one_clear_error(words: list[str], told: str) -> None:

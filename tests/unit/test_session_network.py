@@ -7,14 +7,15 @@ import json
 import time
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from clsecure import logs
-from clsecure.agents.spec import AGENTS
+from clsecure.agents.spec import GatewayAccess, environment, find_spec
 from clsecure.egress.journal import Denials, begin_run
 from clsecure.egress.wire import EgressTotals, HostProxies, HostTotals
 from clsecure.errors import EgressError, UsageError
@@ -27,6 +28,8 @@ from clsecure.session.plan import SessionPlan
 from clsecure.session.store import SessionDirectory
 from clsecure.session.traffic import closing_lines, report
 from clsecure.session.ui import SilentUi
+from clsecure.settings.sources import DEFAULT
+from clsecure.settings.structured import AgentTable, Auth, KeySource, ProviderTable, chosen
 from tests.unit.test_journal import append, line
 
 X = "\N{MULTIPLICATION SIGN}"
@@ -88,13 +91,13 @@ def context(tmp_path: Path) -> Any:
         place.make()
         return Context(
             plan=made,
-            repository=nothing,
+            repository=SimpleNamespace(top=tmp_path / "repository"),  # type: ignore[arg-type]
             ui=Ui(),
             around=Surroundings(
                 environ=environ or {}, home=tmp_path, terminal=False, installation=nothing, store=nothing
             ),
             connection=nothing,
-            agent=AGENTS[agent],
+            agent=find_spec(agent, [made.own_agent] if made.own_agent else []),
             place=place,
         )
 
@@ -407,3 +410,180 @@ def test_a_gateway_that_died_is_said(context: Any) -> None:
     assert made.warnings == ["the gateway ended during the session: the agent had no network from then on"]
     assert made.ui.said[-1].endswith("(what the log has of it)")
     assert (result.requests, result.bytes_in, result.complete) == (2, 7, False)
+
+
+# ------------------------------------------------------------ other providers
+
+
+MINE = ProviderTable(
+    name="mine",
+    base_url="https://llm.example.org:8443/coding/",
+    key=KeySource(variable="MINE_KEY"),
+    models={"default": "big", "haiku": "small"},
+    timeout_ms=5000,
+)
+KIMI = chosen("kimi", (), where=DEFAULT)
+OTHERS = {
+    "ANTHROPIC_BASE_URL": "https://anthropic.CANARY.example",
+    "ANTHROPIC_API_KEY": "sk-ant-api-CANARY",
+    "ANTHROPIC_AUTH_TOKEN": "sk-ant-auth-CANARY",
+    "CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat-CANARY",
+    "CLAUDE_CODE_USE_BEDROCK": "1",
+    "AWS_SECRET_ACCESS_KEY": "aws-CANARY",
+    "ANTHROPIC_MODEL": "claude-CANARY",
+    "ANTHROPIC_SMALL_FAST_MODEL": "claude-CANARY",
+    "ANTHROPIC_DEFAULT_HAIKU_MODEL": "claude-CANARY",
+    "ANTHROPIC_DEFAULT_OPUS_MODEL": "claude-CANARY",
+    "ANTHROPIC_BETAS": "CANARY",
+    "CLAUDE_CODE_SUBAGENT_MODEL": "claude-CANARY",
+}
+"""Everything that is Anthropic's or a cloud's, in the user's environment."""
+
+
+def inside(made: Context, arranged: Any) -> dict[str, str]:
+    access = GatewayAccess(port=1, token="token", credential_variable=arranged.variable)
+    return environment(
+        made.agent,
+        made.around.environ,
+        user="worker",
+        home=PurePosixPath("/home/worker"),
+        session="default",
+        terminal=False,
+        gateway=access if arranged.gateway else None,
+        credentials=arranged.given,
+        models=arranged.models,
+    )
+
+
+@pytest.mark.parametrize("auth", Auth)
+@pytest.mark.parametrize("network", [API, ALLOWLIST, FULL])
+def test_another_provider_gets_its_own_key_and_nothing_of_anthropics(
+    context: Any, tmp_path: Path, auth: Auth, network: NetworkPolicy
+) -> None:
+    (tmp_path / ".claude").mkdir()
+    (tmp_path / ".claude/.credentials.json").write_text('{"claudeAiOauth": {"accessToken": "file-CANARY"}}')
+    served = dataclasses.replace(MINE, auth=auth)
+    made = context(plan(network, served=served), {**OTHERS, "MINE_KEY": "the-key"})
+    arranged = arrange(made)
+    assert arranged.gateway is not None
+    provider, credential = arranged.gateway.provider, arranged.gateway.credential
+    assert provider.base_url == "https://llm.example.org:8443/coding"
+    assert (provider.prefix, provider.user_named) == ("/coding", True)
+    assert credential.current() == "the-key"
+    assert credential.kind == ("api_key" if auth is Auth.API_KEY else "bearer")
+    assert arranged.given == {}
+    env = inside(made, arranged)
+    assert env["ANTHROPIC_MODEL"] == "big"
+    assert env["ANTHROPIC_DEFAULT_HAIKU_MODEL"] == "small"
+    assert env["API_TIMEOUT_MS"] == "5000"
+    assert env["ANTHROPIC_AUTH_TOKEN"] == "token"
+    assert "CANARY" not in str(env) + str(arranged) + repr(credential.current())
+    assert "the-key" not in str(env) + str(arranged)
+
+
+def test_a_copied_key_of_another_provider_comes_alone(context: Any) -> None:
+    copied = plan(API, served=MINE, credentials=Credentials.COPY)
+    made = context(copied, {**OTHERS, "MINE_KEY": "the-key"})
+    arranged = arrange(made)
+    assert arranged.given == {
+        "ANTHROPIC_API_KEY": "the-key",
+        "ANTHROPIC_BASE_URL": "https://llm.example.org:8443/coding",
+    }
+    env = inside(made, arranged)
+    assert "CANARY" not in str(env)
+    assert env["ANTHROPIC_MODEL"] == "big"
+    assert decide(arranged.gateway.policy, "llm.example.org", 8443).allowed
+    assert not decide(arranged.gateway.policy, "api.anthropic.com", 443).allowed
+
+
+def test_a_key_that_the_session_does_not_use_is_not_asked_for(context: Any) -> None:
+    for made in (
+        plan(NONE, served=MINE),
+        plan(API, served=MINE, credentials=Credentials.NONE),
+        plan(ALLOWLIST, served=MINE, agent="demo"),
+    ):
+        arrange(context(made, {}, made.agent))
+
+
+@pytest.mark.parametrize("changes", [{}, {"shell": True}, {"command": ("claude",)}])
+@pytest.mark.parametrize("credentials", [Credentials.INJECT, Credentials.COPY])
+def test_without_its_key_another_provider_is_not_asked_with_any_other(
+    context: Any, changes: dict[str, Any], credentials: Credentials
+) -> None:
+    with pytest.raises(EgressError, match="provider mine: MINE_KEY is not set"):
+        arrange(context(plan(API, served=MINE, credentials=credentials, **changes), dict(OTHERS)))
+
+
+def test_kimis_requests_go_to_kimi_with_kimis_key(context: Any) -> None:
+    made = context(plan(API, served=KIMI), {**OTHERS, "KIMI_API_KEY": "kimi-key"})
+    config = arrange(made).gateway
+    assert config.provider.base_url == "https://api.kimi.com/coding"
+    assert not config.provider.user_named
+    assert (config.credential.kind, config.credential.current()) == ("api_key", "kimi-key")
+    env = inside(made, arrange(made))
+    assert "CANARY" not in str(env)
+    assert env["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] == "1"
+    copied = context(
+        plan(API, served=KIMI, credentials=Credentials.COPY), {**OTHERS, "KIMI_API_KEY": "kimi-key"}
+    )
+    assert arrange(copied).given == {
+        "ANTHROPIC_API_KEY": "kimi-key",
+        "ANTHROPIC_BASE_URL": "https://api.kimi.com/coding",
+    }
+
+
+def test_anthropic_gets_no_key_of_another_provider(context: Any) -> None:
+    environ = {
+        "MINE_KEY": "CANARY",
+        "KIMI_API_KEY": "CANARY",
+        "ANTHROPIC_API_KEY": KEY,
+        "ANTHROPIC_MODEL": "m",
+    }
+    made = context(plan(API), environ)
+    arranged = arrange(made)
+    assert arranged.gateway.credential.current() == KEY
+    env = inside(made, arranged)
+    assert "CANARY" not in str(env)
+    assert env["ANTHROPIC_MODEL"] == "m"
+
+
+OWN = AgentTable(
+    name="own",
+    command=("own",),
+    resume=("own",),
+    env=frozenset({"OWN_MODEL"}),
+    base_url_env="OWN_URL",
+    token_env="OWN_KEY",  # a variable's name
+)
+
+
+def test_an_agent_of_the_users_own_is_told_by_its_own_variables(context: Any) -> None:
+    made = context(
+        plan(API, served=MINE, agent="own", own_agent=OWN),
+        {"MINE_KEY": "the-key", "OWN_MODEL": "m", "OTHER": "x", "ANTHROPIC_MODEL": "claude"},
+        "own",
+    )
+    env = inside(made, arrange(made))
+    assert (env["OWN_URL"], env["OWN_KEY"], env["OWN_MODEL"]) == ("http://127.0.0.1:1", "token", "m")
+    assert {name for name in env if "ANTHROPIC" in name or name == "OTHER"} == set()
+
+
+def test_an_agent_of_the_users_own_holds_a_copied_key_under_its_own_variable(context: Any) -> None:
+    copied = plan(API, served=MINE, agent="own", own_agent=OWN, credentials=Credentials.COPY)
+    arranged = arrange(context(copied, {"MINE_KEY": "the-key"}, "own"))
+    assert arranged.given == {"OWN_KEY": "the-key", "OWN_URL": "https://llm.example.org:8443/coding"}
+    copied = plan(API, agent="own", own_agent=OWN, credentials=Credentials.COPY)
+    arranged = arrange(context(copied, WITH_KEY, "own"))
+    assert arranged.given == {"OWN_KEY": KEY, "OWN_URL": "https://api.anthropic.com"}
+
+
+def test_a_subscription_is_for_claude_alone(context: Any) -> None:
+    made = context(plan(API, agent="own", own_agent=OWN), {"CLAUDE_CODE_OAUTH_TOKEN": "t"}, "own")
+    with pytest.raises(EgressError, match="own has no use for a credential from CLAUDE_CODE_OAUTH_TOKEN"):
+        arrange(made)
+
+
+def test_the_opening_names_who_serves(context: Any) -> None:
+    made = context(plan(API, served=MINE), {"MINE_KEY": "the-key"})
+    lines = list(opening_lines(made.plan, arrange(made).gateway, uses_api=True))
+    assert "the model is served by mine, https://llm.example.org:8443/coding/" in lines

@@ -224,7 +224,7 @@ def test_of_a_budget_each_part_is_the_strongest_layers(tmp_path: Path) -> None:
 
 def test_what_network_check_asks_has_the_defaults_of_the_model() -> None:
     for field in dataclasses.fields(NetworkSettings):
-        if field.name == "ceilings":
+        if field.name in {"ceilings", "agents", "served"}:
             continue
         assert field.default == Settings.model_fields[field.name].default
 

@@ -11,7 +11,9 @@ import jsonschema
 import pytest
 
 from clsecure.settings import schema
-from clsecure.settings.keys import KEYS
+from clsecure.settings.keys import KEYS, STRUCTURED
+from clsecure.settings.structured import ROLES
+from clsecure.settings.structured_tables import AGENT_KEYS, PROVIDER_KEYS
 from clsecure.settings.tables import EGRESS, ENFORCE, LIMITS, SETUP, TABLES
 from tests.support.person import CHECKOUT
 from tests.unit.test_settings_system import CEILINGS
@@ -34,8 +36,11 @@ def test_it_is_a_schema() -> None:
 
 
 def test_it_has_exactly_the_keys_of_the_model_and_the_tables() -> None:
-    assert set(DOCUMENT["properties"]) == {*KEYS, *TABLES, "enforce"}
-    for name, table in {"Egress": EGRESS, "TimedLimits": LIMITS, "Setup": SETUP, "Enforce": ENFORCE}.items():
+    assert set(DOCUMENT["properties"]) == {*KEYS, *TABLES, *STRUCTURED, "enforce"}
+    for name, table in {
+        "Egress": EGRESS, "TimedLimits": LIMITS, "Setup": SETUP, "Enforce": ENFORCE,
+        "Provider": PROVIDER_KEYS, "Models": ROLES, "Agent": AGENT_KEYS,
+    }.items():  # fmt: skip
         assert set(DOCUMENT["$defs"][name]["properties"]) == set(table)
 
 
@@ -57,6 +62,8 @@ def test_it_accepts_every_ceiling(ceiling: str) -> None:
      "[limits]\nmemory = 0", "[limits]\nmemory = '4 gigs'", "[limits]\nswap = 1",
      "cleanup_hook_timeout = 301", "presets = ['hunter2']", "notify = ['mail']",
      "[enforce]\nmoed = 'user'", "[enforce]\nmounts = 5",
+     "providers = 'mine'", "[providers.Mine]\nbase_url = 'https://a'", "[providers.mine]\nkey_env = 'A'",
+     "[providers.mine]\nbase_url = 'https://a'\nkey = 'hunter2'", "[agents.own]\ncommand = 'own'",
      "session = '../x'", "[setup]\nscript = 5", "output = 'xml'"],
 )  # fmt: skip
 def test_it_refuses_what_the_readers_refuse(content: str) -> None:

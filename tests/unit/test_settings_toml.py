@@ -28,6 +28,7 @@ SECRET = "hunter2-CANARY"
 def file(tmp_path: Path) -> Path:
     path = tmp_path / ".config/clsecure/config.toml"
     path.parent.mkdir(parents=True)
+    path.touch(mode=0o600)  # one that holds a key is warned of where others can read it
     return path
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def execute(invocation: Invocation, ui: Ui) -> int:
     """Import without asking: the command is the answer."""
+    from clsecure.cli.companions import imported, session_hooks
     from clsecure.model import OnFinish
     from clsecure.session.finish import Decision
     from clsecure.session.kept import kept_session
@@ -45,6 +46,14 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         finished = kept.finish.conclude(record, decision)
     if finished.imported is None:
         ui.note("there is nothing to import")
+    else:
+        imported(
+            session_hooks(ui),
+            session_id=record.session_id,
+            project=record.project,
+            session=record.session,
+            what=finished.imported,
+        )
     if invocation.output is OutputFormat.JSON:
         render.write_json(
             {

@@ -249,20 +249,17 @@ def _repository() -> Path | None:
 
 
 def _question(settings: NetworkSettings, policy: EgressPolicy, where: str) -> Question:
-    provider = find_provider(os.environ, base_url=settings.base_url)
+    from clsecure.agents.spec import find_spec
+
+    provider = find_provider(os.environ, base_url=settings.base_url, served=settings.served)
+    uses_api = find_spec(settings.agent, settings.agents).base_url_env is not None
     return Question(
         policy=policy,
         where=where,
-        api=None if settings.credentials is Credentials.NONE or not _uses_api(settings.agent) else provider,
+        api=provider if uses_api and settings.credentials is not Credentials.NONE else None,
         credentials=settings.credentials,
         allow_private=settings.allow_private,
     )
-
-
-def _uses_api(agent: str) -> bool:
-    from clsecure.agents.spec import find_spec
-
-    return find_spec(agent).base_url_env is not None
 
 
 def _exact(pattern: HostPattern, *, path: str | None) -> Target:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clsecure.cli import render
 from clsecure.cli.options import Invocation, RunOptions
+from clsecure.errors import ClsecureError
 from clsecure.installation import require_installation
 from clsecure.model import NetworkPolicy, OnFinish
 from clsecure.privileged.client import HelperConnection
@@ -30,12 +31,14 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     # sudo and the helper take as long to start as the imports below: let them start meanwhile.
     installation = None if options.dry_run else require_installation()
     connection = HelperConnection(installation.helper) if installation else None
+    failure: ClsecureError | None = None
     try:
         from clsecure.workspace.repository import discover
 
         with ThreadPoolExecutor(1) as background:
             # git is asked meanwhile, too.
             discovered = background.submit(discover, Path.cwd())
+            from clsecure.cli.companions import Companions
             from clsecure.session import runner
             from clsecure.session.context import Surroundings
             from clsecure.session.store import Store
@@ -49,6 +52,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         if installation is None or connection is None:
             _show(plan, settings, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
+        companions = Companions(plan, ui)
+        companions.begin()
         around = Surroundings(
             environ=dict(os.environ),
             home=Path.home(),
@@ -56,16 +61,26 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             installation=installation,
             store=Store(),
         )
-        result = runner.SessionRunner(plan, repository, ui, around, connection).run()
+        session = runner.SessionRunner(plan, repository, ui, around, connection, asking=companions.asking)
+        try:
+            result = session.run()
+        except ClsecureError as error:
+            failure = error
     finally:
+        # Before anything else is called: it finds the session's account free.
         if connection is not None:
             connection.close()
+    if failure is not None:
+        companions.failed(failure)
+        raise failure
+    companions.ended(result)
     if invocation.output is OutputFormat.JSON:
         render.write_json(render.plain(result))
     return result.exit_code
 
 
 def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
+    from clsecure.agents.spec import find_spec
     from clsecure.cli.reach import reach
     from clsecure.cli.setup_reach import SetupReach, setup_reach
     from clsecure.session.plan import SessionPlan, new_session_id
@@ -87,6 +102,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         ui.warn(warning)
     for note in (*settings.notes, *reached.notes, *setup.notes):
         ui.note(note)
+    find_spec(settings.agent, settings.agents)  # a dry run says so, too, when there is none
     shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     toolchains = within(shared, settings.ceilings)
     now = datetime.now().astimezone()
@@ -126,6 +142,11 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         cleanup_hook_timeout=settings.cleanup_hook_timeout,
         skip_docker_autodetect=settings.skip_docker_autodetect,
         provider=settings.provider,
+        notify=settings.notify,
+        notify_command=settings.notify_command,
+        notify_after=settings.notify_after,
+        served=settings.served,
+        own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
         warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
     )
 
@@ -163,7 +184,8 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
         NetworkPolicy.ALLOWLIST: "the model's API and the allowed hosts",
         NetworkPolicy.FULL: "the internet",
     }[plan.network]
-    what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else plan.agent
+    own = f"{plan.agent}: {' '.join(plan.own_agent.command)}" if plan.own_agent else plan.agent
+    what = " ".join(plan.command) if plan.command else "a shell" if plan.shell else own
     finish = "ask on a terminal, else keep" if plan.on_finish is OnFinish.ASK else plan.on_finish.value
     copied = "the whole history" if plan.full_clone else "the last 50 commits"
     ui.banner(
