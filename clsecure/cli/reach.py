@@ -67,7 +67,7 @@ def reach(
     if settings.network is not NetworkPolicy.NONE and settings.credentials is not Credentials.NONE:
         # With the full network, too, the gateway or the agent itself takes the key to that address.
         if settings.served is None:
-            _refuse_other_provider(settings.ceilings, environ)
+            _refuse_other_provider(settings.ceilings, environ, settings.credentials)
         provider = find_provider(environ, base_url=settings.base_url, served=settings.served)
         if through_gateway:
             _refuse_denied_provider(provider, settings.deny_domains)
@@ -161,14 +161,21 @@ def presets_of(
         return resolve(names, environ=environ, home=home, repository_top=repository)
 
 
-def _refuse_other_provider(ceilings: Ceilings, environ: Mapping[str, str]) -> None:
-    """The variable makes a provider's name mean somebody else, which a ceiling of names must not allow."""
-    if ceilings.providers is not None and environ.get("ANTHROPIC_BASE_URL"):
-        raise UsageError(
-            "ANTHROPIC_BASE_URL asks for more than this machine allows",
-            details=f"The ceiling is set by {ceilings.sources['providers']}.",
-            resolution="unset it, or ask an administrator",
-        )
+def _refuse_other_provider(ceilings: Ceilings, environ: Mapping[str, str], credentials: Credentials) -> None:
+    """A variable can make a provider's name mean somebody else, which a ceiling of names must not allow."""
+    if ceilings.providers is None:
+        return
+    from clsecure.agents.environment import CLAUDE_CLOUDS
+
+    # An agent that holds its key itself would take these with it, and ask a cloud.
+    names = ("ANTHROPIC_BASE_URL", *(CLAUDE_CLOUDS if credentials is Credentials.COPY else ()))
+    for name in names:
+        if environ.get(name):
+            raise UsageError(
+                f"{name} asks for more than this machine allows",
+                details=f"The ceiling is set by {ceilings.sources['providers']}.",
+                resolution="unset it, or ask an administrator",
+            )
 
 
 def _refuse_denied_provider(provider: Provider, deny: tuple[NetworkRule, ...]) -> None:

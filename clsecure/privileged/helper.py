@@ -765,15 +765,24 @@ class Disk:
             return "disk"
         if self.limit and self.pipe < 0 and time.monotonic() >= self.next:
             free = self.free()
+            # Of all that was ever free: else room that is given back hides as much new growth.
+            self.counted = max(self.counted, free) if self.counted >= 0 else self.counted
             if self.counted < 0 or self.counted - free >= min(self.limit // 20, 64 << 20):
                 self.counted = free
-                self._count()
+                return self._count()
         return None
 
-    def _count(self) -> None:
-        self.until = time.monotonic() + 3 * COUNT_SECONDS
-        self.pipe, words = os.pipe2(os.O_CLOEXEC)
-        self.pid = os.fork()
+    def _count(self) -> str | None:
+        """Begin to count; what can't be counted, for want of processes say, is too much."""
+        read, words = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(read)
+            os.close(words)
+            return "disk"
+        # Only now is there a child to end: without one its number is 0, which means all of our group.
+        self.pipe, self.until = read, time.monotonic() + 3 * COUNT_SECONDS
         if self.pid == 0:
             null = os.open("/dev/null", os.O_RDWR)
             for target, fd in ((0, null), (1, words), (2, null)):
@@ -789,6 +798,7 @@ class Disk:
 
             run_and_exit(execute)
         os.close(words)
+        return None
 
     def _result(self) -> str | None:
         words = os.read(self.pipe, 64).split()

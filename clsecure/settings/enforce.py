@@ -66,7 +66,7 @@ def read(entries: Sequence[Entry]) -> Ceilings:
     sources = {key: each[0].source for key, each in by_key.items()}
     for key, those in by_key.items():
         try:
-            name, value = _READERS[key](key, [entry for entry in those if entry.text])
+            name, value = _READERS[key](key, [entry for entry in those if entry.text or not entry.item])
         except ValueError as error:
             raise UsageError(
                 f"{those[0].source}: enforce.{key} {error}",

@@ -62,7 +62,9 @@ _PARTS = {"budget": values.BUDGET_PARTS, "limits": values.LIMIT_PARTS}
 _MAX_INTEGER = 1 << 63
 _MAX_AHEAD = 50
 # tomllib's time grows with the square of a dotted key's parts; a host name in quotes has 127 at most.
-_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){128}""", re.ASCII)
+_DOTTED = re.compile(
+    r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]++|\\.){0,64}+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){128}""", re.ASCII
+)
 _POSITION = re.compile(r"at line ([0-9]+)")
 
 _Name = tuple[str, ...]

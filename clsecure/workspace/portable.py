@@ -26,6 +26,7 @@ HOOK_FILES = (".claude/settings.json", ".claude/settings.local.json")
 _MAX_FILE = 1 << 20
 _MAX_RULES = 100_000
 _MAX_SERVERS = 100
+_MAX_PATH = 4096
 
 _PROGRAM = re.compile(
     r"python(?:3(?:\.\d+)?)?|pip3?|pipx|uvx?|poetry|node|nodejs|np[mx]|pnp[mx]|yarn|corepack|bunx?|deno|tsx"
@@ -81,12 +82,13 @@ class Inside:
 
     def exists(self, path: PurePosixPath) -> bool:
         """Tell whether a program of the host's is there under this path."""
-        for place in (path, *path.parents):
-            if place in self.places:
-                found = self.places[place] / path.relative_to(place)
-                # Not Path.is_file(): it raises for names that no file can have.
-                return os.path.isfile(found) and os.access(found, os.X_OK)  # noqa: PTH113
-        return False
+        # Not path.parents: of a path with 100,000 parts, as a repository may write it, they fill the memory.
+        place = max(filter(path.is_relative_to, self.places), key=lambda each: len(each.parts), default=None)
+        if place is None or ".." in path.parts:
+            return False
+        found = self.places[place] / path.relative_to(place)
+        # Not Path.is_file(): it raises for names that no file can have.
+        return os.path.isfile(found) and os.access(found, os.X_OK)  # noqa: PTH113
 
     def has(self, name: str) -> bool:
         """Tell whether a program of this name is on the PATH."""
@@ -141,6 +143,8 @@ def hook_rewrites(data: bytes, workspace: PurePosixPath) -> tuple[Rewrite, ...]:
 
 def portable_program(command: str, inside: Inside) -> str | None:
     """Return the command that is the same program inside, None where there is nothing to change."""
+    if len(command) > _MAX_PATH:
+        return None
     start = next((home for home in _HOMES if command.startswith(home)), None)
     path = PurePosixPath(inside.home, command[len(start) :]) if start else PurePosixPath(command)
     if not path.is_absolute() or ".." in path.parts or not _PROGRAM.fullmatch(path.name):

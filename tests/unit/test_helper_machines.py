@@ -108,6 +108,35 @@ def test_odd_limits_are_refused(limits: dict[str, object]) -> None:
         helper.parse_limits({"limits": limits})
 
 
+def test_a_count_that_can_not_begin_ends_the_session_and_kills_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The agent may have used up the processes of the container that all of this runs in."""
+    disk = helper.Disk({"home": str(tmp_path)}, 1 << 30)
+    killed: list[int] = []
+
+    def fail() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(helper.os, "fork", fail)
+    monkeypatch.setattr(helper.os, "kill", lambda pid, _: killed.append(pid))
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    assert disk.look([]) == "disk"
+    disk.close()
+    assert killed == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_room_that_was_given_back_hides_no_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    disk = helper.Disk({"home": str(tmp_path)}, 1 << 30)
+    counts: list[int] = []
+    monkeypatch.setattr(helper.Disk, "_count", lambda self: counts.append(self.counted))
+    for free in (50 << 30, 55 << 30, 50 << 30):
+        monkeypatch.setattr(helper.Disk, "free", lambda _, free=free: free)
+        assert disk.look([]) is None
+    assert counts == [50 << 30, 50 << 30]
+
+
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("settings", "complaint"),

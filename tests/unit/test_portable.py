@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -110,6 +111,22 @@ def given(system: Path):
 )
 def test_a_command_in_somebodys_own_tools_becomes_the_program_alone(given, command, portable):
     assert portable_program(command, given()) == portable
+
+
+@pytest.mark.parametrize(
+    "command", ["/usr/" + "a/" * 500_000 + "npx", "/home/u/" + "a/" * 500_000 + "npx"], ids=["there", "home"]
+)
+def test_a_command_of_endless_parts_costs_nothing(given, command):
+    """A megabyte of them took all of the memory."""
+    place = given()
+    before, limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, limit))
+    try:
+        data = json.dumps({"mcpServers": {"one": {"command": command}}}).encode()
+        assert mcp_rewrites(data, place) == ()
+        assert not place.exists(PurePosixPath(command))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, limit))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from clsecure.agents.environment import CLAUDE_CLOUDS
 from clsecure.cli.reach import reach
 from clsecure.egress.live import LivePolicy
 from clsecure.errors import EgressError, UsageError
@@ -230,6 +232,16 @@ def test_the_providers_own_variable_can_not_rename_a_provider(machine: Path, net
     assert reach(found, environ={}, home=machine, repository=None, ui=SilentUi()).policy
 
 
+@pytest.mark.parametrize("name", sorted(CLAUDE_CLOUDS))
+def test_a_cloud_is_another_provider_where_the_agent_would_ask_it(machine: Path, name: str) -> None:
+    write(machine / "config.toml", "[enforce]\nproviders = ['anthropic']\n")
+    for credentials, refused in (("inject", False), ("copy", True)):
+        found = load(layers(machine, f"network = full\ncredentials = {credentials}\n"))
+        expected = pytest.raises(UsageError, match=f"{name} asks for more") if refused else nullcontext()
+        with expected:
+            reach(found, environ={name: "1"}, home=machine, repository=None, ui=SilentUi())
+
+
 def test_shared_toolchains_are_mounts_like_any_other(machine: Path) -> None:
     brew = (Mount(source=Path("/home/linuxbrew/.linuxbrew/bin"), target=Path("/x"), direct=True),)
     for ceiling, left in (("[]", ()), ("['/home/linuxbrew:ro']", brew), ("['/opt']", ())):
@@ -252,7 +264,8 @@ def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: 
 @pytest.mark.parametrize(
     "ceiling",
     ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'", "limits = 5",
-     "mounts = ['relative']", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'"],
+     "mounts = ['relative']", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'",
+     "mode = ''"],
 )  # fmt: skip
 def test_a_ceiling_that_makes_no_sense_starts_nothing(machine: Path, ceiling: str) -> None:
     write(machine / "config.toml", f"[enforce]\n{ceiling}\n")

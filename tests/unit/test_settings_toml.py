@@ -200,6 +200,7 @@ def test_the_line_of_a_key_is_found_however_it_is_written(file: Path, content: s
         (b"mode = 'user'\nagent = '\xff'", 2, "UTF-8"),
         ("\n" + ".".join("a" * 200) + " = 1", 2, "too many parts"),
         ("[" + ".".join(["'a.b'", '"c"'] * 100) + "]", 1, "too many parts"),
+        pytest.param(".".join(['"\\""'] * 12_000) + " = 1", 1, "too many parts", id="escaped quotes"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line_and_not_shown(
@@ -285,12 +286,15 @@ def test_anything_is_read_or_is_one_error(content: bytes | str) -> None:
         "'" + "a" * 100 + "' = " + "[" * 60 + "]" * 60,
         "a" + " " * 300 + "b",
         ".".join(['"a b"'] * 120) + " =",
+        'a = "' + '\\"' * 30_000,
     ],
-    ids=["dotted", "table", "array", "nested", "spaces", "quoted"],
+    ids=["dotted", "table", "array", "nested", "spaces", "quoted", "escapes"],
 )
 @pytest.mark.timeout(30)
 def test_no_file_of_this_size_takes_long(line: str) -> None:
-    content = "\n".join(f"{line}".replace("a", f"a{n}") for n in range(MAX_FILE_BYTES // (len(line) * 2)))
+    content = "\n".join(
+        f"{line}".replace("a", f"a{n}") for n in range(max(1, MAX_FILE_BYTES // (len(line) * 2)))
+    )
     started = time.process_time()
     with contextlib.suppress(UsageError):
         parse(content.encode()[:MAX_FILE_BYTES], Path("/x/config.toml"))
