@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 
 from tests.support.person import Person
 from tests.support.shared_setup import person_with_clsecure
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would all that the tests start and end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
 
