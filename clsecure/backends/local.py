@@ -181,7 +181,7 @@ def _open_source(mount: Mount) -> int:
         raise UsageError(
             f"{mount.source} can't be mounted",
             details=f"It leads to {place}",
-            resolution="toolchains = false in your settings goes without it",
+            resolution="take the link away, or leave it out (a shared Homebrew: toolchains = false)",
         )
     return fd
 

@@ -200,7 +200,8 @@ def _run(
         report = json.loads(ended.report.split(b"\n", 1)[0] or b"{}")
     except (ValueError, RecursionError):
         report = {}
-    return report if isinstance(report, dict) else {}, ended.last, ended.status is not None
+    last = (*ended.last, *ended.warnings)
+    return report if isinstance(report, dict) else {}, last, ended.status is not None
 
 
 def _warning(report: Mapping[str, Any], last: tuple[str, ...], *, in_time: bool) -> str | None:

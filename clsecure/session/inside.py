@@ -21,6 +21,7 @@ from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway
 from clsecure.errors import StateError
 from clsecure.model import SandboxCommand, SandboxSpec, WorkerAccount
+from clsecure.session import limits
 from clsecure.session.relay import write_all
 from clsecure.terminal import escape
 from clsecure.verify.host import check_barrier, require
@@ -45,11 +46,13 @@ class Ended:
     :param status: 128+N for signal N; None when the time was over.
     :param report: the beginning of its standard output; hostile.
     :param last: the last lines of the rest, escaped and cut.
+    :param warnings: limits that struck.
     """
 
     status: int | None
     report: bytes
     last: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 class OutputLog:
@@ -219,7 +222,8 @@ def run_inside(
             # Every writer is dead.
             for reader in readers:
                 reader.join(timeout=_DRAIN_SECONDS)
-        return Ended(status=status, report=bytes(report.data), last=tuple(log.last))
+        struck = () if sandbox.end is None else tuple(limits.warnings(sandbox.end, spec.limits))
+        return Ended(status=status, report=bytes(report.data), last=tuple(log.last), warnings=struck)
 
 
 class _Beginning:

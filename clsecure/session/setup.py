@@ -205,6 +205,8 @@ class Setup:
                 )
             finally:
                 output.close()
+        for warning in ended.warnings:
+            context.warn(warning)
         return ended
 
     # ------------------------------------------------------------ words

@@ -294,7 +294,9 @@ def _mounts(value: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:
         real = Path(os.path.realpath(mount.source))
         rights = [read_only for place, read_only in allowed if real.is_relative_to(place)]
         if rights:
-            kept.append(replace(mount, read_only=mount.read_only or all(rights)))
+            read_only = mount.read_only or all(rights)
+            # What was judged is what is mounted: no link that somebody puts there in between.
+            kept.append(replace(mount, source=real, read_only=read_only, direct=True))
     return tuple(kept)
 
 

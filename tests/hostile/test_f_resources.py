@@ -208,6 +208,21 @@ def rss(pid: int) -> int:
     return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS")), 0)
 
 
+def test_f2_what_a_setup_eats_is_limited_and_told(target: Target) -> None:
+    person, script = target.person, target.person.home / f"eat-{secrets.token_hex(4)}.py"
+    person.write(
+        script,
+        f"#!/usr/bin/python3 -I\n{_EAT}".replace("sys.argv[1], int(sys.argv[2])", "'heap', 400").encode(),
+    )
+    setup = replace(target, session="setup")
+    env = {"CLSECURE_SETUP_SCRIPT": str(script)}
+    result = setup.attack("true", *limited("memory=128M"), env=env).result
+    [step] = result["setup"]
+    assert (step["status"], step["exit_code"] != 0) == ("failed", True)
+    assert any("memory ran out" in warning for warning in result["warnings"])
+    person.clsecure("cleanup", result["worker_user"], "--yes").check()
+
+
 def test_f8_a_limit_that_can_not_be_enforced_is_named_before_the_start(target: Target) -> None:
     marker = f"marker-{secrets.token_hex(6)}"
     memory = "/sys/fs/cgroup/memory"
