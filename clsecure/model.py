@@ -105,7 +105,7 @@ class Mount:
     source: Path
     target: Path
     read_only: bool = True
-    direct: bool = False
+    direct: bool = field(default=False, compare=False)
     """The source is refused where a link is on the way to it."""
 
 

@@ -134,7 +134,7 @@ def bound(
             # What a repository says can only narrow; what it says too much does nothing anyway.
             value = said.value if said.source.layer is Layer.PROJECT else cut(said.value, ceilings)
             if value == said.value:
-                kept.append(said)
+                kept.append(replace(said, value=value))
                 continue
             if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT) and not lenient:
                 raise UsageError(
