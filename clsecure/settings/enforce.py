@@ -133,7 +133,7 @@ def bound(
         for said in by_key.get(key, ()):
             # What a repository says can only narrow; what it says too much does nothing anyway.
             value = said.value if said.source.layer is Layer.PROJECT else cut(said.value, ceilings)
-            if value == said.value:
+            if value == (_resolved(said.value) if key == "mounts" else said.value):
                 kept.append(replace(said, value=value))
                 continue
             if said.source.layer in (Layer.FLAG, Layer.ENVIRONMENT) and not lenient:
@@ -290,14 +290,16 @@ def _mounts(value: tuple[Mount, ...], ceilings: Ceilings) -> tuple[Mount, ...]:
     if allowed is None:
         return value
     kept = []
-    for mount in value:
-        real = Path(os.path.realpath(mount.source))
-        rights = [read_only for place, read_only in allowed if real.is_relative_to(place)]
+    for mount in _resolved(value):
+        rights = [read_only for place, read_only in allowed if mount.source.is_relative_to(place)]
         if rights:
-            read_only = mount.read_only or all(rights)
-            # What was judged is what is mounted: no link that somebody puts there in between.
-            kept.append(replace(mount, source=real, read_only=read_only, direct=True))
+            kept.append(replace(mount, read_only=mount.read_only or all(rights)))
     return tuple(kept)
+
+
+def _resolved(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    """Return mounts as they are judged: what is mounted then is that, and no link put there in between."""
+    return tuple(replace(m, source=Path(os.path.realpath(m.source)), direct=True) for m in mounts)
 
 
 def _time_limit(value: timedelta | None, ceilings: Ceilings) -> timedelta | None:

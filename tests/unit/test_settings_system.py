@@ -264,6 +264,9 @@ def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: 
     found = load(layers(machine, "", *flags(mounts=f"{data}/in:/x:ro")))
     assert found.mounts == (Mount(source=data / "in", target=Path("/x"), read_only=True),)
     assert found.mounts[0].direct
+    (machine.parent / "way").symlink_to(data)
+    found = load(layers(machine, "", *flags(mounts=f"{machine.parent}/way/in:/x:ro")))
+    assert [mount.source for mount in found.mounts] == [data / "in"]
 
 
 @pytest.mark.parametrize(
