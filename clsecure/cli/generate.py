@@ -32,22 +32,29 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "--output": tuple(each.value for each in OutputFormat),
     "--allow-preset": PRESETS,
 }
-_SESSIONS = {
-    "bash": "_clsecure_sessions",
-    "zsh": "_clsecure_sessions",
-    "fish": "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\\$')",
-    "preamble": {
-        # compgen expands its words: nothing but the letters that names of sessions have must reach it.
-        "bash": """_clsecure_sessions() {
-  compgen -W "$(clsecure completion sessions 2>/dev/null | grep -x '[a-z0-9-]*')" -- "$1"
-}""",
-        "zsh": """_clsecure_sessions() {
+
+
+def _source(what: str) -> dict[str, object]:
+    """Return how each shell asks for names. Nothing but their letters must reach what expands words."""
+    ask, letters = f"clsecure completion {what} 2>/dev/null", "[A-Za-z0-9._-]*"
+    return {
+        "bash": f"_clsecure_{what}",
+        "zsh": f"_clsecure_{what}",
+        "fish": f"({ask} | string match -er '^{letters}\\$')",
+        "preamble": {
+            "bash": f"""_clsecure_{what}() {{
+  compgen -W "$({ask} | grep -x '{letters}')" -- "$1"
+}}""",
+            "zsh": f"""_clsecure_{what}() {{
   local -a names
-  names=(${(f)"$(clsecure completion sessions 2>/dev/null | grep -x '[a-z0-9-]*')"})
+  names=(${{(f)"$({ask} | grep -x '{letters}')"}})
   compadd -a names
-}""",
-    },
-}
+}}""",
+        },
+    }
+
+
+_SOURCES = {"SESSION": "sessions", "ARGUMENT": "sessions", "--session": "names"}
 _WORDS: Mapping[tuple[Verb, str], tuple[str, ...]] = {
     (Verb.NETWORK, "ACTION"): tuple(NETWORK_ACTIONS),
     (Verb.AGENT, "ACTION"): ("install",),
@@ -96,8 +103,8 @@ def _prepared(verb: Verb) -> argparse.ArgumentParser:
     for action in parser._actions:
         name = next((s for s in action.option_strings if s.startswith("--")), action.dest)
         action.choices = _CHOICES.get(name) or _WORDS.get((verb, name))
-        if name in ("SESSION", "ARGUMENT"):
-            action.complete = _SESSIONS  # type: ignore[attr-defined]  # where shtab looks for it
+        if name in _SOURCES:
+            action.complete = _source(_SOURCES[name])  # type: ignore[attr-defined]  # where shtab looks
         # Named for people, found by these: the names of values are no destinations of a real parser.
         action.dest = action.dest.lstrip("-").replace("-", "_").lower()
     return parser

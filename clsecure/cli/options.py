@@ -168,7 +168,7 @@ class ConfigOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionOptions:
-    """``completion WHAT``: a shell, or ``sessions`` for the names that the shells offer."""
+    """``completion WHAT``: a shell, or one of the sources of the names that the shells offer."""
 
     what: str
 
@@ -269,6 +269,8 @@ COMMANDS = {
 }
 
 SHELLS = ("bash", "zsh", "fish")
+SOURCES = ("sessions", "names")
+"""What the shells' completions ask for."""
 
 _EVERY = tuple(COMMANDS)
 _RUN = (Verb.RUN,)

@@ -16,6 +16,7 @@ from clsecure.cli.options import (
     NETWORK_ACTIONS,
     OPTIONS,
     SHELLS,
+    SOURCES,
     VERB_FLAGS,
     AgentOptions,
     CleanupOptions,
@@ -419,7 +420,7 @@ def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
 
 
 def _completion_options(what: str) -> CompletionOptions:
-    if what not in (*SHELLS, "sessions"):
+    if what not in (*SHELLS, *SOURCES):
         raise UsageError(f"there is no completion for {what!r}", resolution=f"one of: {', '.join(SHELLS)}")
     return CompletionOptions(what=what)
 

@@ -21,10 +21,16 @@ _shtab_clsecure_completion_option_strings=(--output --verbose -v --version --hel
 _shtab_clsecure_network_option_strings=(--provider --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --output --verbose -v --version --help -h)
 _shtab_clsecure_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --output --verbose -v --version --help -h --list --cleanup --cleanup-all --config --info)
 
+_shtab_clsecure_run___session_COMPGEN=_clsecure_names
+_shtab_clsecure_run__s_COMPGEN=_clsecure_names
 _shtab_clsecure_cleanup_pos_0_COMPGEN=_clsecure_sessions
 _shtab_clsecure_import_pos_0_COMPGEN=_clsecure_sessions
 _shtab_clsecure_diff_pos_0_COMPGEN=_clsecure_sessions
+_shtab_clsecure_config___session_COMPGEN=_clsecure_names
+_shtab_clsecure_config__s_COMPGEN=_clsecure_names
 _shtab_clsecure_network_pos_1_COMPGEN=_clsecure_sessions
+_shtab_clsecure___session_COMPGEN=_clsecure_names
+_shtab_clsecure__s_COMPGEN=_clsecure_names
 
 _shtab_clsecure_run___agent_choices=(claude demo)
 _shtab_clsecure_run___provider_choices=(anthropic kimi)
@@ -183,8 +189,11 @@ _shtab_clsecure___info_nargs=0
 
 
 # Custom Preamble
+_clsecure_names() {
+  compgen -W "$(clsecure completion names 2>/dev/null | grep -x '[A-Za-z0-9._-]*')" -- "$1"
+}
 _clsecure_sessions() {
-  compgen -W "$(clsecure completion sessions 2>/dev/null | grep -x '[a-z0-9-]*')" -- "$1"
+  compgen -W "$(clsecure completion sessions 2>/dev/null | grep -x '[A-Za-z0-9._-]*')" -- "$1"
 }
 # End Custom Preamble
 

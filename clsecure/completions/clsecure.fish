@@ -56,7 +56,7 @@ set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --b
 complete -c clsecure -e
 complete -c clsecure -f
 
-complete -c clsecure -n _shtab_clsecure_using -l session -s s -x -d 'one of several environments of this project'
+complete -c clsecure -n _shtab_clsecure_using -l session -s s -xka "(clsecure completion names 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'one of several environments of this project'
 complete -c clsecure -n _shtab_clsecure_using -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n _shtab_clsecure_using -l shell -d 'a shell instead of the agent'
 complete -c clsecure -n _shtab_clsecure_using -l resume -d 'go on with the kept session'
@@ -92,7 +92,7 @@ complete -c clsecure -n _shtab_clsecure_using -l cleanup-all -d 'as '"'"'clsecur
 complete -c clsecure -n _shtab_clsecure_using -l config -d 'as '"'"'clsecure config'"'"''
 complete -c clsecure -n _shtab_clsecure_using -l info -d 'as '"'"'clsecure info'"'"''
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a run -d 'run the agent here (what happens when no command is named)'
-complete -c clsecure -n '_shtab_clsecure_using run' -l session -s s -x -d 'one of several environments of this project'
+complete -c clsecure -n '_shtab_clsecure_using run' -l session -s s -xka "(clsecure completion names 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'one of several environments of this project'
 complete -c clsecure -n '_shtab_clsecure_using run' -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using run' -l shell -d 'a shell instead of the agent'
 complete -c clsecure -n '_shtab_clsecure_using run' -l resume -d 'go on with the kept session'
@@ -134,7 +134,7 @@ complete -c clsecure -n '_shtab_clsecure_using cleanup' -l output -xka "human js
 complete -c clsecure -n '_shtab_clsecure_using cleanup' -l verbose -s v -d 'show what happens'
 complete -c clsecure -n '_shtab_clsecure_using cleanup' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using cleanup' -l help -s h -d 'print this'
-complete -c clsecure -n '_shtab_clsecure_using cleanup; and test $_shtab_clsecure_npos -ge 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using cleanup; and test $_shtab_clsecure_npos -ge 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a import -d 'bring the work of a kept session home as a branch'
 complete -c clsecure -n '_shtab_clsecure_using import' -l branch -x -d 'the branch that comes home (default: claude/…)'
 complete -c clsecure -n '_shtab_clsecure_using import' -l message -x -d 'for the commit of uncommitted work'
@@ -142,13 +142,13 @@ complete -c clsecure -n '_shtab_clsecure_using import' -l output -xka "human jso
 complete -c clsecure -n '_shtab_clsecure_using import' -l verbose -s v -d 'show what happens'
 complete -c clsecure -n '_shtab_clsecure_using import' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using import' -l help -s h -d 'print this'
-complete -c clsecure -n '_shtab_clsecure_using import; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using import; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a diff -d 'show the work of a kept session'
 complete -c clsecure -n '_shtab_clsecure_using diff' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
 complete -c clsecure -n '_shtab_clsecure_using diff' -l verbose -s v -d 'show what happens'
 complete -c clsecure -n '_shtab_clsecure_using diff' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using diff' -l help -s h -d 'print this'
-complete -c clsecure -n '_shtab_clsecure_using diff; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using diff; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it'
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a info -d 'try what the mode really protects on this machine'
 complete -c clsecure -n '_shtab_clsecure_using info' -l mode -xka "user namespace container" -d 'namespace (default) or user; container is not there yet'
 complete -c clsecure -n '_shtab_clsecure_using info' -l mount -x -d 'show a directory or file inside, read-only unless :rw; can be repeated'
@@ -182,7 +182,7 @@ complete -c clsecure -n '_shtab_clsecure_using agent' -l help -s h -d 'print thi
 complete -c clsecure -n '_shtab_clsecure_using agent; and test $_shtab_clsecure_npos -eq 0' -ka "install" -d install
 complete -c clsecure -n '_shtab_clsecure_using agent; and test $_shtab_clsecure_npos -eq 1' -ka "claude" -d claude
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a config -d 'show every setting and where it comes from'
-complete -c clsecure -n '_shtab_clsecure_using config' -l session -s s -x -d 'one of several environments of this project'
+complete -c clsecure -n '_shtab_clsecure_using config' -l session -s s -xka "(clsecure completion names 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'one of several environments of this project'
 complete -c clsecure -n '_shtab_clsecure_using config' -l agent -xka "claude demo" -d 'the agent to run: claude, demo, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using config' -l provider -xka "anthropic kimi" -d 'who serves the model: anthropic (default), kimi, or one of your settings'
 complete -c clsecure -n '_shtab_clsecure_using config' -l install-deps -d 'install what the repository'"'"'s lock files name, inside'
@@ -227,4 +227,4 @@ complete -c clsecure -n '_shtab_clsecure_using network' -l verbose -s v -d 'show
 complete -c clsecure -n '_shtab_clsecure_using network' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using network' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using network; and test $_shtab_clsecure_npos -eq 0' -ka "check watch allow learn" -d 'check, watch, allow, learn'
-complete -c clsecure -n '_shtab_clsecure_using network; and test $_shtab_clsecure_npos -ge 1' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[a-z0-9-]*\$')" -d 'a URL or host to check, else a session, as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using network; and test $_shtab_clsecure_npos -ge 1' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'a URL or host to check, else a session, as '"'"'clsecure list'"'"' shows it'

@@ -16,6 +16,7 @@ from clsecure.cli.options import COMMANDS, OPTIONS, SHELLS
 from tests.support.person import CHECKOUT
 
 _STUB = """#!/bin/sh
+[ "$1 $2" = "completion names" ] && echo Auth.2 && exit
 [ "$1 $2" = "completion sessions" ] || exit 1
 printf '%s\\n' app-0a1b2c other-3d4e5f 'x$(touch "$MARK")' 'y;touch $MARK'
 """
@@ -77,6 +78,7 @@ def test_a_shell_completes_commands_values_and_sessions(name: str, shell: dict[s
     assert {"user", "namespace"} <= candidates(name, "clsecure --mode ", shell)
     assert {"npm", "git-remote"} <= candidates(name, "clsecure --allow-preset ", shell)
     assert "watch" in candidates(name, "clsecure network w", shell)
+    assert "Auth.2" in candidates(name, "clsecure --session ", shell)
     sessions = candidates(name, "clsecure import ", shell)
     assert {"app-0a1b2c", "other-3d4e5f"} <= sessions
     assert not Path(shell["MARK"]).exists()
