@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import threading
@@ -269,6 +270,13 @@ class Fragile:
         argv = [sys.executable, "-I", "-c", KILLER, str(at), str(told), *arguments]
         return self.target.person.run(argv, cwd=self.target.repository)
 
+    def importing(self) -> tuple[str, ...]:
+        """The command line of an import that brings home what no other one brought.
+
+        Two within one second would make the same commit, and the second find its objects there already.
+        """
+        return "import", self.key, "--message", f"work {secrets.token_hex(8)}"
+
     def only_branch(self, before: dict[str, object]) -> str | None:
         """The branch that is new since then, if there is one."""
         new = snapshot(self.target.repository)["refs"]
@@ -295,7 +303,7 @@ def fragile(person, mode) -> Fragile:
     made = Fragile(target=target, key=session_key(target), record=b"", steps=0)
     record = made.state.read_bytes()
     before = snapshot(target.repository)
-    made.run(0, "import", made.key).check()
+    made.run(0, *made.importing()).check()
     branch = made.only_branch(before)
     assert branch is not None
     made.forget(branch)
@@ -311,7 +319,7 @@ def test_d31_kill_9_at_any_point(fragile, point):
     at = fragile.steps * (point + 1) // 6 if point < 5 else fragile.steps - (10 - point) * 3
     fragile.kept()
     before = snapshot(top)
-    killed = fragile.run(at, "import", fragile.key)
+    killed = fragile.run(at, *fragile.importing())
     assert killed.returncode == -9, killed
     person.run(["git", "fsck", "--full", "--strict", "--no-dangling"], cwd=top).check()
     early = fragile.only_branch(before)
@@ -390,7 +398,7 @@ def test_d31_a_full_disk(fragile, where, inodes):
     with small_disk(person, place):
         before = snapshot(top)
         leave(place, inodes=inodes)
-        failed = person.clsecure("import", fragile.key, "--output", "json", cwd=top)
+        failed = person.clsecure(*fragile.importing(), "--output", "json", cwd=top)
         subprocess.run(["mount", "-o", "remount,nr_inodes=0", str(place)], check=True, timeout=60)
         assert failed.returncode == 125, failed
         assert "internal error" not in failed.text, failed
