@@ -12,12 +12,10 @@ from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
 from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.session import limits
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
-from clsecure.session.limits import LimitResult, describe, lacking
-from clsecure.session.limits import results as results_of
-from clsecure.session.limits import warnings as warnings_of
 from clsecure.session.network import Arrangement
 from clsecure.session.opening import opening_lines
 from clsecure.session.portable import late_path, mounted_path
@@ -46,7 +44,7 @@ class Execution:
         self._context, self._spec, self._workspace = context, spec, workspace
         self._network, self._gateway = network, gateway
         self.begun = False
-        self.limits: Mapping[str, LimitResult] = {}
+        self.limits: Mapping[str, limits.LimitResult] = {}
 
     def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
         """Run to the end; return the exit status. Every process of the agent is dead then.
@@ -74,9 +72,9 @@ class Execution:
         self._context.warnings.extend(
             f"not enforced here: {r.check_id} ({r.observed})" for r in results if r.status is CheckStatus.SKIP
         )
-        limits = self._spec.limits
-        self._context.warnings.extend(lacking(limits, sandbox.enforced))
-        self.limits = results_of(limits, sandbox.enforced)
+        asked = self._spec.limits
+        self._context.warnings.extend(limits.lacking(asked, sandbox.enforced))
+        self.limits = limits.results(asked, sandbox.enforced)
 
     def _serve(self, sandbox: LocalSandbox) -> int | None:
         if self._gateway is None or sandbox.listener is None:
@@ -94,7 +92,7 @@ class Execution:
             f"{what} runs isolated",
             *opening_lines(plan, self._network.gateway, uses_api=agent.base_url_env is not None),
             f"project {plan.project}, session {plan.session}",
-            describe(self._spec.limits),
+            limits.describe(self._spec.limits),
             *(f"mounted: {line}" for line in plan.mounted),
             *(f"residual: {w}" for w in self._context.warnings if w.startswith("not enforced")),
             *(f"residual: {w}" for w in (self._gateway.residuals if self._gateway else ())),
@@ -129,7 +127,7 @@ class Execution:
                 in_time = self._piped(sandbox, command, deadline)
         status = self._status(sandbox, in_time=in_time)
         if sandbox.end is not None:
-            for warning in warnings_of(sandbox.end, spec.limits):
+            for warning in limits.warnings(sandbox.end, spec.limits):
                 context.warn(warning)
         log.info("agent_ended", status=status, in_time=in_time)
         return status

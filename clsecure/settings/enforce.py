@@ -19,10 +19,8 @@ from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
 from clsecure.policy import HostPattern, NetworkRule, covered, parse_pattern
 from clsecure.settings import values
 from clsecure.settings.limits import defaults
-from clsecure.settings.network import Said, stricter
+from clsecure.settings.network import CREDENTIALS, Said, stricter
 from clsecure.settings.sources import Entry, Layer, Source
-
-_CREDENTIALS = (Credentials.NONE, Credentials.INJECT, Credentials.COPY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +256,7 @@ def _presets(value: tuple[str, ...], ceilings: Ceilings) -> tuple[str, ...]:
 
 def _credentials(value: Credentials, ceilings: Ceilings) -> Credentials:
     most = ceilings.credentials or value
-    return min(value, most, key=_CREDENTIALS.index)
+    return min(value, most, key=CREDENTIALS.index)
 
 
 def _forbid(key: str) -> Callable[[bool, Ceilings], bool]:

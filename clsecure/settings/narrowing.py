@@ -14,10 +14,8 @@ from typing import Any
 from clsecure.model import Credentials
 from clsecure.settings.keys import FLAGS
 from clsecure.settings.limits import defaults
-from clsecure.settings.network import WIDER, Said
+from clsecure.settings.network import CREDENTIALS, WIDER, Said
 from clsecure.settings.sources import Layer
-
-_CREDENTIALS = (Credentials.NONE, Credentials.INJECT, Credentials.COPY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +100,7 @@ def _hook_time(value: int, before: int | None) -> int | None:
 
 def _stricter_credentials(value: Credentials, before: Credentials | None) -> Credentials | None:
     held = before or Credentials.INJECT
-    return value if _CREDENTIALS.index(value) < _CREDENTIALS.index(held) else None
+    return value if CREDENTIALS.index(value) < CREDENTIALS.index(held) else None
 
 
 def _off(value: bool, before: bool | None) -> bool | None:  # noqa: FBT001  # a setting's values

@@ -20,6 +20,9 @@ from clsecure.model import Credentials, NetworkPolicy
 from clsecure.policy import Budget
 from clsecure.settings.sources import DEFAULT, Layer, Source
 
+CREDENTIALS = (Credentials.NONE, Credentials.INJECT, Credentials.COPY)
+"""What may become of a credential, strictest first."""
+
 _STRICTNESS = (NetworkPolicy.NONE, NetworkPolicy.API, NetworkPolicy.ALLOWLIST, NetworkPolicy.FULL)
 WIDER = "is wider than what you have, and a repository may only narrow; you can say"
 
