@@ -14,7 +14,7 @@ from clsecure import logs
 from clsecure.agents.request import AgentHome, HomeRequest
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
-from clsecure.model import SandboxSpec, StartState
+from clsecure.model import DockerAccess, SandboxSpec, StartState
 from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
 from clsecure.session.portable import inside_of, missing, uses_servers
@@ -162,7 +162,7 @@ class PrivateCopy:
             base_tree=start.top.base_tree,
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
-            docker=plan.docker,
+            docker=plan.docker is not DockerAccess.NONE,
             skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
         )
