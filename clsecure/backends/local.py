@@ -135,6 +135,7 @@ class LocalBackend:
                 request |= {"docker": spec.docker.value, "workspace": spec.workspace}
             bring_up = stack.enter_context(self._prepared(spec, request, fds))
             self._connection.run(request, fds)
+            self._sent()
             try:
                 _together(meanwhile, bring_up)
             except BackendUnavailableError as error:
@@ -157,6 +158,9 @@ class LocalBackend:
         """Add to the request; give back what an engine is to be told once that is sent."""
         del spec, request, fds
         return contextlib.nullcontext()
+
+    def _sent(self) -> None:
+        """Wait for what an engine needs, if anything."""
 
     def _give_up(self) -> str:
         """End a sandbox that may be on its way still; return what its own programs said."""

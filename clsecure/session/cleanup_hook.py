@@ -17,12 +17,14 @@ from typing import Any
 
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess
+from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway
-from clsecure.errors import ClsecureError
+from clsecure.errors import ClsecureError, StateError
 from clsecure.installation import Installation
-from clsecure.model import IsolationMode, SandboxSpec, WorkerAccount
+from clsecure.model import SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.boxes import recorded_spec
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.inside import OutputLog, inner_environment, run_inside, through
 from clsecure.session.plan import SessionPlan
@@ -126,14 +128,14 @@ def purge(
     if record is None or not record.resumable or not is_needed(record):
         return None
     try:
-        mode = IsolationMode(record.mode)
-    except ValueError:
-        return "the clean-up did not run: the session's mode is not known"
+        spec = recorded_spec(record, account)
+    except StateError as error:
+        return f"the clean-up did not run: {error.brief}"
     return clean_up(
         record,
         CleanupLevel.PURGE,
-        backend=LocalBackend(mode, connection),
-        spec=SandboxSpec(mode=mode, account=account, limits=defaults(), disk_reserve=True),
+        backend=backend_for(spec.mode, connection, spec.container),
+        spec=replace(spec, limits=defaults(), disk_reserve=True),
         installation=installation,
         environ=environ,
         ui=ui,

@@ -15,6 +15,7 @@ from clsecure.agents.request import AgentHome, HomeRequest
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
 from clsecure.model import DockerAccess, SandboxSpec, StartState
+from clsecure.session.boxes import recorded
 from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
 from clsecure.session.portable import inside_of, missing, uses_servers
@@ -113,6 +114,7 @@ class PrivateCopy:
             self._unpack(directory, lambda out: stream_in(None, None, out, home_files=home.files))
         record = self._place.write(
             record,
+            **recorded(self._spec.container),
             session_id=self._plan.session_id,
             mode=self._plan.mode.value,
             network=self._plan.network.value,
@@ -162,6 +164,7 @@ class PrivateCopy:
             base_tree=start.top.base_tree,
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
+            **recorded(self._spec.container),
             docker=plan.docker is not DockerAccess.NONE,
             skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
