@@ -58,6 +58,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
     """Settle what a session started here would be."""
+    from clsecure.cli.containment import contain
     from clsecure.errors import RepositoryError
     from clsecure.session.info import Wanted
     from clsecure.session.toolchains import toolchain_mounts
@@ -75,14 +76,15 @@ def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
         ui.warn(warning)
     for note in settings.notes:
         ui.note(note)
-    if settings.mode is IsolationMode.CONTAINER:
+    mode = contain(settings, ui)
+    if mode is IsolationMode.CONTAINER:
         raise UsageError(
             "container mode is not there yet", resolution="Use --mode namespace (the default) or --mode user"
         )
     full = settings.network is NetworkPolicy.FULL
     shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     return Wanted(
-        mode=settings.mode,
+        mode=mode,
         network=settings.network,
         allow_private=settings.allow_private and full,
         limits=settings.limits,
