@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
+from clsecure.backends.lending import docker_socket, lent
 from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
@@ -35,6 +36,8 @@ class LocalSandbox:
             self.listener = socket.socket(fileno=fds.pop(0))
         if launcher["terminal"]:
             self.terminal = fds.pop(0)
+        self.engine_socket = socket.socket(fileno=fds.pop(0)) if fds else None
+        """Where the sandbox asks for the machine's docker, when the spec lends it."""
 
     def start(self, command: SandboxCommand, *, stdio: tuple[int, int, int] | None) -> None:
         """Let the launcher exec the command; that it could not is told by :meth:`wait`."""
@@ -148,7 +151,10 @@ class LocalBackend:
                 raise
         sandbox = self._built(spec)
         try:
-            yield sandbox
+            with contextlib.ExitStack() as stack:
+                if sandbox.engine_socket is not None:
+                    stack.enter_context(lent(sandbox.engine_socket, docker_socket(os.environ)))
+                yield sandbox
         finally:
             sandbox.close()
 

@@ -1254,7 +1254,7 @@ class Engine:
         conf = STORAGE_CONF.format(images=", ".join(stores), single="false" if self.wide else "true")
         write_file(f"{ours}/storage.conf", conf.encode(), 0o644)
         short = '"docker.io"' if self.wide else ""
-        conf = f"unqualified-search-registries = [{short}]\nshort-name-mode = \"disabled\"\n"
+        conf = f'unqualified-search-registries = [{short}]\nshort-name-mode = "disabled"\n'
         write_file(f"{ours}/registries.conf", conf.encode(), 0o644)
 
     def run(self) -> NoReturn:
@@ -1401,9 +1401,7 @@ class Sidecar:
     ) -> None:
         self.entry, self.workspace = entry, workspace
         self.place = parse_workspace(entry, workspace)
-        self.engine = Engine(
-            entry, api, tty=tty, storage=engine_storage(entry), wide=True, proxy=proxy
-        )
+        self.engine = Engine(entry, api, tty=tty, storage=engine_storage(entry), wide=True, proxy=proxy)
         self.pid = self.pidfd = self.network = -1
 
     def launch(self, go: Callable[[int], None]) -> None:

@@ -165,7 +165,7 @@ class PrivateCopy:
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
             **recorded(self._spec.container),
-            docker=plan.docker is not DockerAccess.NONE,
+            docker=plan.docker is DockerAccess.HOST,
             skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
         )

@@ -281,7 +281,7 @@ class SessionRunner:
     ) -> None:
         """Run the repository's cleanup hook: the agent is dead, and what the hook writes comes home, too."""
         context = self.context
-        if not is_needed(workspace.record):
+        if not is_needed(workspace.record, CleanupLevel.STOP):
             return
         log_file = context.place.path / "cleanup.log"
         log_file.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class SessionRecord:
     :param venv: among them, in a virtual environment.
     :param cleanup_hook: the repository had a cleanup hook when the workspace was made.
     :param cleanup_hook_timeout: seconds.
-    :param docker: the session had a container engine of its own.
+    :param docker: the session had the machine's docker: what it started there does not end by itself.
     :param engine: what ran its container, in container mode, and with which OCI runtime if one was chosen.
     :param image: name of the image; ``image_id`` is the image.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
