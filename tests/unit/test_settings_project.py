@@ -79,7 +79,8 @@ WIDENING = [
     ("base_url", "http://evil.example"), ("output", "json"), ("verbose", "true"), ("toolchains", "true"),
     ("provider", "kimi"), ("kimi_api_key", "sk-1"), ("install_dependencies", "true"),
     ("setup_script", "/tmp/x"), ("setup_network", "full"), ("github_token", "true"), ("notify", "bell"),
-    ("notify_command", "/tmp/x"), ("notify_after", "5"),
+    ("notify_command", "/tmp/x"), ("image_mirror", "https://x.example/debian"),
+    ("notify_after", "5"),
 ]  # fmt: skip
 
 
