@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from clsecure import logs
 from clsecure.agents.request import AgentHome, HomeRequest
@@ -17,6 +17,7 @@ from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
 from clsecure.model import DockerAccess, SandboxSpec, StartState
 from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
+from clsecure.session.plan import SessionPlan
 from clsecure.session.portable import inside_of, missing, uses_servers
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.tools import run_tool
@@ -117,6 +118,7 @@ class PrivateCopy:
             mode=self._plan.mode.value,
             network=self._plan.network.value,
             agent=self._plan.agent,
+            **_containers(self._plan, self._spec),
             status=SessionStatus.RUNNING,
             unimported=None,
             updated=time.time(),
@@ -136,6 +138,7 @@ class PrivateCopy:
                 mode=plan.mode.value,
                 network=plan.network.value,
                 agent=plan.agent,
+                **_containers(plan, self._spec),
                 worker_user=account.name,
                 status=SessionStatus.PREPARING,
                 created=now,
@@ -264,3 +267,13 @@ class PrivateCopy:
         if record is not None:
             with contextlib.suppress(ClsecureError):
                 self._place.write(record, status=SessionStatus.DONE, unimported=False, updated=time.time())
+
+
+def _containers(plan: SessionPlan, spec: SandboxSpec) -> dict[str, Any]:
+    """Return what the record says of engines."""
+    container = spec.container
+    return {
+        "docker_access": plan.docker.value,
+        "engine": container.engine.value if container else None,
+        "image": container.image.image_id if container else None,
+    }

@@ -65,6 +65,9 @@ class SessionRecord:
     :param cleanup_hook: the repository had a cleanup hook when the workspace was made.
     :param cleanup_hook_timeout: seconds.
     :param docker: the session had a container engine of its own.
+    :param docker_access: what of an engine the last run's agent could use: ``none``, ``own`` or ``host``.
+    :param engine: what ran the last run's container; None in other modes.
+    :param image: the id of that container's image.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     """
 
@@ -90,6 +93,9 @@ class SessionRecord:
     cleanup_hook: bool = False
     cleanup_hook_timeout: int = 30
     docker: bool = False
+    docker_access: str = "none"
+    engine: str | None = None
+    image: str | None = None
     skip_docker_autodetect: bool = False
 
     @property

@@ -84,7 +84,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
     from clsecure.agents.spec import find_spec
-    from clsecure.cli.containment import contain
+    from clsecure.cli.containment import HOST_DOCKER, contain
     from clsecure.cli.reach import reach
     from clsecure.cli.setup_reach import SetupReach, setup_reach
     from clsecure.session.plan import SessionPlan, new_session_id
@@ -157,7 +157,12 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         notify_after=settings.notify_after,
         served=settings.served,
         own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
-        warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
+        warnings=(
+            *settings.warnings,
+            *reached.warnings,
+            *setup.warnings,
+            *((HOST_DOCKER,) if settings.docker is DockerAccess.HOST else ()),
+        ),
     )
 
 
