@@ -92,14 +92,13 @@ def confirm_host_docker(ui: Ui, *, yes: bool) -> None:
             "--allow-docker=host is asked about each time, and nobody can be asked here",
             resolution=f"add --yes if you mean it; {resolution}",
         )
-    for line in HOST_DOCKER:
-        ui.warn(line)
+    ui.warn(HOST_DOCKER)
     if not ui.confirm("Give this session the docker of this machine?"):
         raise UsageError("not started: the machine's docker was not given", resolution=resolution)
 
 
 HOST_DOCKER = (
-    "--allow-docker=host: the agent gets the docker of this machine, and that is as good as root:",
-    "it can mount and change every file of yours and of the system, whatever the mode and the network say",
+    "--allow-docker=host gives the agent the docker of this machine, and that is as good as root: "
+    "it can read and change every file of yours and of the system, whatever the mode and the network say"
 )
-"""What is said before the question; the session says it again at its start."""
+"""What is said before the question, and in the result; the session says it again at its start."""

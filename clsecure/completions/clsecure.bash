@@ -19,6 +19,7 @@ _shtab_clsecure_agent_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_config_option_strings=(--session -s --agent --provider --install-deps --full-clone --mode --engine --image --runtime --allow-docker --docker-image --no-docker --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --output --verbose -v --version --help -h)
 _shtab_clsecure_completion_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_network_option_strings=(--provider --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --output --verbose -v --version --help -h)
+_shtab_clsecure_images_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --engine --image --runtime --allow-docker --docker-image --no-docker --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --yes --output --verbose -v --version --help -h --list --cleanup --cleanup-all --config --info)
 
 _shtab_clsecure_run___session_COMPGEN=_clsecure_names

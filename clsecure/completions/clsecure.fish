@@ -50,7 +50,7 @@ function _shtab_clsecure_using
   test "$_shtab_clsecure_cmdpath" = "$argv"
 end
 
-set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network
+set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network images
 set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --credentials --deny-domain --docker-image --engine --image --limit --message --mode --mount --on-finish --output --provider --runtime --session --time-limit --user -s
 
 complete -c clsecure -e

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from clsecure.errors import StateError
 from clsecure.model import ContainerSpec, Engine, IsolationMode, SandboxSpec, WorkerAccount, WorkerImage
 from clsecure.session.store import SessionRecord
@@ -26,7 +28,7 @@ def recorded_spec(record: SessionRecord, account: WorkerAccount) -> SandboxSpec:
     return SandboxSpec(mode=mode, account=account, container=container)
 
 
-def recorded(container: ContainerSpec | None) -> dict[str, str | None]:
+def recorded(container: ContainerSpec | None) -> dict[str, Any]:
     """Return what a record keeps of the container; nothing in the other modes."""
     return {
         "engine": container.engine.value if container else None,

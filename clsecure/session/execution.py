@@ -17,7 +17,7 @@ from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.network import Arrangement
-from clsecure.session.opening import opening_lines
+from clsecure.session.opening import docker_lines, opening_lines
 from clsecure.session.own_engine import bring_along, engine_env
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
@@ -101,6 +101,7 @@ class Execution:
         return [
             f"{what} runs isolated",
             *opening_lines(plan, self._network.gateway, uses_api=agent.base_url_env is not None),
+            *docker_lines(plan),
             f"project {plan.project}, session {plan.session}",
             limits.describe(self._spec.limits),
             *(f"mounted: {line}" for line in plan.mounted),

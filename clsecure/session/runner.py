@@ -383,6 +383,7 @@ class SessionRunner:
             setup=self.setup,
             egress=egress,
             limits=dict(limits),
+            docker=plan.docker.value,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),

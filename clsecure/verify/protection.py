@@ -87,6 +87,8 @@ RESIDUALS = {
     "R30": "what setup_network opens is open to the scripts of packages",
     "R31": "with github_token the token is the setup script's to keep",
     "R32": "a command that prints a provider's key runs outside, as you",
+    "R33": "with --allow-docker more of the kernel is within the agent's reach",
+    "R34": "with --allow-docker=host the agent is as good as root",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 

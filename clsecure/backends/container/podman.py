@@ -53,6 +53,22 @@ def api_socket() -> Iterator[tuple[str, socket.socket]]:
             yield f"http+unix://{path}", listener
 
 
+@contextmanager
+def image_engine(helper: Path) -> Iterator[str]:
+    """Run an engine on the user's image store; yield its address.
+
+    :param helper: the root helper.
+    :raises HelperError: it could not be started.
+    """
+    with contextlib.closing(HelperConnection(helper)) as connection, api_socket() as (address, listener):
+        connection.open_images(listener.fileno())
+        listener.close()
+        try:
+            yield address
+        finally:
+            connection.close_images()
+
+
 def create_and_start(address: str, plan: ContainerPlan) -> None:
     """Create the container and let its first process, the launcher, run.
 

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, TypeVar, assert_never
 from clsecure.cli import render
 from clsecure.cli.options import ImagesAction, ImagesOptions, Invocation
 from clsecure.errors import BackendUnavailableError, ImageError, UsageError
-from clsecure.images.fetch import Sources, cache_directory
+from clsecure.images.fetch import cache_directory
+from clsecure.images.known import remember
 from clsecure.images.recipe import image_names, load_recipe
 from clsecure.images.reference import ImageRef, image_reference
 from clsecure.images.store import load_checked, ours
+from clsecure.model import Engine
+from clsecure.session.store import Store
 from clsecure.session.words import human_size, number
 from clsecure.settings.values import OutputFormat
 
@@ -73,9 +76,17 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 def stores(environ: Mapping[str, str]) -> tuple[ImageStore, ...]:
     """Return the engines that may hold images; whether one answers is seen when it is asked."""
     from clsecure.images.docker_store import DockerStore, docker_address
+    from clsecure.installation import require_installation
+    from clsecure.machine.containers import lacking
+    from clsecure.session.images import image_store
 
+    found: list[ImageStore] = []
+    if not lacking(Engine.PODMAN):
+        found.append(image_store(Engine.PODMAN, require_installation()))
     address = docker_address(environ)
-    return (DockerStore(address),) if address is not None else ()
+    if address is not None:
+        found.append(DockerStore(address))
+    return tuple(found)
 
 
 def _known(name: str) -> str:
@@ -125,21 +136,12 @@ def _list(cache: Path, ui: Ui, *, as_json: bool) -> int:
 
 
 def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> dict[str, object]:
-    from clsecure.images.build import build
-    from clsecure.images.lock import read_lock
+    from clsecure.session.images import build_image
     from clsecure.settings.model import load
 
     archive = reference.archive(cache)
     if not archive.is_file():
-        sources = Sources(cache=cache, mirror=load(invocation.layers).image_mirror)
-        with ui.progress(f"building the image {reference.name}") as tell:
-            build(
-                load_recipe(reference.name),
-                read_lock(reference.name, reference.architecture),
-                sources=sources,
-                target=archive,
-                progress=tell,
-            )
+        build_image(reference, cache, load(invocation.layers).image_mirror, ui)
         ui.note(f"built {reference.name} ({human_size(archive.stat().st_size)}): {archive}")
     loaded = _load_everywhere(archive, ui)
     if not loaded:
@@ -180,6 +182,7 @@ def _load_everywhere(archive: Path, ui: Ui) -> list[str]:
     def load(store: ImageStore) -> str:
         with ui.progress(f"loading the image into {store.engine}") as tell:
             image = load_checked(store, archive, tell)
+        remember(Store().root, store.engine, image)
         ui.note(f"{store.engine} has {image}")
         return image
 

@@ -84,7 +84,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
     from clsecure.agents.spec import find_spec
-    from clsecure.cli.containment import contain
+    from clsecure.cli.containment import HOST_DOCKER, contain
     from clsecure.cli.reach import reach
     from clsecure.cli.setup_reach import SetupReach, setup_reach
     from clsecure.session.plan import SessionPlan, new_session_id
@@ -148,6 +148,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         engine=settings.engine,
         runtime=settings.runtime,
         image=settings.image,
+        image_mirror=settings.image_mirror,
         docker=settings.docker,
         docker_images=settings.docker_images,
         skip_docker_autodetect=settings.skip_docker_autodetect,
@@ -157,7 +158,12 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         notify_after=settings.notify_after,
         served=settings.served,
         own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
-        warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
+        warnings=(
+            *settings.warnings,
+            *reached.warnings,
+            *setup.warnings,
+            *((HOST_DOCKER,) if settings.docker is DockerAccess.HOST else ()),
+        ),
     )
 
 
