@@ -18,7 +18,7 @@ from clsecure.agents.spec import find_spec
 from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
-from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError, UsageError
+from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import (
     ContainerSpec,
@@ -407,17 +407,6 @@ def _load_the_end() -> None:
     """Import what only the end needs while there is something to wait for."""
     import clsecure.session.finish
     import clsecure.session.traffic  # noqa: F401
-
-
-def refuse_unsupported(plan: SessionPlan) -> None:
-    """Say what is not there yet, before anything is made.
-
-    :raises UsageError: the plan needs it.
-    """
-    if plan.mode is IsolationMode.CONTAINER:
-        raise UsageError(
-            "container mode is not there yet", resolution="Use --mode namespace (the default) or --mode user"
-        )
 
 
 def is_terminal() -> bool:

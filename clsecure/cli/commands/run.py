@@ -49,7 +49,6 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         repository = discovered.result()
         settings = load(with_project(invocation.layers, repository.top))
         plan = _plan(settings, options, repository, ui)
-        runner.refuse_unsupported(plan)
         if installation is None or connection is None:
             _show(plan, settings, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
