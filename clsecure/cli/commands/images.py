@@ -81,7 +81,7 @@ def stores(environ: Mapping[str, str]) -> tuple[ImageStore, ...]:
     from clsecure.session.images import image_store
 
     found: list[ImageStore] = []
-    if not lacking(Engine.PODMAN):
+    if not any(lacking(Engine.PODMAN)):
         found.append(image_store(Engine.PODMAN, require_installation()))
     address = docker_address(environ)
     if address is not None:
