@@ -87,7 +87,7 @@ def require_own_engine() -> None:
     if lacks:
         raise BackendUnavailableError(
             f"--allow-docker gives the session a podman of its own: this machine lacks {', '.join(lacks)}",
-            resolution=install_command(lacks[0]),
+            resolution=f"{install_command(lacks[0])}; or --no-docker",
         )
 
 
