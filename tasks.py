@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from invoke import Context, Exit, task
+
+if TYPE_CHECKING:
+    from clsecure.images.fetch import Sources
 
 ROOT = Path(__file__).resolve().parent
 PYTHON = f"{sys.executable} -P -m"
@@ -73,6 +78,69 @@ def lock(c: Context) -> None:
     with c.cd(ROOT):
         c.run(f"{compiled} --output-file requirements.lock")
         c.run(f"{compiled} --group dev --output-file requirements-dev.lock")
+
+
+@task(iterable=["image"], help={"image": "one of them; all without it", "data": "where the recipes are"})
+def lock_images(c: Context, image: list[str], data: str = "") -> None:  # noqa: ARG001
+    """Lock images anew: the newest packages that the mirror has, and the images that come of them."""
+    from clsecure.images.fetch import cache_directory
+    from clsecure.images.recipe import DATA, image_names, load_recipe
+    from clsecure.images.reference import machine_architecture
+    from clsecure.images.resolve import lock_image
+
+    place = Path(data).resolve() if data else DATA
+    for name in image or image_names(place):
+        lock, built = lock_image(
+            load_recipe(name, place),
+            machine_architecture(),
+            sources=_sources(cache_directory(os.environ)),
+            target=ROOT / "build" / "images" / f"{name}.tar",
+            progress=_say,
+            data=place,
+        )
+        _say(f"{name}: {built.outcome.image}, {len(lock.inputs.packages)} packages")
+
+
+@task(
+    iterable=["image"],
+    help={"image": "one of them; all without it", "twice": "build each a second time, and compare"},
+)
+def build_images(c: Context, image: list[str], twice: bool = False) -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build images from their locks into build/images; another image than the locked one is an error."""
+    import filecmp
+    import tempfile
+
+    from clsecure.images.build import build
+    from clsecure.images.fetch import cache_directory
+    from clsecure.images.lock import read_lock
+    from clsecure.images.recipe import image_names, load_recipe
+    from clsecure.images.reference import machine_architecture
+
+    sources = _sources(cache_directory(os.environ))
+    place = ROOT / "build" / "images"
+    for name in image or image_names():
+        recipe, lock = load_recipe(name), read_lock(name, machine_architecture())
+        built = build(recipe, lock, sources=sources, target=place / f"{name}.tar", progress=_say)
+        _say(f"{name}: {built.outcome.image} in {built.archive}")
+        if twice:
+            with tempfile.TemporaryDirectory(dir=place) as other:
+                again = build(
+                    recipe, lock, sources=sources, target=Path(other) / f"{name}.tar", progress=_say
+                )
+                if not filecmp.cmp(built.archive, again.archive, shallow=False):
+                    raise Exit(f"{name}: two builds, two archives", code=125)
+            _say(f"{name}: built twice, byte for byte the same")
+
+
+def _sources(cache: Path) -> Sources:
+    from clsecure.images.fetch import Sources
+
+    return Sources(cache=cache, mirror=os.environ.get("CLSECURE_IMAGE_MIRROR"))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 @task

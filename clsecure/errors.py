@@ -61,6 +61,10 @@ class AgentError(ClsecureError):
     """The agent can't be found or made available."""
 
 
+class ImageError(ClsecureError):
+    """A worker image can't be locked, built, loaded or found."""
+
+
 class EgressError(ClsecureError):
     """The gateway failed or a policy is malformed."""
 

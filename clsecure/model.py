@@ -203,6 +203,8 @@ class SandboxSpec:
     container: ContainerSpec | None = None
     """Given exactly in container mode."""
     docker: DockerAccess = DockerAccess.NONE
+    workspace: str | None = None
+    """The directory below the worker's home that an engine of the session's own shares."""
     disk_reserve: bool = False
     """End the sandbox before it fills the disk of the worker's home."""
 

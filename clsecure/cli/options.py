@@ -25,6 +25,7 @@ class Verb(StrEnum):
     SETUP = "setup"
     AGENT = "agent"
     NETWORK = "network"
+    IMAGES = "images"
     CONFIG = "config"
     COMPLETION = "completion"
     HELP = "help"
@@ -133,7 +134,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionWords:
-    """What one action of ``clsecure network`` takes.
+    """What one action of a command takes.
 
     :param usage: its arguments, for people.
     :param most: None for any number.
@@ -159,6 +160,41 @@ NETWORK_ACTIONS = {
     ),
     NetworkAction.LEARN: ActionWords(
         usage="[SESSION]", help="turn what was denied to a session into a list to review", least=0
+    ),
+}
+
+
+class ImagesAction(StrEnum):
+    """What ``clsecure images`` can do."""
+
+    LIST = "list"
+    BUILD = "build"
+    LOAD = "load"
+    SAVE = "save"
+    PRUNE = "prune"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesOptions:
+    """``images ACTION ARGUMENT…``.
+
+    :param arguments: checked in number alone: names of images, a name or file of ``load``, a name and a file
+        of ``save``.
+    """
+
+    action: ImagesAction
+    arguments: tuple[str, ...]
+
+
+IMAGES_ACTIONS = {
+    ImagesAction.LIST: ActionWords(usage="", help="show the images, and where they are", least=0, most=0),
+    ImagesAction.BUILD: ActionWords(
+        usage="[NAME…]", help="build images from their locks and load them", least=0, most=None
+    ),
+    ImagesAction.LOAD: ActionWords(usage="NAME|FILE", help="load a built image, or a saved one"),
+    ImagesAction.SAVE: ActionWords(usage="NAME FILE", help="write an image into a file", least=2, most=2),
+    ImagesAction.PRUNE: ActionWords(
+        usage="", help="remove images that no lock names any more", least=0, most=0
     ),
 }
 
@@ -193,6 +229,7 @@ Options = (
     | SetupOptions
     | AgentOptions
     | NetworkOptions
+    | ImagesOptions
     | ConfigOptions
     | CompletionOptions
     | TextOptions
@@ -268,6 +305,7 @@ COMMANDS = {
     Verb.CONFIG: "show every setting and where it comes from  [--config]",
     Verb.COMPLETION: "print the completion of a shell: bash, zsh, fish",
     Verb.NETWORK: "check what a session may reach; watch, allow, learn",
+    Verb.IMAGES: "list, build, load, save and prune the images of containers",
 }
 
 SHELLS = ("bash", "zsh", "fish")

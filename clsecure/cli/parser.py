@@ -7,23 +7,27 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from enum import StrEnum
+from typing import Any, NoReturn, TypeVar
 
 from clsecure import __version__
 from clsecure.cli.options import (
     COMMANDS,
     GENERAL,
+    IMAGES_ACTIONS,
     NETWORK_ACTIONS,
     OPTIONS,
     SHELLS,
     SOURCES,
     VERB_FLAGS,
+    ActionWords,
     AgentOptions,
     CleanupOptions,
     CompletionOptions,
     ConfigOptions,
     DiffOptions,
     DoctorOptions,
+    ImagesOptions,
     ImportOptions,
     InfoOptions,
     Invocation,
@@ -41,6 +45,7 @@ from clsecure.errors import UsageError
 from clsecure.settings import values
 from clsecure.settings.sources import Entry, Layer, Source
 
+_Action = TypeVar("_Action", bound=StrEnum)
 _SELECTOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
 _SWITCHES = frozenset("hlv")
 _TEXT_FLAGS = frozenset({"--help", "-h", "--version"})
@@ -54,6 +59,10 @@ _POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
     Verb.NETWORK: (
         ("ACTION", None, ", ".join(NETWORK_ACTIONS)),
         ("ARGUMENT", "*", "a URL or host to check, else a session, as 'clsecure list' shows it"),
+    ),
+    Verb.IMAGES: (
+        ("ACTION", None, ", ".join(IMAGES_ACTIONS)),
+        ("IMAGE", "*", "as 'clsecure images list' shows it, or a file"),
     ),
 }
 _EXCLUSIVE = (
@@ -126,7 +135,7 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
         prog=prog,
         usage=usage,
         description=None if verb is Verb.RUN else COMMANDS[verb].partition("  [")[0],
-        epilog={Verb.RUN: _help_of_commands, Verb.NETWORK: _help_of_actions}.get(verb, str)(),
+        epilog=_epilog(verb),
         formatter_class=_formatter,
         add_help=False,
         allow_abbrev=False,
@@ -163,11 +172,24 @@ def _help_of_commands() -> str:
     return "\n".join(lines) + f"\n\n{_EPILOG}"
 
 
-def _help_of_actions() -> str:
+def _epilog(verb: Verb) -> str:
+    match verb:
+        case Verb.RUN:
+            return _help_of_commands()
+        case Verb.NETWORK:
+            note = "The options of the group 'network' go with 'network check' alone."
+            return f"{_help_of_actions(verb, NETWORK_ACTIONS)}\n\n{note}"
+        case Verb.IMAGES:
+            return _help_of_actions(verb, IMAGES_ACTIONS)
+        case _:
+            return ""
+
+
+def _help_of_actions(verb: Verb, actions: Mapping[Any, ActionWords]) -> str:
     lines = ["actions:"]
-    for action, words in NETWORK_ACTIONS.items():
-        lines += [f"  network {action.value} {words.usage}", f"      {words.help}"]
-    return "\n".join([*lines, "", "The options of the group 'network' go with 'network check' alone."])
+    for action, words in actions.items():
+        lines += [f"  {verb.value} {action.value} {words.usage}".rstrip(), f"      {words.help}"]
+    return "\n".join(lines)
 
 
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
@@ -347,6 +369,8 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             return _agent_options(found["ACTION"], found["NAME"])
         case Verb.NETWORK:
             return _network_options(found)
+        case Verb.IMAGES:
+            return _images_options(found)
         case Verb.COMPLETION:
             return _completion_options(found["SHELL"])
         case _:
@@ -404,19 +428,8 @@ def _selectors(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
-    written, arguments = found["ACTION"], tuple(found.get("ARGUMENT", ()))
-    try:
-        action = NetworkAction(written)
-    except ValueError:
-        raise UsageError(
-            f"{written!r} is not an action of 'clsecure network'",
-            resolution=f"one of: {', '.join(NETWORK_ACTIONS)}",
-        ) from None
-    words = NETWORK_ACTIONS[action]
-    if len(arguments) < words.least or (words.most is not None and len(arguments) > words.most):
-        raise UsageError(
-            f"'clsecure network {action}' takes {words.usage}", resolution="see: clsecure network --help"
-        )
+    arguments = tuple(found.get("ARGUMENT", ()))
+    action, words = _action(Verb.NETWORK, NETWORK_ACTIONS, found["ACTION"], arguments)
     if action is not NetworkAction.CHECK:
         decides = [option.name for option in OPTIONS if option.name in found and option.group != GENERAL]
         if decides:
@@ -427,6 +440,30 @@ def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
     if words.session and arguments and (words.most is not None or len(arguments) > 1):
         _check_selector(arguments[0])
     return NetworkOptions(action=action, arguments=arguments)
+
+
+def _images_options(found: Mapping[str, Any]) -> ImagesOptions:
+    arguments = tuple(found.get("IMAGE", ()))
+    action, _ = _action(Verb.IMAGES, IMAGES_ACTIONS, found["ACTION"], arguments)
+    return ImagesOptions(action=action, arguments=arguments)
+
+
+def _action(
+    verb: Verb, actions: Mapping[_Action, ActionWords], written: str, arguments: Sequence[str]
+) -> tuple[_Action, ActionWords]:
+    """Find an action of a command, and refuse a number of arguments that it does not take."""
+    action = next((each for each in actions if each == written), None)
+    if action is None:
+        raise UsageError(
+            f"{written!r} is not an action of 'clsecure {verb}'", resolution=f"one of: {', '.join(actions)}"
+        )
+    words = actions[action]
+    if len(arguments) < words.least or (words.most is not None and len(arguments) > words.most):
+        raise UsageError(
+            f"'clsecure {verb} {action}' takes {words.usage or 'nothing more'}",
+            resolution=f"see: clsecure {verb} --help",
+        )
+    return action, words
 
 
 def _completion_options(what: str) -> CompletionOptions:

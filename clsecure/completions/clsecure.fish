@@ -50,7 +50,7 @@ function _shtab_clsecure_using
   test "$_shtab_clsecure_cmdpath" = "$argv"
 end
 
-set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network
+set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network images
 set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --credentials --deny-domain --docker-image --engine --image --limit --message --mode --mount --on-finish --output --provider --runtime --session --time-limit --user -s
 
 complete -c clsecure -e
@@ -251,3 +251,9 @@ complete -c clsecure -n '_shtab_clsecure_using network' -l version -d 'print the
 complete -c clsecure -n '_shtab_clsecure_using network' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using network; and test $_shtab_clsecure_npos -eq 0' -ka "check watch allow learn" -d 'check, watch, allow, learn'
 complete -c clsecure -n '_shtab_clsecure_using network; and test $_shtab_clsecure_npos -ge 1' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'a URL or host to check, else a session, as '"'"'clsecure list'"'"' shows it'
+complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a images -d 'list, build, load, save and prune the images of containers'
+complete -c clsecure -n '_shtab_clsecure_using images' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
+complete -c clsecure -n '_shtab_clsecure_using images' -l verbose -s v -d 'show what happens'
+complete -c clsecure -n '_shtab_clsecure_using images' -l version -d 'print the version'
+complete -c clsecure -n '_shtab_clsecure_using images' -l help -s h -d 'print this'
+complete -c clsecure -n '_shtab_clsecure_using images; and test $_shtab_clsecure_npos -eq 0' -ka "list build load save prune" -d 'list, build, load, save, prune'

@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # the module typing takes longer to import than this program 
     GivenMount = tuple[str, bool, int]  # target, read-only, descriptor
     KeptAgent = tuple[str, str] | None
     Limits = dict[str, Any]
+    Map = list[tuple[int, int, int]]  # first inside, first outside, how many
 
 PROTOCOL = 1
 STATE = "/var/lib/clsecure"
@@ -56,6 +57,10 @@ CONFIG = "/etc/clsecure/helper.json"
 FIREJAIL = "/usr/bin/firejail"
 PYTHON = "/usr/bin/python3"
 NFT = "/usr/sbin/nft"
+PODMAN = "/usr/bin/podman"
+RUN = "/run/clsecure"
+PROXY_PORT = 3128
+ENGINE_SECONDS = 60.0
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 MESSAGE_LIMIT = 256 * 1024
@@ -88,10 +93,16 @@ DEFAULTS = {
     "uid_count": 200_000_000,
     "home_base": "/home",
     "accounts_per_user": 64,
+    # Behind the uids. The first number is every engine's tty group, then come ranges of 65,536 for the accounts
+    # whose sessions have an engine of their own; a range is free again when all that had it is deleted.
+    "range_first": 2_100_000_000,
+    "range_count": 700,
 }
+RANGE, OVERFLOW, TTY = 65536, 65534, 5
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
+CLONE_NEWUSER = 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH, MOVE_MOUNT_F_EMPTY_PATH = 2, 4
@@ -377,11 +388,24 @@ class Registry:
             raise Refused(f"you have {limit} workers already; remove some with: clsecure cleanup")
         name = self._free_name(owner, project, session, {e["name"] for e in entries})
         entry = {
-            "name": name, "uid": self._free_uid(), "owner": owner, "project": project, "session": session,
+            "name": name, "uid": self.free_uid(), "owner": owner, "project": project, "session": session,
             "home": f"{self.config['home_base']}/{name}", "created": int(time.time()),
         }  # fmt: skip
         write_file(f"{self.directory}/{name}", json.dumps(entry).encode())
         return entry
+
+    def give_range(self, entry: Entry) -> None:
+        """Give an account further uids that nobody else has, for the containers of an engine of its own."""
+        if "range" in entry:
+            return
+        taken, others = {e.get("range") for e in self.entries()}, subordinate_ranges()
+        first = self.config["range_first"]
+        for start in range(first + RANGE, first + (1 + self.config["range_count"]) * RANGE, RANGE):
+            if start not in taken and not any(a < start + RANGE and start < b for a, b in others):
+                entry["range"] = start
+                write_file(f"{self.directory}/{entry['name']}", json.dumps(entry).encode())
+                return
+        raise Refused(f"all ranges of uids are in use; remove workers, or set others in {CONFIG}")
 
     def forget(self, entry: Entry) -> None:
         """Take an account out, last of all."""
@@ -401,7 +425,7 @@ class Registry:
                 return name
         raise Refused("no free account name was found")
 
-    def _free_uid(self) -> int:
+    def free_uid(self) -> int:
         """Return the next uid of the range. The counter only rises: a uid is never used twice."""
         counter = f"{self.directory}/.next-uid"
         first, end = self.config["uid_first"], self.config["uid_first"] + self.config["uid_count"]
@@ -495,6 +519,37 @@ def become(entry: Entry, *, empty_bounding_set: bool) -> None:
     os.setresuid(entry["uid"], entry["uid"], entry["uid"])
 
 
+def enter_user_namespace(entry: Entry, words: socket.socket, also: int = 0) -> None:
+    """Turn this process into root of a new user namespace that is the worker to everybody else."""
+    os.setgroups([])
+    os.setresgid(entry["uid"], entry["uid"], entry["uid"])
+    os.setresuid(entry["uid"], entry["uid"], entry["uid"])
+    call("unshare", CLONE_NEWUSER | also)
+    words.send(b"made")
+    if words.recv(1) != b"1":
+        raise Refused("the helper is gone")
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def write_maps(pid: int, uids: Map, gids: Map) -> None:
+    """Say who the numbers of a new user namespace are to the machine."""
+    for name, lines in (("uid_map", uids), ("gid_map", gids)):
+        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+            file.write("".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines))
+
+
+def credentials_of(words: socket.socket, timeout: float) -> int:
+    """Wait for a word; return the pid that the kernel has for who said it."""
+    if select.select([words], [], [], timeout)[0]:
+        data, ancillary, _, _ = words.recvmsg(64, 256)
+        for level, kind, payload in ancillary:
+            if data and level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                return int(struct.unpack("3i", payload)[0])
+    return 0
+
+
 def uids_of(pid: int | str) -> list[bytes]:
     """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie."""
     try:
@@ -505,10 +560,15 @@ def uids_of(pid: int | str) -> list[bytes]:
     return [] if fields[b"State"].split()[0] in (b"Z", b"X") else fields[b"Uid"].split()
 
 
-def processes_of(uid: int) -> list[int]:
-    """Return the live processes that have the uid as any of their four."""
-    wanted = str(uid).encode()
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and wanted in uids_of(name)]
+def is_of(entry: Entry, uids: Iterable[bytes]) -> bool:
+    """Tell whether one of a process's uids is the account's, or of its range."""
+    first = entry.get("range", -RANGE)
+    return any(uid == entry["uid"] or first <= uid < first + RANGE for uid in map(int, uids))
+
+
+def processes_of(entry: Entry) -> list[int]:
+    """Return the live processes of the account: by any of their four uids."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and is_of(entry, uids_of(name))]
 
 
 def quiesce(entry: Entry) -> int:
@@ -520,7 +580,7 @@ def quiesce(entry: Entry) -> int:
     seen, deadline = 0, time.monotonic() + QUIESCE_SECONDS
     for place in cgroups(entry):
         write_small(f"{place}/cgroup.kill", "1")
-    while pids := processes_of(entry["uid"]):
+    while pids := processes_of(entry):
         seen = max(seen, len(pids))
         if time.monotonic() > deadline:
             raise Refused(f"processes of {entry['name']} did not die: {pids[:10]}")
@@ -529,7 +589,7 @@ def quiesce(entry: Entry) -> int:
             run_and_exit(lambda: kill_all_as(entry))
         os.waitpid(pid, 0)
         for victim in pids:
-            kill_if_of(victim, entry["uid"])
+            kill_if_of(victim, entry)
         select.select([], [], [], 0.005)
     cgroup_remove(entry)
     return seen
@@ -541,12 +601,12 @@ def kill_all_as(entry: Entry) -> None:
     os.kill(-1, signal.SIGKILL)
 
 
-def kill_if_of(pid: int, uid: int) -> None:
+def kill_if_of(pid: int, entry: Entry) -> None:
     """Kill a process after making sure, on a handle of that very process, that it is the worker's."""
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)
         try:
-            if str(uid).encode() in uids_of(pid):
+            if is_of(entry, uids_of(pid)):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)
@@ -965,14 +1025,16 @@ class View:
         made = self.directory(path, mode)
         mount(made, made, None, MS_BIND)
 
-    def build(self) -> None:
+    def build(self, *, home: bool = True) -> None:
         """Assemble the new root in this process's own mount namespace."""
         mount("none", "/", None, MS_REC | MS_PRIVATE)
         tmpfs(self.root, "755", f"size={self.size}")
         self._private()
         self._system()
         self._devices()
-        bind(self.entry["home"], self.directory(self.entry["home"]), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        if home:
+            place = self.directory(self.entry["home"])
+            bind(self.entry["home"], place, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
         if self.agent is not None:
             digest_directory, name = self.agent
             made = f"{self.directory('/opt/clsecure/bin')}/{name}"
@@ -987,13 +1049,9 @@ class View:
                 os.symlink(os.readlink(f"/{name}"), self.at(f"/{name}"))
             elif os.path.isdir(f"/{name}"):
                 bind(f"/{name}", self.directory(f"/{name}"), self.read_only)
-        uid, name, home = self.entry["uid"], self.entry["name"], self.entry["home"]
-        passwd = f"root:x:0:0:root:/root:/usr/sbin/nologin\n{name}:x:{uid}:{uid}::{home}:/bin/bash\n"
-        passwd += "nobody:x:65534:65534::/:/usr/sbin/nologin\n"
-        group = f"root:x:0:\ntty:x:5:\n{name}:x:{uid}:\nnogroup:x:65534:\n"
         ours = self.directory("/opt/clsecure/etc")
-        write_file(f"{ours}/passwd", passwd.encode(), 0o644)
-        write_file(f"{ours}/group", group.encode(), 0o644)
+        for name, content in user_files(self.entry, self.entry["uid"]).items():
+            write_file(f"{ours}/{name}", content.encode(), 0o644)
         # Files that are mounts of their own, as containers have them: the layer below does not show them.
         for name in ("hosts", "hostname", "resolv.conf"):
             if os.path.ismount(f"/etc/{name}") and os.path.isfile(f"/etc/{name}"):
@@ -1050,13 +1108,17 @@ class View:
             os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
         attach(tree, made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
 
-    def enter(self, *, host_proc: bool) -> None:
+    def enter(self, *, host_proc: bool, cgroup: bool = False) -> None:
         """Make the new root the only one. ``host_proc``: firejail looks at the host's /proc first."""
         if host_proc:
             mount("/proc", self.at("/proc"), None, MS_BIND | MS_REC)
             mount("/sys", self.at("/sys"), None, MS_BIND | MS_REC)
         else:
             mount("sysfs", self.at("/sys"), "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        if cgroup:
+            # The sandbox's own groups, and only those: engines want to see what they would put limits on.
+            flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+            mount("cgroup2", self.at("/sys/fs/cgroup"), "cgroup2", flags)
         os.chdir(self.root)
         call("pivot_root", b".", b".")
         call("umount2", b".", MNT_DETACH)
@@ -1090,23 +1152,422 @@ def parse_mounts(message: Message, fds: list[int], entry: Entry) -> list[GivenMo
     return parsed
 
 
+# ---------------------------------------------------------------- engines
+
+
+CONTAINERS_CONF = """# Written by clsecure for this engine; nothing else of the machine's configuration is read.
+[containers]
+cgroups = "disabled"
+default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]
+log_driver = "k8s-file"
+log_size_max = 10000000
+[engine]
+runtime = "crun"
+runtime_supports_nocgroups = ["crun", "runsc", "kata", "krun", "youki", "crun-vm"]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_backend = "netavark"
+"""
+STORAGE_CONF = """[storage]
+driver = "overlay"
+graphroot = "/var/lib/containers/storage"
+runroot = "/run/containers"
+[storage.options]
+additionalimagestores = [{images}]
+[storage.options.overlay]
+ignore_chown_errors = "{single}"
+"""
+IMAGES = "/opt/clsecure/images"
+
+
+class Engine:
+    """podman's API as root of a user namespace of its own: to everybody else it is the worker.
+
+    It needs no set-uid program and no capability of the machine's; with its first process everything of it dies.
+
+    :param api: the listening socket, handed over as systemd does it (sd_listen_fds(3)).
+    :param images: the owner's image store, read-only; None without one.
+    :param storage: a directory of the engine's own for what it stores, None for memory.
+    :param wide: with the account's range of further uids, and a network namespace that it may build networks in.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        api: socket.socket,
+        *,
+        tty: int,
+        images: Entry | None = None,
+        storage: str | None = None,
+        wide: bool = False,
+        proxy: str | None = None,
+    ) -> None:
+        self.entry, self.api, self.images, self.storage = entry, api, images, storage
+        self.wide, self.proxy = wide, proxy
+        uid = entry["uid"]
+        self.uids: Map = [(0, uid, 1)]
+        self.gids: Map = [(0, uid, 1), (TTY, tty, 1)]
+        if wide:
+            self.uids += [(1, entry["range"], RANGE - 1)]
+            self.gids = [(0, uid, 1), (1, entry["range"], RANGE - 1)]
+        elif images is not None:
+            # Who the image's files belong to. Mapped, so that mount points can be made above them; the store
+            # itself is read-only here, and the agent is somebody else and has no capability.
+            self.uids += [(OVERFLOW, images["uid"], 1)]
+            self.gids += [(OVERFLOW, images["uid"], 1)]
+        self.words, self.inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.words.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+    def started(self, timeout: float) -> int:
+        """In the helper: give the new user namespace its maps; return the pid of its first process."""
+        pid = credentials_of(self.words, timeout)
+        if not pid or not is_of(self.entry, uids_of(pid)):
+            raise Refused("the engine did not come up")
+        write_maps(pid, self.uids, self.gids)
+        return pid
+
+    def go(self) -> None:
+        """Let it go on."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.words.send(b"1")
+
+    def furnish(self, view: View) -> None:
+        """In the child: what the engine needs of the view."""
+        for path in ("/run", "/run/containers", "/var/lib/containers", "/var/cache/containers"):
+            os.chown(view.directory(path), self.entry["uid"], self.entry["uid"])
+        if self.storage is not None:
+            flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+            # The images of a session's own engine may hold set-uid programs: they raise nobody out of its range.
+            bind(self.storage, view.at("/var/lib/containers"), 0 if self.wide else flags)
+        stores = []
+        if self.images is not None:
+            bind(self.images["home"], view.directory(IMAGES), view.read_only | MOUNT_ATTR_NOSUID)
+            stores = [f'"{IMAGES}/storage"']
+        hard = [resource.getrlimit(limit)[1] for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)]
+        files, processes = (
+            n if 0 <= n < most else most for n, most in zip(hard, (1 << 20, 1 << 22), strict=True)
+        )
+        ours = view.directory("/opt/clsecure/etc")
+        conf = CONTAINERS_CONF.format(files=files, processes=processes)
+        write_file(f"{ours}/containers.conf", conf.encode(), 0o644)
+        conf = STORAGE_CONF.format(images=", ".join(stores), single="false" if self.wide else "true")
+        write_file(f"{ours}/storage.conf", conf.encode(), 0o644)
+        short = '"docker.io"' if self.wide else ""
+        conf = f'unqualified-search-registries = [{short}]\nshort-name-mode = "disabled"\n'
+        write_file(f"{ours}/registries.conf", conf.encode(), 0o644)
+
+    def run(self) -> NoReturn:
+        """In the child, still root: fork into the new PID namespace; its first process is the engine's root."""
+        first = os.fork()
+        if first:
+            os.closerange(0, 1024)
+            _, status = os.waitpid(first, 0)
+            os._exit(exit_code(status))
+        run_and_exit(self._first)
+
+    def _first(self) -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        enter_user_namespace(self.entry, self.inside, CLONE_NEWNS | (CLONE_NEWNET if self.wide else 0))
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self.wide:
+            loopback_up()
+        main = os.fork()
+        if main == 0:
+            env = {
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/run/engine", "TMPDIR": "/var/tmp",
+                "CONTAINERS_CONF": "/opt/clsecure/etc/containers.conf",
+                "CONTAINERS_STORAGE_CONF": "/opt/clsecure/etc/storage.conf",
+                "CONTAINERS_REGISTRIES_CONF": "/opt/clsecure/etc/registries.conf",
+                # Images are built in the engine's own namespaces: nothing there is the agent's to gain.
+                "BUILDAH_ISOLATION": "chroot",
+                "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "podman.sock",
+            }  # fmt: skip
+            if self.proxy:
+                env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), self.proxy)
+            os.dup2(self.api.fileno(), 3)
+            os.closerange(4, 1024)
+            os.execve(PODMAN, (PODMAN, "system", "service", "--time=0"), env)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        self.api.close()
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == main:
+                os._exit(exit_code(status))
+
+
+def given_listener(fd: int) -> socket.socket:
+    """Return a listening Unix socket of the caller's; refuse anything else."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise Refused("the engine's socket is none")
+    given = socket.socket(fileno=os.dup(fd))
+    listening = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if (given.family, given.type, listening) != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
+        given.close()
+        raise Refused("the engine's socket does not listen")
+    return given
+
+
+def listen(path: str, kind: socket.SocketKind, *, uid: int, gid: int, mode: int) -> socket.socket:
+    """Return a listening socket at a path in a directory of root's own."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, kind)
+    listener.bind(path)
+    os.chmod(path, mode)
+    os.chown(path, uid, gid)
+    listener.listen(64)
+    return listener
+
+
+def image_store(registry: Registry, owner: int) -> Entry:
+    """Return the owner's image store as an account that nothing else runs as; make it when it isn't there.
+
+    Not in passwd. The directory above is closed, so that nobody on the machine comes to a set-uid file in it.
+    """
+    own_directory(f"{STATE}/images", 0o711)
+    place = own_directory(f"{STATE}/images/{owner}", 0o700)
+    home, note = f"{place}/store", f"{place}/account.json"
+    try:
+        with open(note, encoding="ascii") as file:
+            entry: Entry = json.load(file)
+    except FileNotFoundError:
+        with registry.lock():
+            entry = {"name": f"images-{owner}", "uid": registry.free_uid(), "owner": owner, "home": home}
+        write_file(note, json.dumps(entry).encode())
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(home, 0o755)
+    os.chown(home, entry["uid"], entry["uid"], follow_symlinks=False)
+    return entry
+
+
+def engine_storage(entry: Entry) -> str:
+    """Return an empty directory for what the session's own engine stores."""
+    own_directory(f"{STATE}/engines", 0o711)
+    place = f"{STATE}/engines/{entry['name']}"
+    wipe_storage(entry)
+    os.mkdir(place, 0o700)
+    os.chown(place, entry["uid"], entry["uid"], follow_symlinks=False)
+    return place
+
+
+def wipe_storage(entry: Entry) -> None:
+    """Delete what a session's own engine stored, as root of its user namespace: it can hurt only itself."""
+    place = f"{STATE}/engines/{entry['name']}"
+    if "range" not in entry or not os.path.lexists(place):
+        return
+    words, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    pid = os.fork()
+    if pid == 0:
+
+        def execute() -> None:
+            words.close()
+            os.chdir("/")
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            enter_user_namespace(entry, inside, CLONE_NEWNS)
+            argv = ("/bin/rm", "-rf", "--one-file-system", "--", place)
+            os.execve(argv[0], argv, {"LC_ALL": "C"})
+
+        run_and_exit(execute)
+    inside.close()
+    with words:
+        if credentials_of(words, 5) == pid:
+            gids = [(0, entry["uid"], 1), (1, entry["range"], RANGE - 1)]
+            write_maps(pid, gids, gids)
+            words.send(b"1")
+    pidfd = os.pidfd_open(pid)
+    if not select.select([pidfd], [], [], 600)[0]:
+        os.kill(pid, signal.SIGKILL)
+    os.close(pidfd)
+    os.waitpid(pid, 0)
+    # It could empty the directory; the one above is root's.
+    os.rmdir(place)
+
+
+class Sidecar:
+    """The session's own engine: podman in a sandbox of its own, with further uids and a network namespace.
+
+    The session's sandbox enters that network namespace; it shares nothing else with it but the workspace.
+    """
+
+    def __init__(
+        self, entry: Entry, api: socket.socket, *, tty: int, workspace: str, proxy: str | None
+    ) -> None:
+        self.entry, self.workspace = entry, workspace
+        self.place = parse_workspace(entry, workspace)
+        self.engine = Engine(entry, api, tty=tty, storage=engine_storage(entry), wide=True, proxy=proxy)
+        self.pid = self.pidfd = self.network = -1
+
+    def launch(self, go: Callable[[int], None]) -> None:
+        """Start it; ``go`` gets the pid of its first process before that does anything."""
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(go_write)
+            run_and_exit(lambda: self._stage(go_read))
+        os.close(go_read)
+        self.pidfd = os.pidfd_open(self.pid)
+        go(self.pid)
+        os.write(go_write, b"1")
+        os.close(go_write)
+        first = self.engine.started(10)
+        self.network = os.open(f"/proc/{first}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.engine.go()
+
+    def _stage(self, go: int) -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.read(go, 1) != b"1":
+            raise Refused("the helper is gone")
+        os.setsid()
+        for number in INHERITED_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
+        view = View(
+            self.entry, [(self.workspace, False, self.place)], None, setuid_allowed=False, memory=None
+        )
+        spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID | CLONE_NEWNET
+        call("unshare", spaces)
+        socket.sethostname("engine")
+        view.build(home=False)
+        self.engine.furnish(view)
+        view.enter(host_proc=False, cgroup=True)
+        os.umask(0o022)
+        self.engine.run()
+
+    def end(self) -> None:
+        """Kill it, and delete what it stored once every process of the session is dead."""
+        if self.pid > 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            os.close(self.pidfd)
+        if self.network >= 0:
+            os.close(self.network)
+        os.close(self.place)
+
+
+class ImageStore:
+    """podman on an image store, as the account that the store's files belong to, without a network."""
+
+    def __init__(self, entry: Entry, api: socket.socket, *, tty: int) -> None:
+        self.entry, self.engine = entry, Engine(entry, api, tty=tty)
+        self.pid, self.log, self.words = -1, os.memfd_create("words"), ""
+
+    def launch(self) -> None:
+        """Start it."""
+        self.pid = os.fork()
+        if self.pid == 0:
+            run_and_exit(self._stage)
+        self.engine.started(10)
+        self.engine.go()
+        self.engine.api.close()
+
+    def _stage(self) -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        for number in INHERITED_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        null = os.open("/dev/null", os.O_RDWR)
+        for target, fd in ((0, null), (1, self.log), (2, self.log)):
+            os.dup2(fd, target)
+        call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
+        view = View(self.entry, [], None, setuid_allowed=False, memory=None)
+        spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID | CLONE_NEWNET
+        call("unshare", spaces)
+        socket.sethostname("images")
+        view.build(home=False)
+        self.engine.storage = self.entry["home"]
+        self.engine.furnish(view)
+        view.enter(host_proc=False, cgroup=True)
+        os.umask(0o022)
+        self.engine.run()
+
+    def end(self) -> None:
+        """End it."""
+        if self.pid > 0:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        quiesce(self.entry)
+        with open(self.log, "rb") as file:
+            file.seek(0)
+            self.words = file.read(LOG_LIMIT).decode("utf-8", "replace")
+
+
+def parse_workspace(entry: Entry, path: str) -> int:
+    """Open a directory below the worker's home, through no link: the worker could have made one."""
+    home = f"{entry['home']}/"
+    parts = path.removeprefix(home).split("/")
+    if not path.startswith(home) or any(part in ("", ".", "..") for part in parts):
+        raise Refused("the workspace must be below the worker's home")
+    fd = os.open(entry["home"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    for part in parts:
+        try:
+            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
+
+
 # ---------------------------------------------------------------- sandboxes
+
+
+def require_root_owned(path: str, also: int = 0) -> None:
+    """Refuse a program that is missing, or that somebody else than root could have changed."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        raise Refused(f"{path} is not installed") from None
+    if info.st_uid != 0 or info.st_mode & 0o022 or info.st_mode & also != also:
+        raise Refused(f"{path} is not root's own{' set-uid' if also else ''} program")
+
+
+def user_files(entry: Entry, uid: int) -> dict[str, str]:
+    """Return the databases of users that a sandbox sees. ``uid``: the worker's, inside."""
+    name, home = entry["name"], entry["home"]
+    root = "root:x:0:0:root:/root:/usr/sbin/nologin\n" if uid else ""
+    worker = f"{name}:x:{uid}:{uid}::{home}:/bin/bash\n"
+    return {
+        "passwd": f"{root}{worker}nobody:x:65534:65534::/:/usr/sbin/nologin\n",
+        "group": ("root:x:0:\n" if uid else "") + f"tty:x:5:\n{name}:x:{uid}:\nnogroup:x:65534:\n",
+    }
 
 
 class Sandbox:
     """One sandbox, from its first process to the death of its last."""
 
-    def __init__(self, entry: Entry, message: Message, fds: list[int]) -> None:
+    def __init__(self, entry: Entry, registry: Registry, message: Message, fds: list[int]) -> None:
         self.entry = entry
-        self.mode = message.get("mode")
-        if self.mode not in ("user", "namespace"):
-            raise Refused("the mode must be user or namespace")
+        self.mode, self.container = message.get("mode"), message.get("engine")
+        if self.mode not in ("user", "namespace", "container"):
+            raise Refused("the mode must be user, namespace or container")
+        if self.container not in (("podman", "docker") if self.mode == "container" else (None,)):
+            raise Refused("containers have an engine, podman or docker, and nothing else has")
+        self.docker = message.get("docker")
+        if self.docker not in (None, "own", "host"):
+            raise Refused("docker must be own or host")
+        self.tty = registry.config["range_first"]
         self.network = None
+        api = None
+        if self.container == "podman":
+            require_root_owned(PODMAN)
+            api = given_listener(fds.pop(0) if fds else -1)
         if message.get("network_namespace") is True:
             self.network, *fds = fds
         private = message.get("private") is True
         if private and self.network is None:
             raise Refused("only a network namespace can be opened to private addresses")
+        if self.network is not None and (self.docker == "own" or self.container == "docker"):
+            raise Refused("an engine's own network and a full network do not go together")
         self.closed = CLOSED if private else CLOSED + PRIVATE
         self.mounts = parse_mounts(message, fds, entry)
         self.agent = None
@@ -1117,9 +1578,7 @@ class Sandbox:
                 raise Refused("the agent is not in the store")
             self.agent = (directory, name)
         if self.mode == "namespace":
-            info = os.stat(FIREJAIL)
-            if info.st_uid != 0 or info.st_mode & 0o022 or not info.st_mode & stat.S_ISUID:
-                raise Refused(f"{FIREJAIL} is not root's own set-uid program")
+            require_root_owned(FIREJAIL, stat.S_ISUID)
         self.limits = parse_limits(message)
         self.disk = None
         if message.get("disk_reserve") is True or "disk" in self.limits:
@@ -1130,20 +1589,64 @@ class Sandbox:
         size = [type(n) is int and 0 < n < 10000 for n in terminal] if isinstance(terminal, list) else []
         if terminal is not None and size != [True, True]:
             raise Refused("the terminal must be rows and columns")
+        # The session's own engine makes networks in the same namespace, from where the gateway is wanted, too.
+        # There is no way out of it but that gateway.
+        anywhere = ("0.0.0.0", PROXY_PORT) if self.docker == "own" else ("127.0.0.1", 0)
+        self.api, self.workspace = api, text(message, "workspace") if self.docker == "own" else ""
+        self.status: int | None = None
+        self.engine: Engine | None = None
+        self.sidecar: Sidecar | None = None
+        self.run_directory = ""
+        self.sockets: dict[str, socket.socket] = {}
+        self.pid = self.pidfd = self.main_pidfd = self.log = -1
         self.orders = {
-            "listener": message.get("listener") is True,
+            "listener": list(anywhere) if message.get("listener") is True else None,
+            "status": bool(self.container),
             "terminal": terminal,
             "writable": [entry["home"], *(t for t, read_only, _ in self.mounts if not read_only)],
         }
 
+    def prepare(self, registry: Registry) -> None:
+        """Make what has to be there before the first process; :meth:`end` takes it away."""
+        if self.container or self.docker:
+            self._make_sockets()
+        if self.api is not None:
+            images = image_store(registry, self.entry["owner"])
+            self.engine = Engine(self.entry, self.api, tty=self.tty, images=images)
+        if self.docker == "own":
+            require_root_owned(PODMAN)
+            with registry.lock():
+                registry.give_range(self.entry)
+            proxy = f"http://127.0.0.1:{PROXY_PORT}" if self.orders["listener"] else None
+            self.sidecar = Sidecar(
+                self.entry, self.sockets["docker"], tty=self.tty, workspace=self.workspace, proxy=proxy
+            )
+
+    def _make_sockets(self) -> None:
+        """Make the places where the inside meets this process and the caller: in a directory of root's own."""
+        uid, owner = self.entry["uid"], self.entry["owner"]
+        own_directory(RUN, 0o711)
+        self.run_directory = own_directory(f"{RUN}/{self.entry['name']}", 0o711)
+        if self.container:
+            path = f"{self.run_directory}/control"
+            self.sockets["control"] = listen(path, socket.SOCK_SEQPACKET, uid=uid, gid=uid, mode=0o600)
+            self.sockets["control"].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            for name, content in user_files(self.entry, uid if self.container == "docker" else 0).items():
+                write_file(f"{self.run_directory}/{name}", content.encode(), 0o644)
+        if self.docker:
+            # The worker by its group, the caller as the owner: images are brought along, or the host's is lent.
+            path = f"{self.run_directory}/docker.sock"
+            self.sockets["docker"] = listen(path, socket.SOCK_STREAM, uid=owner, gid=uid, mode=0o660)
+
     def launch(self) -> None:
         """Start the first process; it becomes the launcher and reports over ``self.control``."""
+        if self.sidecar is not None:
+            self.sidecar.launch(self._limited)
         self.control, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.log, log = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.words = b""
         self.main: Message = {}
-        self.main_pidfd = -1
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
@@ -1155,8 +1658,7 @@ class Sandbox:
         os.close(go_read)
         inside.close()
         self.pidfd = os.pidfd_open(self.pid)
-        self.enforced = cgroup_enter(self.entry, self.pid, self.limits)
-        self.groups = cgroup_paths(self.pid)
+        self._limited(self.pid)
         by_rlimit = [n for n in ("pids", "open_files") if n in self.limits and n not in self.enforced]
         self.enforced |= dict.fromkeys(by_rlimit, "rlimit")
         self.enforced |= {"disk": "measured"} if "disk" in self.limits else {}
@@ -1164,7 +1666,16 @@ class Sandbox:
         self.orders["processes"] = self.limits["pids"] if "pids" in by_rlimit else None
         os.write(go_write, b"1")
         os.close(go_write)
-        self._tell(self.orders)
+        if self.engine is not None:
+            self.engine.started(10)
+            self.engine.go()
+        if not self.container:
+            self._tell(self.orders)
+
+    def _limited(self, pid: int) -> None:
+        """Put a first process into the session's groups."""
+        self.enforced = cgroup_enter(self.entry, pid, self.limits)
+        self.groups = cgroup_paths(pid)
 
     def _tell(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Say something to the launcher. That it is dead already is seen, and told, where its end is."""
@@ -1183,6 +1694,14 @@ class Sandbox:
         os.setsid()
         for number in INHERITED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        if self.container == "docker":
+            # docker's own daemon makes the container: this process only stands for it here.
+            os.dup2(inside.fileno(), 0)
+            os.closerange(3, 1024 * 1024)
+            become(self.entry, empty_bounding_set=True)
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            while True:
+                signal.pause()
         call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
         view = View(
             self.entry,
@@ -1191,10 +1710,12 @@ class Sandbox:
             setuid_allowed=self.mode == "namespace",
             memory=self.limits.get("memory"),
         )
-        own_pids = CLONE_NEWPID if self.mode == "user" else 0
+        own_pids = CLONE_NEWPID if self.mode != "namespace" else 0
         if self.network is not None:
             close_network(self.network, self.entry["owner"], [*self.closed, *host_addresses()])
-        own_network = CLONE_NEWNET if self.network is None else 0
+        if self.sidecar is not None:
+            call("setns", self.sidecar.network, CLONE_NEWNET)
+        own_network = CLONE_NEWNET if self.network is None and self.sidecar is None else 0
         spaces = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
         call("unshare", spaces | own_network | own_pids)
         socket.sethostname("clsecure")
@@ -1202,8 +1723,17 @@ class Sandbox:
         view.build()
         if self.network is not None:
             view.resolver()
-        view.enter(host_proc=self.mode == "namespace")
+        if self.engine is not None:
+            self.engine.furnish(view)
+            bind(self.run_directory, view.directory(RUN), view.read_only)
+        elif self.docker:
+            made = f"{view.directory(RUN)}/docker.sock"
+            write_file(made, b"")
+            bind(f"{self.run_directory}/docker.sock", made, view.read_only)
+        view.enter(host_proc=self.mode == "namespace", cgroup=self.engine is not None)
         os.umask(0o022)
+        if self.engine is not None:
+            self.engine.run()
         os.dup2(inside.fileno(), 0)
         os.closerange(3, 1024 * 1024)
         if self.mode == "user":
@@ -1246,9 +1776,11 @@ class Sandbox:
 
     def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + (ENGINE_SECONDS if self.container else 20)
         fds = array.array("i")
         try:
+            if self.container and not self._connected(conn, deadline):
+                return False
             # What it made comes first and by itself: at ``ready`` the launcher holds no copy any more.
             report: Message = {"event": "made"}
             while report.get("event") == "made":
@@ -1258,6 +1790,9 @@ class Sandbox:
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
             facts = facts_of(pid)
+            if self.container == "docker":
+                self.enforced |= dict.fromkeys(confirmed(pid, self.limits), "engine")
+                self.groups = cgroup_paths(pid)
             if self.enforced.get("pids") == "rlimit":
                 found = re.search(
                     r"^Max processes +\d+ +(\d+)", read_small(f"/proc/{pid}/limits") or "", re.MULTILINE
@@ -1266,9 +1801,35 @@ class Sandbox:
                     del self.enforced["pids"]
             self.main, self.main_pidfd = facts, os.pidfd_open(pid)
             ready = {"event": "ready", "report": report, "facts": facts, "enforced": self.enforced}
+            if self.docker == "host":
+                fds.append(self.sockets.pop("docker").detach())
             send(conn, ready, fds)
         finally:
             close_all(fds)
+        return True
+
+    def _connected(self, conn: socket.socket, deadline: float) -> bool:
+        """Wait for the launcher in the container: the first process of the worker's that connects."""
+        listener = self.sockets.pop("control")
+        self.control.close()
+        self.control = listener
+        try:
+            while True:
+                if not self._awaited(conn, deadline):
+                    return False
+                self.control, _ = listener.accept()
+                size = struct.calcsize("3i")
+                peer = self.control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+                if struct.unpack("3i", peer)[1] == self.entry["uid"]:
+                    break
+                self.control.close()
+                self.control = listener
+        finally:
+            if self.control is not listener:
+                listener.close()
+            os.unlink(f"{self.run_directory}/control")
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._tell(self.orders)
         return True
 
     def _awaited(self, conn: socket.socket, deadline: float) -> bool:
@@ -1279,8 +1840,8 @@ class Sandbox:
             if self.control in ready:
                 return True
             if conn in ready:
-                if not conn.recv(1, socket.MSG_PEEK):
-                    return False
+                if not conn.recv(1, socket.MSG_PEEK) or self.container:
+                    return False  # gone, or about to say that the container will not come
                 waited.remove(conn)  # a message: it waits its turn
             if self.pidfd in ready or not ready:
                 raise Refused(f"the sandbox did not come up: {self.drain() or 'no word from it'}")
@@ -1321,13 +1882,21 @@ class Sandbox:
                 if not data:
                     watch.remove(self.control)
                 with contextlib.suppress(ValueError, AttributeError):
-                    send(conn, {"event": "failed", "error": str(json.loads(data).get("error", ""))})
+                    said = json.loads(data)
+                    if said.get("event") == "failed":
+                        send(conn, {"event": "failed", "error": str(said.get("error", ""))})
+                    if self.container and type(said.get("status")) is int:
+                        self.status = said["status"] & 0xFF
             if self.pidfd in ready:
                 return
             if self.main_pidfd in ready:
                 watch.remove(self.main_pidfd)
-                if not self.clear():
+                if not self.container and not self.clear():
                     return
+            if self.container and self.control not in watch and self.main_pidfd not in watch:
+                # With its first process, which this was, a container is dead, and all that it said is heard.
+                return
+            if self.main_pidfd in ready:
                 continue
             if conn in ready:
                 message, fds = receive(conn)
@@ -1361,9 +1930,9 @@ class Sandbox:
         """
         deadline = time.monotonic() + CLEAR_SECONDS
         while not select.select([self.pidfd], [], [], 0.03)[0] and time.monotonic() < deadline:
-            for pid in processes_of(self.entry["uid"]):
+            for pid in processes_of(self.entry):
                 if self._is_left(pid):
-                    kill_if_of(pid, self.entry["uid"])
+                    kill_if_of(pid, self.entry)
         return bool(select.select([self.pidfd], [], [], 0)[0])
 
     def _is_left(self, pid: int) -> bool:
@@ -1374,6 +1943,14 @@ class Sandbox:
             return inside != b"1" and os.readlink(f"/proc/{pid}/ns/pid") == self.main["namespaces"]["pid"]
         except (OSError, StopIteration):
             return False
+
+    def _remove_sockets(self) -> None:
+        for made in self.sockets.values():
+            made.close()
+        if self.run_directory:
+            for name in os.listdir(self.run_directory):
+                os.unlink(f"{self.run_directory}/{name}")
+            os.rmdir(self.run_directory)
 
     log_closed = False
 
@@ -1387,22 +1964,30 @@ class Sandbox:
 
     def end(self) -> Message:
         """Kill whatever is left, collect the status, give the status back."""
-        running = not select.select([self.pidfd], [], [], 0)[0]
-        if running:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        self._note_struck()
-        _, status = os.waitpid(self.pid, 0)
+        running, code = True, 137
+        if self.pid > 0:
+            running = not select.select([self.pidfd], [], [], 0)[0]
+            if running:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self._note_struck()
+            _, status = os.waitpid(self.pid, 0)
+            code = exit_code(status)
+        if self.container:
+            # That one runs until it is killed; the launcher says how the command ended.
+            running, code = self.status is None, 137 if self.status is None else self.status
         if self.disk:
             self.disk.close()
+        if self.sidecar is not None:
+            self.sidecar.end()
         killed = quiesce(self.entry)
+        wipe_storage(self.entry)
+        self._remove_sockets()
         close_home(self.entry)
-        words = self.drain()
-        self.control.close()
-        os.close(self.pidfd)
-        if self.main_pidfd >= 0:
-            os.close(self.main_pidfd)
-        os.close(self.log)
-        code = exit_code(status)
+        words = ""
+        if self.pid > 0:
+            words = self.drain()
+            self.control.close()
+        close_all(fd for fd in (self.pidfd, self.main_pidfd, self.log) if fd >= 0)
         return {
             "event": "exit", "status": code, "killed": killed, "interrupted": running, "log": words,
             "passed": self.passed, "struck": self.struck,
@@ -1536,14 +2121,32 @@ class Service:
 
     def run(self, message: Message, fds: list[int]) -> None:
         """Build a sandbox, wait for ``start``, report its end."""
-        sandbox = Sandbox(self._leased(), message, fds)
-        sandbox.launch()
+        sandbox = Sandbox(self._leased(), self.registry, message, fds)
         try:
+            sandbox.prepare(self.registry)
+            sandbox.launch()
             if sandbox.barrier(self.conn):
                 sandbox.serve(self.conn)
         finally:
             result = sandbox.end()
         send(self.conn, result)
+
+    def images(self, message: Message, fds: list[int]) -> None:
+        """Run an engine on the caller's image store, offline, until the caller says enough."""
+        require_root_owned(PODMAN)
+        if len(fds) != 1:
+            raise Refused("the store's engine is one listening socket")
+        entry = image_store(self.registry, self.caller)
+        store = ImageStore(entry, given_listener(fds[0]), tty=self.registry.config["range_first"])
+        with locked(f"{self.registry.locks}/{entry['name']}", wait=LOCK_SECONDS):
+            quiesce(entry)
+            try:
+                store.launch()
+                send(self.conn, {"event": "ready"})
+                self.conn.recv(1, socket.MSG_PEEK)
+            finally:
+                store.end()
+        send(self.conn, {"event": "exit", "log": store.words})
 
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
@@ -1568,8 +2171,10 @@ class Service:
         "lease": lease,
         "agent": agent,
         "run": run,
+        "images": images,
         "start": late,
         "kill": late,
+        "enough": late,
         "reset": reset,
         "remove": remove,
     }

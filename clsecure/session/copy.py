@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from clsecure import logs
 from clsecure.agents.request import AgentHome, HomeRequest
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
 from clsecure.model import DockerAccess, SandboxSpec, StartState
+from clsecure.session.boxes import recorded
 from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
-from clsecure.session.plan import SessionPlan
 from clsecure.session.portable import inside_of, missing, uses_servers
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.tools import run_tool
@@ -118,7 +118,8 @@ class PrivateCopy:
             mode=self._plan.mode.value,
             network=self._plan.network.value,
             agent=self._plan.agent,
-            **_containers(self._plan, self._spec),
+            docker_access=self._plan.docker.value,
+            **recorded(self._spec.container),
             status=SessionStatus.RUNNING,
             unimported=None,
             updated=time.time(),
@@ -138,7 +139,8 @@ class PrivateCopy:
                 mode=plan.mode.value,
                 network=plan.network.value,
                 agent=plan.agent,
-                **_containers(plan, self._spec),
+                docker_access=plan.docker.value,
+                **recorded(self._spec.container),
                 worker_user=account.name,
                 status=SessionStatus.PREPARING,
                 created=now,
@@ -165,7 +167,7 @@ class PrivateCopy:
             base_tree=start.top.base_tree,
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
-            docker=plan.docker is not DockerAccess.NONE,
+            docker=plan.docker is DockerAccess.HOST,
             skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
         )
@@ -267,13 +269,3 @@ class PrivateCopy:
         if record is not None:
             with contextlib.suppress(ClsecureError):
                 self._place.write(record, status=SessionStatus.DONE, unimported=False, updated=time.time())
-
-
-def _containers(plan: SessionPlan, spec: SandboxSpec) -> dict[str, Any]:
-    """Return what the record says of engines."""
-    container = spec.container
-    return {
-        "docker_access": plan.docker.value,
-        "engine": container.engine.value if container else None,
-        "image": container.image.image_id if container else None,
-    }

@@ -50,6 +50,7 @@ class SessionPlan:
     :param engine: what runs the containers of container mode.
     :param runtime: name or path of the OCI runtime, None for the engine's own choice.
     :param image: name of the worker image of container mode.
+    :param image_mirror: of Debian's packages, for an image that has to be built; None for the machine's own.
     :param docker: what of a container engine the agent can use.
     :param docker_images: images of the user's engine that are copied into the session's own.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
@@ -96,6 +97,7 @@ class SessionPlan:
     engine: Engine = Engine.PODMAN
     runtime: str | None = None
     image: str = "worker"
+    image_mirror: str | None = None
     docker: DockerAccess = DockerAccess.NONE
     docker_images: tuple[str, ...] = ()
     skip_docker_autodetect: bool = False

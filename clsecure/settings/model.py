@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """A program of the user's that is started then, too."""
     notify_after: timedelta = timedelta(minutes=1)
     """How long that is."""
+    image_mirror: str | None = None
+    """Where packages of Debian for images come from; None for the mirror that apt of this machine uses."""
     output: OutputFormat = OutputFormat.HUMAN
     verbose: bool = False
 

@@ -206,6 +206,7 @@ class ConfigFile(_Table):
     notify: list[_Notification] | str = Field(default=None, description="how you are called at the end")
     notify_command: str = Field(default=None, description="a program of yours that is started then")
     notify_after: _Duration = Field(default=None, description="only after this long")
+    image_mirror: str = Field(default=None, description="Debian's packages for worker images")
     output: Literal[tuple(each.value for each in OutputFormat)] = Field(
         default=None, description="how results are written"
     )

@@ -456,6 +456,11 @@ def base_url(text: str) -> str:
     return text.strip().rstrip("/")
 
 
+def image_mirror(text: str) -> str:
+    """Read the address of a mirror of Debian, without a closing slash."""
+    return base_url(text)
+
+
 def mount(text: str, *, relative_to: Path | None = None, home: Path | None = None) -> Mount:
     """Read ``SRC[:DST][:ro|:rw]``. Nothing is looked up: whether the source exists is the plan's question.
 
@@ -557,6 +562,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "skip_docker_autodetect": boolean,
     "notify": notify,
     "notify_after": notify_after,
+    "image_mirror": image_mirror,
     "output": output,
     "verbose": boolean,
 }

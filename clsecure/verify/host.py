@@ -11,9 +11,20 @@ from pathlib import PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
 from clsecure.errors import VerificationError
-from clsecure.model import CheckResult, CheckStatus, IsolationMode, SandboxSpec, Vantage
+from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
+from clsecure.model import (
+    CheckResult,
+    CheckStatus,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    SandboxSpec,
+    Vantage,
+)
 
 _LOCAL = frozenset({IsolationMode.USER, IsolationMode.NAMESPACE})
+_ALL = frozenset(IsolationMode)
+_CONTAINER = frozenset({IsolationMode.CONTAINER})
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
 _SYSTEM = (
@@ -28,6 +39,14 @@ _SYSTEM = (
     "/opt/clsecure",
     "/run/firejail",
 )
+
+
+_PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
+_ENGINE_FILES = (
+    "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
+)  # fmt: skip
+_MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
+_KERNEL = ("/proc", "/sys", "/dev", "/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +125,8 @@ def _landlock(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
 
 def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     wanted = ["mnt", "pid", "net", "ipc", "uts"]
-    if spec.mode is IsolationMode.NAMESPACE:
+    # docker's daemon makes none: there the worker is an uid of the machine's, without any capability.
+    if spec.mode is IsolationMode.NAMESPACE or _engine(spec) is Engine.PODMAN:
         wanted.append("user")
     shared = [
         name
@@ -165,6 +185,45 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
 
 
+def _engine(spec: SandboxSpec) -> Engine | None:
+    return spec.container.engine if spec.container else None
+
+
+def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
+    observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
+    return _equal("overlay ro", observed)
+
+
+def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """Every mount is the image, one of the plan's, or one that engines make; and no more is writable."""
+    home = str(spec.account.home)
+    writable = [home, *(str(m.target) for m in spec.mounts if not m.read_only)]
+    sockets = ["/run/clsecure/control"]
+    if spec.docker is not DockerAccess.NONE:
+        sockets.append("/run/clsecure/docker.sock")
+    known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
+    if spec.program is not None:
+        known.append(f"/opt/clsecure/bin/{spec.program.name}")
+    wrong = []
+    effective = {}
+    for line in map(MountLine.parse, facts.mountinfo):
+        effective[line.target] = line
+        own = line.kind in _PSEUDO and (_below(line.target, _MEMORY) or line.target in _KERNEL)
+        hidden = line.kind in ("tmpfs", "devtmpfs", "proc", "sysfs") and _below(
+            line.target, ("/proc", "/sys")
+        )
+        device = line.kind in ("devtmpfs", "tmpfs", "devpts", "mqueue") and _below(line.target, ("/dev",))
+        if not (own or hidden or device or line.target == "/" or _below(line.target, known)):
+            wrong.append(line.target)
+    wrong += [
+        f"{line.target} is writable"
+        for line in effective.values()
+        if not line.read_only and line.kind not in _PSEUDO and not _below(line.target, [*writable, *sockets])
+    ]
+    return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+
+
 def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
     observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
@@ -175,63 +234,63 @@ BARRIER_CHECKS: tuple[Check, ...] = (
     Check(
         check_id="account",
         property="all uids and gids are the worker's",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A1", "C2"),
         observe=_uids,
     ),
     Check(
         check_id="groups",
         property="no supplementary group",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C2", "C5"),
         observe=_groups,
     ),
     Check(
         check_id="no-new-privileges",
         property="no set-uid program raises it",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C2",),
         observe=_no_new_privileges,
     ),
     Check(
         check_id="capabilities",
         property="no capability, and none can be gained",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C2", "C14"),
         observe=_capabilities,
     ),
     Check(
         check_id="seccomp",
         property="a system call filter is on",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C1", "C3", "C4"),
         observe=_seccomp,
     ),
     Check(
         check_id="landlock",
         property="writes are confined by Landlock too",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A1", "B4"),
         observe=_landlock,
     ),
     Check(
         check_id="namespaces",
         property="own mount, PID, network, IPC and UTS namespaces",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A12", "B1", "C13", "C14"),
         observe=_namespaces,
     ),
     Check(
         check_id="descriptors",
         property="no descriptor of the host's",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A8",),
         observe=_descriptors,
     ),
     Check(
         check_id="executable",
         property="the launcher runs, nothing else",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C11", "C14"),
         observe=_executable,
     ),
@@ -248,6 +307,20 @@ BARRIER_CHECKS: tuple[Check, ...] = (
         modes=_LOCAL,
         threats=("A1", "A11"),
         observe=_mounts,
+    ),
+    Check(
+        check_id="container-root",
+        property="the root is the image, read-only",
+        modes=_CONTAINER,
+        threats=("A1", "C8"),
+        observe=_container_root,
+    ),
+    Check(
+        check_id="container-mounts",
+        property="the mounts are those of the plan",
+        modes=_CONTAINER,
+        threats=("A1", "A11", "C8"),
+        observe=_container_mounts,
     ),
 )
 

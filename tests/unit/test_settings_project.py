@@ -80,7 +80,7 @@ WIDENING = [
     ("provider", "kimi"), ("kimi_api_key", "sk-1"), ("install_dependencies", "true"),
     ("setup_script", "/tmp/x"), ("setup_network", "full"), ("github_token", "true"), ("notify", "bell"),
     ("notify_command", "/tmp/x"), ("notify_after", "5"), ("engine", "docker"), ("runtime", "/tmp/x"),
-    ("image", "theirs"), ("docker_images", "evil:1"),
+    ("image", "theirs"), ("docker_images", "evil:1"), ("image_mirror", "https://x.example/debian"),
 ]  # fmt: skip
 
 

@@ -108,6 +108,7 @@ VALUES = [
     ("cleanup_hook_timeout = 60", "cleanup_hook_timeout", 60),
     ("skip_docker_autodetect = true", "skip_docker_autodetect", True),
     ("notify = ['bell', 'osc9']", "notify", ("bell", "osc9")),
+    ("image_mirror = 'http://m.example/debian'", "image_mirror", "http://m.example/debian"),
     ("notify_command = '/opt/notify'", "notify_command", Path("/opt/notify")),
     ("notify_after = 90", "notify_after", timedelta(seconds=90)),
     ("time_limit = 90", "time_limit", timedelta(seconds=90)),

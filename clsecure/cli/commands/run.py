@@ -38,6 +38,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         with ThreadPoolExecutor(1) as background:
             # git is asked meanwhile, too.
             discovered = background.submit(discover, Path.cwd())
+            from clsecure.backends.choose import begin
             from clsecure.cli.companions import Companions
             from clsecure.cli.containment import confirm_host_docker
             from clsecure.session import runner
@@ -49,12 +50,13 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         repository = discovered.result()
         settings = load(with_project(invocation.layers, repository.top))
         plan = _plan(settings, options, repository, ui)
-        runner.refuse_unsupported(plan)
         if installation is None or connection is None:
             _show(plan, settings, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
         if plan.docker is DockerAccess.HOST:
             confirm_host_docker(ui, yes=options.yes)
+        if plan.mode is IsolationMode.CONTAINER:
+            begin(plan.engine)
         companions = Companions(plan, ui)
         companions.begin()
         around = Surroundings(
@@ -148,6 +150,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         engine=settings.engine,
         runtime=settings.runtime,
         image=settings.image,
+        image_mirror=settings.image_mirror,
         docker=settings.docker,
         docker_images=settings.docker_images,
         skip_docker_autodetect=settings.skip_docker_autodetect,

@@ -1,0 +1,81 @@
+"""The images of a docker engine, through its API."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clsecure.errors import BackendUnavailableError, ImageError
+from clsecure.images.store import Metered, Progress, write_chunks
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+_TIMEOUT = 600
+_SOCKETS = (Path("/run/docker.sock"), Path("/var/run/docker.sock"))
+
+
+def docker_address(environ: Mapping[str, str]) -> str | None:
+    """Return the address of the user's docker engine; None where there is no sign of one."""
+    said = environ.get("DOCKER_HOST", "")
+    if said:
+        return said
+    own = Path(environ.get("XDG_RUNTIME_DIR", "/nonexistent"), "docker.sock")
+    found = next((path for path in (*_SOCKETS, own) if path.is_socket()), None)
+    return f"unix://{found}" if found is not None else None
+
+
+class DockerStore:
+    """An implementation of :class:`clsecure.images.store.ImageStore`.
+
+    :param base_url: of the engine, such as ``unix:///run/docker.sock``.
+    """
+
+    engine = "docker"
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+
+    def ids(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the id of each image, and its tags."""
+        with self._client() as client:
+            return {image.id: tuple(image.tags) for image in client.images.list()}
+
+    def load(self, path: Path, progress: Progress) -> None:
+        """Load an archive."""
+        with self._client() as client, Metered(path, progress) as file:
+            client.images.load(file)
+
+    def save(self, image: str, path: Path) -> None:
+        """Write an image as an archive."""
+        with self._client() as client:
+            write_chunks(client.images.get(image).save(named=True), path)
+
+    def remove(self, image: str) -> None:
+        """Remove an image by its id."""
+        with self._client() as client:
+            # One by one and without force: an image that a container uses stays, and is an error.
+            for tag in client.images.get(image).tags:
+                client.images.remove(tag)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[DockerClient]:
+        import docker
+        import requests
+
+        try:
+            client = docker.DockerClient(base_url=self._base_url, timeout=_TIMEOUT)
+        except docker.errors.DockerException as error:
+            raise BackendUnavailableError(
+                "docker can't be reached",
+                details=f"{self._base_url}: {error}",
+                resolution="is docker running, and may you use it? docker version",
+            ) from error
+        try:
+            yield client
+        except (docker.errors.DockerException, requests.RequestException) as error:
+            raise ImageError("docker refused", details=str(error)) from error
+        finally:
+            client.close()

@@ -1,0 +1,128 @@
+"""Worker images for tests: each is built once for all test processes of a run.
+
+The packages come from the cache of whoever runs the tests, or from the mirror. Where the mirror has no
+locked version any more, the image is locked afresh in a copy, and the tests say so: ``Image.afresh``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clsecure.errors import ImageError
+from clsecure.images.build import build
+from clsecure.images.fetch import Sources, cache_directory
+from clsecure.images.lock import Lock, read_lock
+from clsecure.images.recipe import DATA, load_recipe
+from clsecure.images.reference import machine_architecture
+from clsecure.images.resolve import lock_image
+
+_RUN = os.environ.get("CLSECURE_TEST_RUN") or str(os.getppid())
+_SHARED = Path(f"/var/tmp/clsecure-test-images-{_RUN}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A built image.
+
+    :param data: where its recipe and lock are: the checkout's, or a copy with a fresh lock.
+    :param afresh: why it was locked afresh; empty when it is the locked image.
+    """
+
+    name: str
+    image: str
+    archive: Path
+    data: Path
+    afresh: str
+
+    @property
+    def lock(self) -> Lock:
+        """The lock that it was built from."""
+        return read_lock(self.name, machine_architecture(), self.data)
+
+
+def sources() -> Sources:
+    """Return where packages come from, as for the one who runs the tests."""
+    return Sources(cache=cache_directory(os.environ), mirror=os.environ.get("CLSECURE_IMAGE_MIRROR"))
+
+
+@contextlib.contextmanager
+def built_image(name: str) -> Iterator[Image]:
+    """Yield the image, built by the first who asks; the last who leaves removes it."""
+    holder = _SHARED / f"{name}.holders" / str(os.getpid())
+    with _locked():
+        holder.parent.mkdir(exist_ok=True)
+        holder.touch()
+        report = _SHARED / f"{name}.json"
+        if not report.exists():
+            image, data, afresh = _build(name)
+            report.write_text(json.dumps({"image": image, "data": str(data), "afresh": afresh}))
+        said = json.loads(report.read_text())
+    try:
+        yield Image(
+            name=name,
+            image=said["image"],
+            archive=_SHARED / f"{name}.tar",
+            data=Path(said["data"]),
+            afresh=said["afresh"],
+        )
+    finally:
+        with _locked():
+            holder.unlink()
+            if not _holders("*"):
+                shutil.rmtree(_SHARED)
+
+
+def _build(name: str) -> tuple[str, Path, str]:
+    target = _SHARED / f"{name}.tar"
+    try:
+        built = build(
+            load_recipe(name),
+            read_lock(name, machine_architecture()),
+            sources=sources(),
+            target=target,
+            progress=_quiet,
+        )
+    except ImageError as error:
+        if not error.brief.startswith("the mirror"):
+            raise
+        copy = _SHARED / f"{name}.data"
+        shutil.copytree(DATA, copy)
+        _, built = lock_image(
+            load_recipe(name, copy),
+            machine_architecture(),
+            sources=sources(),
+            target=target,
+            progress=_quiet,
+            data=copy,
+        )
+        return built.outcome.image, copy, f"{error.brief} {error.details}"
+    return built.outcome.image, DATA, ""
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Hold the one lock; the last holder removes the directory with it, so look whether it is still there."""
+    while True:
+        _SHARED.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), (_SHARED / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_ino != (_SHARED / "lock").stat().st_ino:
+                continue
+            yield
+            return
+
+
+def _holders(name: str) -> list[Path]:
+    """Return who uses an image; a process that is gone does not count."""
+    return [each for each in _SHARED.glob(f"{name}.holders/*") if Path("/proc", each.name).exists()]
