@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clsecure.errors import BackendUnavailableError, UsageError
-from clsecure.machine.probe import find_program, install_command
+from clsecure.machine.probe import find_program, install_command, parse_version
 from clsecure.model import Engine
 
 DOCKER_SOCKET = Path("/run/docker.sock")
@@ -18,6 +18,8 @@ PODMAN_PROGRAMS = ("podman", "conmon", "crun")
 """What a container needs with podman."""
 OWN_ENGINE_PROGRAMS = ("podman", "crun", "netavark", "aardvark-dns")
 """What a session's own engine needs, in every mode; besides, one of :data:`FIREWALLS`."""
+MINIMUM_KERNEL = (5, 11)
+"""The first with overlay file systems in user namespaces."""
 FIREWALLS = ("nft", "iptables")
 """netavark makes the networks between containers with one of these."""
 
@@ -34,6 +36,8 @@ def lacking(engine: Engine) -> Iterator[str]:
     """Give what the engine lacks, as words that fit after "lacks"."""
     if engine is Engine.PODMAN:
         yield from (name for name in PODMAN_PROGRAMS if find_engine_program(name) is None)
+        if parse_version(os.uname().release) < MINIMUM_KERNEL:
+            yield f"overlay in user namespaces (Linux {'.'.join(map(str, MINIMUM_KERNEL))})"
     elif not DOCKER_SOCKET.exists():
         yield f"a docker that runs ({DOCKER_SOCKET} is not there)"
     elif not docker_socket_usable():
@@ -83,7 +87,7 @@ def require_own_engine() -> None:
     if lacks:
         raise BackendUnavailableError(
             f"--allow-docker gives the session a podman of its own: this machine lacks {', '.join(lacks)}",
-            resolution=install_command(lacks[0]),
+            resolution=f"{install_command(lacks[0])}; or --no-docker",
         )
 
 
