@@ -7,6 +7,7 @@ import dataclasses
 import filecmp
 import hashlib
 import json
+import random
 import re
 import shutil
 import tarfile
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from clsecure.errors import BackendUnavailableError, ImageError
-from clsecure.images.archive import read_archive
+from clsecure.images.archive import configuration, read_archive, write_archive
 from clsecure.images.docker_store import DockerStore
 from clsecure.images.fetch import Sources, fetch_npm, fetch_packages
+from clsecure.images.layers import files_layer
 from clsecure.images.lock import Lock, read_lock
 from clsecure.images.podman_store import PodmanStore
 from clsecure.images.reference import image_reference, machine_architecture
@@ -236,40 +238,60 @@ def test_i2_each_engine_gives_the_image_the_id_of_the_lock(store, minimal) -> No
     assert said[-1].endswith("100 %")
 
 
-def test_loading_again_does_nothing(store, minimal) -> None:
-    load_checked(store, minimal.archive, quiet)
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """An archive like ours, of two small layers."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    data = random.Random(5).randbytes(1 << 20)
+    layers = [files_layer(name, {f"usr/{name}": data}, place / name, epoch=0) for name in ("base", "sbom")]
+    config = configuration(layers, architecture="amd64", epoch=0, environment={}, labels={})
+    write_archive(place / "tiny.tar", name="tiny", config=config, layers=layers)
+    return place / "tiny.tar"
+
+
+def test_loading_again_does_nothing(store, tiny) -> None:
+    image = load_checked(store, tiny, quiet)
     said: list[str] = []
-    assert load_checked(store, minimal.archive, said.append) == minimal.image
+    assert load_checked(store, tiny, said.append) == image
     assert said == []
 
 
-def test_what_an_engine_saves_is_the_same_image_again(store, minimal, tmp_path) -> None:
-    load_checked(store, minimal.archive, quiet)
-    store.save(minimal.image, tmp_path / "saved.tar")
-    assert read_archive(tmp_path / "saved.tar").image == minimal.image
-    store.remove(minimal.image)
-    assert minimal.image not in store.ids()
-    assert load_checked(store, tmp_path / "saved.tar", quiet) == minimal.image
+def test_what_an_engine_saves_is_the_same_image_again(store, tiny, tmp_path) -> None:
+    image = load_checked(store, tiny, quiet)
+    store.save(image, tmp_path / "saved.tar")
+    assert read_archive(tmp_path / "saved.tar").image == image
+    store.remove(image)
+    assert image not in store.ids()
+    assert load_checked(store, tmp_path / "saved.tar", quiet) == image
 
 
-def test_saving_writes_over_nothing(store, minimal, tmp_path) -> None:
-    load_checked(store, minimal.archive, quiet)
-    (tmp_path / "mine").write_text("mine")
+def test_saving_writes_over_nothing(store, tiny, tmp_path) -> None:
+    image = load_checked(store, tiny, quiet)
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "mine").write_text("mine")
     with pytest.raises(ImageError, match="exists already"):
-        store.save(minimal.image, tmp_path / "mine")
-    assert (tmp_path / "mine").read_text() == "mine"
-    assert [each.name for each in tmp_path.iterdir()] == ["mine"]
+        store.save(image, place / "mine")
+    assert (place / "mine").read_text() == "mine"
+    assert [each.name for each in place.iterdir()] == ["mine"]
 
 
-def test_a_damaged_archive_is_refused(store, minimal, tmp_path) -> None:
-    damaged = tmp_path / "damaged.tar"
-    shutil.copy(minimal.archive, damaged)
-    with damaged.open("r+b") as file:
-        file.seek(100 << 20)
+def test_a_damaged_archive_is_refused(store, tiny) -> None:
+    image = read_archive(tiny).image
+    with tiny.open("r+b") as file:
+        file.seek(1 << 20)
         file.write(b"damage")
     with pytest.raises(ImageError, match=f"{store.engine} (refused|made another image)"):
-        load_checked(store, damaged, quiet)
-    assert minimal.image not in store.ids()
+        load_checked(store, tiny, quiet)
+    assert image not in store.ids()
+
+
+def test_an_image_that_somebody_tagged_is_not_ours_to_prune(store, tiny, tmp_path) -> None:
+    image = load_checked(store, tiny, quiet)
+    assert set(ours(store.ids())) == {image}
+    assert ours({image: (*store.ids()[image], "docker.io/library/mine:1")}) == {}
+    assert ours({image: ()}) == {}
 
 
 def test_an_engine_that_is_not_there_is_said(tmp_path) -> None:
@@ -316,10 +338,15 @@ def test_what_our_launcher_and_the_agent_need_works_inside(podman, worker) -> No
         "touch /x 2>/dev/null && exit 9; echo read-only; npm ci --help >/dev/null; echo all"
     )
     with podman_py.PodmanClient(base_url=podman, timeout=120) as client:
-        output = client.containers.run(
+        container = client.containers.create(
             worker.image.removeprefix("sha256:"), ["bash", "-c", tried], network_mode="none",
-            cap_drop=["all"], read_only=True, remove=True, stderr=True,
+            cap_drop=["all"], read_only=True, mounts=[{"type": "tmpfs", "source": "tmpfs", "target": "/tmp"}],
         )  # fmt: skip
-    text = output.decode() if isinstance(output, bytes) else b"".join(output).decode()
-    assert text.endswith("read-only\nall\n"), text
+        try:
+            container.start()
+            status = container.wait()
+            text = b"".join(container.logs(stdout=True, stderr=True)).decode()
+        finally:
+            container.remove(force=True)
+    assert (status, text[-14:]) == (0, "read-only\nall\n"), text
     store.remove(worker.image)
