@@ -214,7 +214,10 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
             line.target, ("/proc", "/sys")
         )
         device = line.kind in ("devtmpfs", "tmpfs", "devpts", "mqueue") and _below(line.target, ("/dev",))
-        if not (own or hidden or device or line.target == "/" or _below(line.target, known)):
+        groups = (
+            line.kind in ("cgroup", "cgroup2") and _below(line.target, ("/sys/fs/cgroup",)) and line.read_only
+        )
+        if not (own or groups or hidden or device or line.target == "/" or _below(line.target, known)):
             wrong.append(line.target)
     wrong += [
         f"{line.target} is writable"
