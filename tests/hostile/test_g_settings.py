@@ -85,6 +85,37 @@ def test_g8_a_repository_opens_nothing(own):
         assert ear.heard
 
 
+ENGINES = r"""
+import json, os
+
+places = ("/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock")
+print(json.dumps({
+    "variables": sorted(name for name in os.environ if "DOCKER" in name or "CONTAINER" in name),
+    "sockets": [place for place in places if os.path.exists(place)],
+    "groups": len(set(os.getgroups()) | {os.getgid()}),
+}))
+"""
+
+
+@pytest.mark.parametrize("word", ["true", "host"])
+def test_g8_a_repository_gives_its_agent_no_engine(own, word):
+    """It asks for an engine, the machine's own, images of the user's, a runtime that it brought along."""
+    said = {
+        "docker": word,
+        "docker_images": "evil:1",
+        "engine": "docker",
+        "image": "evil",
+        "runtime": "/tmp/x",
+    }
+    say(own, "".join(f"{name} = {value}\n" for name, value in said.items()))
+    attack = own.python(ENGINES, env={"ANTHROPIC_API_KEY": canary()})
+    assert attack.evidence == {"variables": [], "sockets": [], "groups": 1}
+    assert (attack.result["docker"], attack.result["container"]) == ("none", None)
+    told, place = "\n".join(attack.result["warnings"]), f"{own.repository}/.clsecure/config:"
+    assert f"docker ({place}1) is wider than what you have" in told
+    assert all(f"{place}{line}: {name} " in told for line, name in enumerate(said, 1) if name != "docker")
+
+
 @pytest.mark.parametrize("name", ["config", "config.toml"])
 def test_g8_a_denial_of_the_repository_stands_against_every_flag(own, name):
     """Narrowing is honoured: what the repository denies is denied, whatever the user allows."""
