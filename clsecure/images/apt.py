@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class Apt:
                 "the keys of Debian's archive are missing",
                 details=f"{KEYRING} does not exist",
                 resolution="apt-get install debian-archive-keyring",
+            )
+        if shutil.which("apt-get", path=SYSTEM_PATH) is None:
+            raise BackendUnavailableError(
+                "apt is needed to fetch Debian's packages",
+                resolution="install apt and mmdebstrap, or bring an image that was built elsewhere: "
+                "clsecure images save there, clsecure images load here",
             )
         for name in ("lists/partial", "cache/archives/partial"):
             (self.directory / name).mkdir(parents=True)

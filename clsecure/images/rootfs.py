@@ -22,9 +22,10 @@ _EXCLUDED = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/u
 # hashes: the same each time. It is not compared with its source: image files don't change.
 _COMPILE = (
     'find "$1/usr/lib" -name __pycache__ -prune -exec rm -rf {} + && '
-    'env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PYTHONHASHSEED=0 chroot "$1" '
-    "/usr/bin/python3 -S -m compileall -q -j 1 --invalidation-mode unchecked-hash "
-    "-x '/(test|tests|idlelib)/' /usr/lib/python3.* /usr/lib/python3/dist-packages"
+    'env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 PYTHONHASHSEED=0 chroot "$1" /bin/sh -c '
+    # The pattern is the new root's to expand: this machine has another python.
+    "'exec python3 -S -m compileall -q -j 1 --invalidation-mode unchecked-hash "
+    '-x "/(test|tests|idlelib)/" /usr/lib/python3.* /usr/lib/python3/dist-packages\''
 )
 
 
