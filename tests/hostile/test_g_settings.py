@@ -110,7 +110,10 @@ def test_g8_a_repository_gives_its_agent_no_engine(own, word):
     say(own, "".join(f"{name} = {value}\n" for name, value in said.items()))
     attack = own.python(ENGINES, env={"ANTHROPIC_API_KEY": canary()})
     assert attack.evidence == {"variables": [], "sockets": [], "groups": 1}
-    assert (attack.result["docker"], attack.result["container"]) == ("none", None)
+    assert attack.result["docker"] == "none"
+    held = attack.result["container"]
+    assert (held is None) == (own.mode != "container")
+    assert held is None or (held["engine"] == "podman" and held["image"] != "evil" and not held["runtime"])
     told, place = "\n".join(attack.result["warnings"]), f"{own.repository}/.clsecure/config:"
     assert f"docker ({place}1) is wider than what you have" in told
     assert all(f"{place}{line}: {name} " in told for line, name in enumerate(said, 1) if name != "docker")
