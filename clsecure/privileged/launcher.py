@@ -278,7 +278,7 @@ def watch(control: socket.socket) -> None:
 
 
 def open_control() -> socket.socket:
-    """Return the socket whose other end is the helper: descriptor 0, or in a container the one place it has."""
+    """Return the socket whose other end is the helper: descriptor 0, or in a container its one place."""
     if stat.S_ISSOCK(os.fstat(0).st_mode):
         # It moves away from 0, where the agent's standard input will be.
         return socket.socket(fileno=os.dup(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,34 +16,49 @@ from clsecure.images.reference import ImageRef, image_reference
 from clsecure.images.store import load_checked
 from clsecure.installation import Installation
 from clsecure.model import ContainerSpec, Engine, WorkerImage
-from clsecure.session.context import Context
 from clsecure.session.ui import Ui
 
 if TYPE_CHECKING:
     from clsecure.images.store import ImageStore
 
 
-def container_for(context: Context) -> ContainerSpec:
-    """Settle what a session's container is made from, and have the image where its engine finds it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedContainer:
+    """What the user said of containers.
+
+    :param image: by its name.
+    :param runtime: name or path of the OCI runtime, None for the engine's own choice.
+    :param mirror: of Debian's packages, for an image that has to be built; None for the machine's own.
+    """
+
+    engine: Engine
+    image: str
+    runtime: str | None = None
+    mirror: str | None = None
+
+
+def container_for(
+    wanted: WantedContainer, *, installation: Installation, state: Path, environ: Mapping[str, str], ui: Ui
+) -> ContainerSpec:
+    """Settle what a container is made from, and have the image where its engine finds it.
 
     The image is the one in the lock, by its id; it is loaded, or built, where it is missing.
 
+    :param state: the user's state directory for clsecure.
     :raises ImageError: it is not there, and nobody said that it may be built.
     """
-    plan = context.plan
-    reference = image_reference(plan.image)
-    state = context.around.store.root
-    if not is_known(state, plan.engine.value, reference.image):
-        store = image_store(plan.engine, context.around.installation)
-        _have(reference, store, context)
+    reference = image_reference(wanted.image)
+    if not is_known(state, wanted.engine.value, reference.image):
+        store = image_store(wanted.engine, installation)
+        _have(reference, store, wanted, environ, ui)
         remember(state, store.engine, reference.image)
-    npm = read_lock(plan.image, reference.architecture).inputs.npm
+    npm = read_lock(wanted.image, reference.architecture).inputs.npm
     image = WorkerImage(
-        name=plan.image,
+        name=wanted.image,
         image_id=reference.image,
         agents={each.layer: each.version for each in npm if each.kind == "agent"},
     )
-    return ContainerSpec(engine=plan.engine, image=image, runtime=plan.runtime)
+    return ContainerSpec(engine=wanted.engine, image=image, runtime=wanted.runtime)
 
 
 def image_store(engine: Engine, installation: Installation) -> ImageStore:
@@ -64,16 +81,18 @@ def image_store(engine: Engine, installation: Installation) -> ImageStore:
             return DockerStore(f"unix://{docker_socket(os.environ)}")
 
 
-def _have(reference: ImageRef, store: ImageStore, context: Context) -> None:
-    ui, name = context.ui, reference.name
+def _have(
+    reference: ImageRef, store: ImageStore, wanted: WantedContainer, environ: Mapping[str, str], ui: Ui
+) -> None:
+    name = reference.name
     with ui.phase(f"looking for the image {name}"):
         if reference.image in store.ids():
             return
-    cache = cache_directory(context.around.environ)
+    cache = cache_directory(environ)
     archive = reference.archive(cache)
     if not archive.is_file():
         _offer_to_build(name, ui)
-        build_image(reference, cache, context.plan.image_mirror, ui)
+        build_image(reference, cache, wanted.mirror, ui)
     with ui.progress(f"loading the image into {store.engine}") as tell:
         load_checked(store, archive, tell)
 

@@ -209,11 +209,20 @@ class SessionRunner:
 
     def _container(self) -> ContainerSpec | None:
         """Settle the image of container mode, and have it where its engine finds it."""
-        if self.context.plan.mode is not IsolationMode.CONTAINER:
+        plan, around = self.context.plan, self.context.around
+        if plan.mode is not IsolationMode.CONTAINER:
             return None
-        from clsecure.session.images import container_for
+        from clsecure.session.images import WantedContainer, container_for
 
-        return container_for(self.context)
+        return container_for(
+            WantedContainer(
+                engine=plan.engine, image=plan.image, runtime=plan.runtime, mirror=plan.image_mirror
+            ),
+            installation=around.installation,
+            state=around.store.root,
+            environ=around.environ,
+            ui=self.context.ui,
+        )
 
     def _binary(self, container: ContainerSpec | None) -> AgentBinary | None:
         """Find the agent's program; not needed for a shell or a command of the user's, but given if there.

@@ -95,6 +95,8 @@ RESIDUALS = {
 # Where the barrier's facts belong. Everything that it checks has a row.
 _BARRIER: Mapping[str, tuple[Area, tuple[str, ...]]] = {
     "root": (Area.FILES, ()),
+    "container-root": (Area.FILES, ()),
+    "container-mounts": (Area.FILES, ("R13", "R29")),
     "mounts": (Area.FILES, ("R4", "R13", "R29")),
     "landlock": (Area.FILES, ()),
     "descriptors": (Area.FILES, ()),
