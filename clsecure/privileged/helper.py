@@ -160,6 +160,9 @@ class Service:
         try:
             sandbox.prepare(self.registry)
             sandbox.launch()
+            if sandbox.request.container == "docker":
+                # It is the caller's daemon that makes the container; what it binds into it is there now.
+                send(self.conn, {"event": "awaiting"})
             if sandbox.barrier(self.conn):
                 sandbox.serve(self.conn)
         finally:
