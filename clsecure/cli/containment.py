@@ -36,6 +36,8 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
         _refuse_full_network_of_docker(settings)
     if settings.docker is DockerAccess.OWN:
         containers.require_own_engine()
+    elif settings.docker is DockerAccess.HOST:
+        containers.require_host_docker()
     return mode
 
 

@@ -12,7 +12,7 @@ from clsecure.machine.probe import find_program, install_command, parse_version
 from clsecure.model import Engine
 
 DOCKER_SOCKET = Path("/run/docker.sock")
-"""Where docker listens; ``/var/run`` is a link to ``/run``."""
+"""Where docker listens unless ``DOCKER_HOST`` says another place; ``/var/run`` is a link to ``/run``."""
 
 PODMAN_PROGRAMS = ("podman", "conmon", "crun")
 """What a container needs with podman."""
@@ -38,10 +38,26 @@ def lacking(engine: Engine) -> Iterator[str]:
         yield from (name for name in PODMAN_PROGRAMS if find_engine_program(name) is None)
         if parse_version(os.uname().release) < MINIMUM_KERNEL:
             yield f"overlay in user namespaces (Linux {'.'.join(map(str, MINIMUM_KERNEL))})"
-    elif not DOCKER_SOCKET.exists():
-        yield f"a docker that runs ({DOCKER_SOCKET} is not there)"
+    else:
+        yield from _docker_lacking()
+
+
+def _docker_lacking() -> Iterator[str]:
+    path = docker_socket()
+    if path is None:
+        yield "a docker of this machine (DOCKER_HOST names another one)"
+    elif not path.exists():
+        yield f"a docker that runs ({path} is not there)"
     elif not docker_socket_usable():
-        yield f"permission to use {DOCKER_SOCKET}"
+        yield f"permission to use {path}"
+
+
+def docker_socket() -> Path | None:
+    """Return where this user's docker listens, None where that is another machine's."""
+    said = os.environ.get("DOCKER_HOST", "")
+    if said and not said.startswith("unix:///"):
+        return None
+    return Path(said.removeprefix("unix://")) if said else DOCKER_SOCKET
 
 
 def own_engine_lacking() -> Iterator[str]:
@@ -53,14 +69,18 @@ def own_engine_lacking() -> Iterator[str]:
 
 def docker_socket_usable() -> bool:
     """Tell whether this user may talk to docker; it is not talked to."""
-    return DOCKER_SOCKET.is_socket() and os.access(DOCKER_SOCKET, os.R_OK | os.W_OK)
+    path = docker_socket()
+    return path is not None and path.is_socket() and os.access(path, os.R_OK | os.W_OK)
 
 
 def engine_fix(engine: Engine) -> str:
     """Return what gives this machine and user the engine."""
     if engine is Engine.PODMAN:
         return install_command("podman")
-    if not DOCKER_SOCKET.exists():
+    path = docker_socket()
+    if path is None:
+        return "unset DOCKER_HOST"
+    if not path.exists():
         return f"{install_command('docker')}, and start it: sudo systemctl start docker"
     return "sudo usermod -aG docker $USER (as good as root), and log in again; or --engine podman"
 
@@ -75,6 +95,19 @@ def require_engine(engine: Engine) -> None:
         raise BackendUnavailableError(
             f"container mode needs {engine}: this machine lacks {', '.join(lacks)}",
             resolution=f"{engine_fix(engine)}; or --mode auto, the strongest mode that works here",
+        )
+
+
+def require_host_docker() -> None:
+    """Refuse ``--allow-docker=host`` where there is no docker to give.
+
+    :raises BackendUnavailableError: with what helps.
+    """
+    lacks = list(_docker_lacking())
+    if lacks:
+        raise BackendUnavailableError(
+            f"--allow-docker=host gives the agent the docker that you use: you lack {lacks[0]}",
+            resolution=f"{engine_fix(Engine.DOCKER)}; or --allow-docker, an engine of the session's own",
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from clsecure.errors import ClsecureError
 from clsecure.machine import containers, docker
 from clsecure.machine.advisories import open_advisories
-from clsecure.machine.containers import DOCKER_SOCKET, find_engine_program
+from clsecure.machine.containers import find_engine_program
 from clsecure.machine.docker import DockerFacts
 from clsecure.machine.probe import (
     CONTAINER,
@@ -79,9 +79,9 @@ def _unusable(engine: Engine) -> Iterator[str]:
         path = find_engine_program("podman")
         if path is not None and parse_version(_version(path)) < MINIMUM_PODMAN:
             yield f"a version from {'.'.join(map(str, MINIMUM_PODMAN))} on"
-    elif containers.docker_socket_usable():
+    elif (socket := containers.docker_socket()) is not None and containers.docker_socket_usable():
         try:
-            facts = docker.ask(DOCKER_SOCKET)
+            facts = docker.ask(socket)
         except (OSError, ValueError):
             yield "an answer"
         else:
@@ -152,8 +152,12 @@ def _judged(name: str, answer: str, path: Path | None) -> Probe:
 def probe_docker() -> Probe:
     """The docker that listens here, as far as this user may ask it."""
     name = "docker"
-    if not DOCKER_SOCKET.exists():
-        observed = f"not running ({DOCKER_SOCKET} is not there); only --engine docker needs it"
+    socket = containers.docker_socket()
+    if socket is None:
+        observed = "DOCKER_HOST names another machine's; clsecure takes none but this machine's"
+        return Probe(name=name, status=ProbeStatus.INFO, observed=observed, fix="unset DOCKER_HOST")
+    if not socket.exists():
+        observed = f"not running ({socket} is not there); only --engine docker needs it"
         rootless = Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent"), "docker.sock")
         if rootless.exists():
             observed = f"only a rootless one of yours: {_OTHER_UIDS}"
@@ -165,7 +169,7 @@ def probe_docker() -> Probe:
             observed="runs; you may not use it (who may is as good as root); podman needs no such permission",
         )
     try:
-        facts = docker.ask(DOCKER_SOCKET)
+        facts = docker.ask(socket)
     except (OSError, ValueError) as error:
         return Probe(name=name, status=ProbeStatus.WARNING, observed=f"does not answer: {error}")
     return _of_docker(facts)

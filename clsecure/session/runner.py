@@ -38,7 +38,7 @@ from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
-from clsecure.session.result import EgressResult, SessionResult, SetupStep
+from clsecure.session.result import ContainerResult, EgressResult, SessionResult, SetupStep
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
@@ -149,7 +149,7 @@ class SessionRunner:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished, egress, limits=execution.limits)
+        return self._result(record, status, finished, egress, limits=execution.limits, container=container)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -373,6 +373,7 @@ class SessionRunner:
         egress: EgressResult | None,
         *,
         limits: Mapping[str, LimitResult],
+        container: ContainerSpec | None,
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -393,6 +394,7 @@ class SessionRunner:
             egress=egress,
             limits=dict(limits),
             docker=plan.docker.value,
+            container=ContainerResult.of(container) if container else None,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),

@@ -146,12 +146,18 @@ def _restore() -> None:
 
 def _put_back(before: Path) -> None:
     """File by file and by rename: the person's own sessions may be running."""
-    for file in (before / "pieces").iterdir():
-        shutil.copy2(file, DIRECTORY / f".{file.name}.before")
-        (DIRECTORY / f".{file.name}.before").rename(DIRECTORY / file.name)
-    for file in DIRECTORY.iterdir():
-        if not (before / "pieces" / file.name).exists():
-            file.unlink()
+    pieces = before / "pieces"
+    for piece in sorted(pieces.rglob("*")):
+        target = DIRECTORY / piece.relative_to(pieces)
+        if piece.is_dir():
+            target.mkdir(exist_ok=True)
+            continue
+        new = target.with_name(f".{piece.name}.before")
+        shutil.copy2(piece, new)
+        new.rename(target)
+    for found in sorted(DIRECTORY.rglob("*"), reverse=True):  # what is in a directory before itself
+        if not (pieces / found.relative_to(DIRECTORY)).exists():
+            found.rmdir() if found.is_dir() else found.unlink()
     if (before / "sudoers").exists():
         shutil.copy2(before / "sudoers", SUDOERS)
     else:

@@ -55,6 +55,8 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(containers, "_PATH", str(place))
     monkeypatch.setattr(containers, "DOCKER_SOCKET", tmp_path / "docker.sock")
     monkeypatch.setattr(programs, "find_program", lambda _name: None)
+    monkeypatch.setattr(containment, "stored_image", lambda _name, _engine: None)
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
     return place
 
 
@@ -207,6 +209,22 @@ def test_docker_takes_runtimes_by_name(tools: Path, docker: None) -> None:
 
 
 # ------------------------------------------------------------ the machine's docker
+
+
+def test_a_docker_that_is_not_there_or_not_the_users_is_refused_before_anything_is_asked(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendUnavailableError, match="you lack a docker that runs"):
+        contain(settings(docker="host"), Heard())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "docker.sock"))
+        assert contain(settings(docker="host"), Heard()) is IsolationMode.NAMESPACE
+        monkeypatch.setattr(containers.os, "access", lambda *_: False)
+        with pytest.raises(BackendUnavailableError, match="you lack permission"):
+            contain(settings(docker="host"), Heard())
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    with pytest.raises(BackendUnavailableError, match="DOCKER_HOST names another one"):
+        contain(settings(docker="host"), Heard())
 
 
 def test_the_machines_docker_is_asked_about() -> None:

@@ -148,7 +148,7 @@ def tools(tmp_path: Path, documentation: Path, monkeypatch: pytest.MonkeyPatch) 
     place.mkdir()
     monkeypatch.setattr(containers, "_PATH", str(place))
     monkeypatch.setattr(containers, "DOCKER_SOCKET", tmp_path / "docker.sock")
-    monkeypatch.setattr(engines, "DOCKER_SOCKET", tmp_path / "docker.sock")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
     return place
 
 
@@ -358,6 +358,18 @@ def test_a_docker_that_says_nothing_holds_nobody_up(
         listener.bind(str(tmp_path / "docker.sock"))
         listener.listen()
         assert "does not answer" in found()["docker"].observed
+
+
+def test_docker_is_looked_for_where_the_user_has_it(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/other.sock")
+    with listening(tmp_path / "other.sock", api()):
+        assert found()["docker"].status is ProbeStatus.OK
+    monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
+    seen = found()
+    assert "another machine" in seen["docker"].observed
+    assert seen["container engine"].status is ProbeStatus.MISSING
 
 
 def test_a_docker_that_this_user_may_not_use_is_no_engine(
