@@ -147,17 +147,16 @@ def _restore() -> None:
 def _put_back(before: Path) -> None:
     """File by file and by rename: the person's own sessions may be running."""
     pieces = before / "pieces"
-    for piece in sorted(pieces.rglob("*")):
-        target = DIRECTORY / piece.relative_to(pieces)
-        if piece.is_dir():
-            target.mkdir(exist_ok=True)
+    for there in sorted(pieces.rglob("*")):
+        place = DIRECTORY / there.relative_to(pieces)
+        if there.is_dir():
+            place.mkdir(mode=0o755, exist_ok=True)
             continue
-        new = target.with_name(f".{piece.name}.before")
-        shutil.copy2(piece, new)
-        new.rename(target)
-    for found in sorted(DIRECTORY.rglob("*"), reverse=True):  # what is in a directory before itself
-        if not (pieces / found.relative_to(DIRECTORY)).exists():
-            found.rmdir() if found.is_dir() else found.unlink()
+        shutil.copy2(there, place.with_name(f".{place.name}.before"))
+        place.with_name(f".{place.name}.before").rename(place)
+    for place in sorted(DIRECTORY.rglob("*"), reverse=True):
+        if not (pieces / place.relative_to(DIRECTORY)).exists():
+            place.rmdir() if place.is_dir() else place.unlink()
     if (before / "sudoers").exists():
         shutil.copy2(before / "sudoers", SUDOERS)
     else:
