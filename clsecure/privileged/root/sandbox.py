@@ -7,12 +7,13 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import time
 
 from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel
 from clsecure.privileged.root.disk import Disk
-from clsecure.privileged.root.engine import PODMAN, Engine, listen
+from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -77,7 +78,8 @@ class Sandbox:
             self._make_sockets()
         if request.api is not None:
             images = image_store(registry, self.entry["owner"])
-            self.engine = Engine(self.entry, request.api, tty=tty, images=images)
+            runtime = request.runtime or CRUN
+            self.engine = Engine(self.entry, request.api, tty=tty, images=images, runtime=runtime)
         if request.docker == "own":
             require_root_owned(PODMAN)
             with registry.lock():
@@ -100,6 +102,10 @@ class Sandbox:
             path = f"{self.run_directory}/control"
             self.sockets["control"] = listen(path, socket.SOCK_SEQPACKET, uid=uid, gid=uid, mode=0o600)
             inside = uid if self.request.container == "docker" else 0
+            if self.request.plain:
+                for name in ("streams", "gateway"):
+                    path = f"{self.run_directory}/{name}"
+                    self.sockets[name] = listen(path, socket.SOCK_STREAM, uid=uid, gid=uid, mode=0o600)
             for name, content in user_files(self.entry, inside).items():
                 write_file(f"{self.run_directory}/{name}", content.encode(), 0o644)
         if self.request.docker:
@@ -163,6 +169,7 @@ class Sandbox:
         orders = {
             "listener": list(request.address) if request.address else None,
             "status": bool(request.container),
+            "plain": request.plain,
             "terminal": request.terminal,
             "writable": [self.entry["home"], *(t for t, read_only, _ in request.mounts if not read_only)],
             # The launcher lowers it: firejail makes its user namespace as root, who has processes of its own.
@@ -190,6 +197,9 @@ class Sandbox:
             while report.get("event") == "made":
                 if not awaited():
                     return False
+                if self.request.plain and not fds:
+                    # It connects before it says a word.
+                    self._take_streams(fds)
                 report, pid = self.channel.word(fds)
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
@@ -211,6 +221,23 @@ class Sandbox:
         if connected:
             self._give_orders()
         return connected
+
+    def _take_streams(self, fds: array.array[int]) -> None:
+        """Take in what the gateway is to serve, and the launcher's connections by their tags."""
+        listener = self.sockets.pop("streams")
+        listener.settimeout(LAUNCHER_SECONDS)
+        found: dict[bytes, int] = {}
+        with listener:
+            for _ in range(2 if self.request.terminal else 3):
+                stream, _ = listener.accept()
+                peer = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+                stream.settimeout(LAUNCHER_SECONDS)
+                tag = stream.recv(1) if struct.unpack("3i", peer)[1] == self.entry["uid"] else b""
+                stream.settimeout(None)
+                found[tag] = stream.detach()
+        if self.request.listener:
+            fds.append(self.sockets.pop("gateway").detach())
+        fds.extend(found[tag] for tag in sorted(found))
 
     def _enforced(self, pid: int) -> dict[str, str]:
         """Return which limits hold for the launcher, and how: only what the kernel says."""
