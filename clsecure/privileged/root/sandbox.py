@@ -52,7 +52,7 @@ class Sandbox:
     def __init__(self, entry: Entry, message: Message, fds: list[int], *, pieces: str) -> None:
         self.entry, self.pieces = entry, pieces
         self.request = Request(entry, message, fds)
-        self.disk = Disk(entry, self.request.limits.get("disk", 0)) if self.request.watches_disk else None
+        self.disk: Disk | None = None
         self.engine: Engine | None = None
         self.sidecar: Sidecar | None = None
         self.stage: Stage | None = None
@@ -68,11 +68,11 @@ class Sandbox:
         self.struck: dict[str, int] = {}
         self.status: int | None = None
 
-    # -------- up to the first process
-
     def prepare(self, registry: Registry) -> None:
         """Make what has to be there before the first process; :meth:`end` takes it away."""
         request, tty = self.request, registry.config["range_first"]
+        if request.watches_disk:
+            self.disk = Disk(self.entry, request.limits.get("disk", 0))
         if request.container or request.docker:
             self._make_sockets()
         if request.api is not None:
@@ -170,8 +170,6 @@ class Sandbox:
         }
         self.channel.tell(orders)
 
-    # -------- the barrier
-
     def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
         container = bool(self.request.container)
@@ -220,8 +218,6 @@ class Sandbox:
             self.groups = cgroup_paths(pid)
         enforced = dict.fromkeys(by_rlimit(pid, limits) & set(self.rlimited), "rlimit")
         return enforced | ({"disk": "measured"} if "disk" in limits else {}) | (self.held or {})
-
-    # -------- from the start to the end
 
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
