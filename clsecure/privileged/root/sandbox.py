@@ -23,11 +23,17 @@ from clsecure.privileged.root.limits import (
     struck,
 )
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
-from clsecure.privileged.root.modes import RUN, DockerMode, NamespaceMode, PodmanMode, UserMode
+from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, processes_of
 from clsecure.privileged.root.request import PROXY_PORT, Request
 from clsecure.privileged.root.sidecar import Sidecar
-from clsecure.privileged.root.state import own_directory, require_root_owned, write_file
+from clsecure.privileged.root.state import (
+    RUN,
+    own_directory,
+    remove_directory,
+    require_root_owned,
+    write_file,
+)
 from clsecure.privileged.root.stores import image_store, wipe_storage
 from clsecure.privileged.root.view import user_files
 
@@ -340,6 +346,4 @@ class Sandbox:
             self.channel.control.close()
         close_all(fd for fd in (*self.output, self.main_pidfd) if fd >= 0)
         if self.run_directory:
-            for name in os.listdir(self.run_directory):
-                os.unlink(f"{self.run_directory}/{name}")
-            os.rmdir(self.run_directory)
+            remove_directory(self.run_directory)
