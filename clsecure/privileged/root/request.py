@@ -37,6 +37,14 @@ class Request:
         if self.container == "podman":
             require_root_owned(PODMAN)
             self.api = given_listener(fds)
+        try:
+            self._take_in(entry, message, fds)
+        except BaseException:
+            if self.api is not None:
+                self.api.close()
+            raise
+
+    def _take_in(self, entry: Entry, message: Message, fds: list[int]) -> None:
         self.network: int | None = None
         if message.get("network_namespace") is True:
             self.network, *fds = fds

@@ -24,11 +24,17 @@ from clsecure.privileged.root.limits import (
     struck,
 )
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
-from clsecure.privileged.root.modes import RUN, DockerMode, NamespaceMode, PodmanMode, UserMode
+from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, processes_of
 from clsecure.privileged.root.request import PROXY_PORT, Request
 from clsecure.privileged.root.sidecar import Sidecar
-from clsecure.privileged.root.state import own_directory, require_root_owned, write_file
+from clsecure.privileged.root.state import (
+    RUN,
+    own_directory,
+    remove_directory,
+    require_root_owned,
+    write_file,
+)
 from clsecure.privileged.root.stores import image_store, wipe_storage
 from clsecure.privileged.root.view import user_files
 
@@ -53,7 +59,7 @@ class Sandbox:
     def __init__(self, entry: Entry, message: Message, fds: list[int], *, pieces: str) -> None:
         self.entry, self.pieces = entry, pieces
         self.request = Request(entry, message, fds)
-        self.disk = Disk(entry, self.request.limits.get("disk", 0)) if self.request.watches_disk else None
+        self.disk: Disk | None = None
         self.engine: Engine | None = None
         self.sidecar: Sidecar | None = None
         self.stage: Stage | None = None
@@ -69,11 +75,11 @@ class Sandbox:
         self.struck: dict[str, int] = {}
         self.status: int | None = None
 
-    # -------- up to the first process
-
     def prepare(self, registry: Registry) -> None:
         """Make what has to be there before the first process; :meth:`end` takes it away."""
         request, tty = self.request, registry.config["range_first"]
+        if request.watches_disk:
+            self.disk = Disk(self.entry, request.limits.get("disk", 0))
         if request.container or request.docker:
             self._make_sockets()
         if request.api is not None:
@@ -177,8 +183,6 @@ class Sandbox:
         }
         self.channel.tell(orders)
 
-    # -------- the barrier
-
     def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
         container = bool(self.request.container)
@@ -247,8 +251,6 @@ class Sandbox:
             self.groups = cgroup_paths(pid)
         enforced = dict.fromkeys(by_rlimit(pid, limits) & set(self.rlimited), "rlimit")
         return enforced | ({"disk": "measured"} if "disk" in limits else {}) | (self.held or {})
-
-    # -------- from the start to the end
 
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
@@ -371,6 +373,4 @@ class Sandbox:
             self.channel.control.close()
         close_all(fd for fd in (*self.output, self.main_pidfd) if fd >= 0)
         if self.run_directory:
-            for name in os.listdir(self.run_directory):
-                os.unlink(f"{self.run_directory}/{name}")
-            os.rmdir(self.run_directory)
+            remove_directory(self.run_directory)
