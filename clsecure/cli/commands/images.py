@@ -125,23 +125,16 @@ def _list(cache: Path, ui: Ui, *, as_json: bool) -> int:
 
 
 def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> dict[str, object]:
-    from clsecure.images.build import build
-    from clsecure.images.lock import read_lock
+    from clsecure.images.ensure import ensure_built
     from clsecure.settings.model import load
 
     archive = reference.archive(cache)
     if not archive.is_file():
         sources = Sources(cache=cache, mirror=load(invocation.layers).image_mirror)
         with ui.progress(f"building the image {reference.name}") as tell:
-            build(
-                load_recipe(reference.name),
-                read_lock(reference.name, reference.architecture),
-                sources=sources,
-                target=archive,
-                progress=tell,
-            )
+            ensure_built(reference, sources, tell)
         ui.note(f"built {reference.name} ({human_size(archive.stat().st_size)}): {archive}")
-    loaded = _load_everywhere(archive, ui)
+    loaded = _load_everywhere(archive, ui, expected=reference.image)
     if not loaded:
         ui.note(
             "no engine to load it into: that is done when a session starts, or with: clsecure images load"
@@ -150,8 +143,10 @@ def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> 
 
 
 def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
+    expected = None
     if what in image_names():
-        archive = image_reference(what).archive(cache)
+        reference = image_reference(what)
+        archive, expected = reference.archive(cache), reference.image
         if not archive.is_file():
             raise ImageError(f"the image {what} is not built", resolution=f"clsecure images build {what}")
     else:
@@ -163,7 +158,7 @@ def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
     from clsecure.images.archive import read_archive
 
     content = read_archive(archive)
-    loaded = _load_everywhere(archive, ui)
+    loaded = _load_everywhere(archive, ui, expected=expected)
     if not loaded:
         raise BackendUnavailableError(
             "there is no engine to load it into", resolution="apt-get install podman   (or docker.io)"
@@ -176,10 +171,10 @@ def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
     }
 
 
-def _load_everywhere(archive: Path, ui: Ui) -> list[str]:
+def _load_everywhere(archive: Path, ui: Ui, *, expected: str | None) -> list[str]:
     def load(store: ImageStore) -> str:
         with ui.progress(f"loading the image into {store.engine}") as tell:
-            image = load_checked(store, archive, tell)
+            image = load_checked(store, archive, tell, expected=expected)
         ui.note(f"{store.engine} has {image}")
         return image
 
