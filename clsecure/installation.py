@@ -7,6 +7,7 @@ protocol that nobody tested, so every start compares digests first; that costs a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -30,8 +31,8 @@ _MAX_PIECE = 1 << 20
 class Piece:
     """One file that is installed root-owned.
 
-    :param source: its name in ``clsecure/privileged``.
-    :param target: its name in the installation directory.
+    :param source: its path in the package ``clsecure``.
+    :param target: its path in the installation directory.
     :param mode: permission bits of the installed file.
     """
 
@@ -40,17 +41,29 @@ class Piece:
     mode: int
 
 
-PIECES = (
-    Piece(source="helper.py", target="helper", mode=0o755),
-    Piece(source="launcher.py", target="launcher.py", mode=0o644),
-    Piece(source="unpack.py", target="unpack.py", mode=0o644),
-    Piece(source="export.py", target="export.py", mode=0o644),
-    Piece(source="portable.py", target="portable.py", mode=0o644),
-    Piece(source="prepare.py", target="prepare.py", mode=0o644),
-    Piece(source="cleanup.py", target="cleanup.py", mode=0o644),
-    Piece(source="inside.py", target="inside.py", mode=0o644),
-    Piece(source="firejail.profile", target="firejail.profile", mode=0o644),
+ROOT_MODULES = (
+    "__init__", "accounts", "agents", "channel", "disk", "engine", "kernel", "killing", "limits", "messages",
+    "modes", "network", "processes", "registry", "request", "sandbox", "sidecar", "state", "stores",
+    "userspace", "view",
+)  # fmt: skip
+"""What the helper consists of: ``clsecure/privileged/root``."""
+_LIBRARY = (
+    "__init__.py",
+    "privileged/__init__.py",
+    *(f"privileged/root/{name}.py" for name in ROOT_MODULES),
 )
+_ALONE = (
+    "launcher.py", "bridge.py", "unpack.py", "export.py", "portable.py", "prepare.py", "cleanup.py",
+    "inside.py",
+    "firejail.profile",
+)  # fmt: skip
+PIECES = (
+    Piece(source="privileged/helper.py", target="helper", mode=0o755),
+    *(Piece(source=name, target=f"clsecure/{name}", mode=0o644) for name in _LIBRARY),
+    *(Piece(source=f"privileged/{name}", target=name, mode=0o644) for name in _ALONE),
+)
+DIRECTORIES = ("clsecure", "clsecure/privileged", "clsecure/privileged/root")
+"""Where the helper looks for its modules, below the installation directory: outermost first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +123,8 @@ class Installation:
 
 
 def source_directory() -> Path:
-    """Return where this copy of clsecure keeps the pieces."""
-    return Path(__file__).resolve().parent / "privileged"
+    """Return where this copy of clsecure is: the package."""
+    return Path(__file__).resolve().parent
 
 
 def read_piece(path: Path) -> bytes:
@@ -144,6 +157,22 @@ def is_safely_owned(path: Path, *, owner: int = 0) -> bool:
     return kind and found.st_uid == owner and not found.st_mode & 0o022
 
 
+def strangers(directory: Path) -> list[Path]:
+    """Return what is no piece where the helper looks for its modules; python could take it for one of them.
+
+    A directory or an extension of a module's name comes before the module, a compiled one in its place.
+    """
+    known = {directory / piece.target for piece in PIECES} | {directory / name for name in DIRECTORIES}
+    found: list[Path] = []
+    for name in DIRECTORIES:
+        place = directory / name
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            return [*found, place]
+        with contextlib.suppress(FileNotFoundError):
+            found += (path for path in sorted(place.iterdir()) if path not in known)
+    return found
+
+
 def inspect(directory: Path, *, owner: int = 0) -> Installation | None:
     """Compare one directory with this copy of clsecure; None when nothing is installed there.
 
@@ -152,7 +181,8 @@ def inspect(directory: Path, *, owner: int = 0) -> Installation | None:
     if not os.path.lexists(directory / "helper"):
         return None
     sources = source_directory()
-    if not is_safely_owned(directory, owner=owner):
+    places = (directory, *(directory / name for name in DIRECTORIES))
+    if not all(is_safely_owned(place, owner=owner) for place in places if os.path.lexists(place)):
         return Installation(directory=directory, stale=tuple(piece.target for piece in PIECES))
     stale = []
     for piece in PIECES:
@@ -164,6 +194,7 @@ def inspect(directory: Path, *, owner: int = 0) -> Installation | None:
             same = mode_is_right = False
         if not (same and mode_is_right and is_safely_owned(target, owner=owner)):
             stale.append(piece.target)
+    stale += (str(path.relative_to(directory)) for path in strangers(directory))
     return Installation(directory=directory, stale=tuple(stale))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from clsecure import process
 from clsecure.errors import BackendUnavailableError, StateError, ToolError, UsageError
 from clsecure.installation import (
+    DIRECTORIES,
     GROUP,
     PIECES,
     SETUP_DIRECTORY,
@@ -28,10 +29,11 @@ from clsecure.installation import (
     digest,
     read_piece,
     source_directory,
+    strangers,
 )
 from clsecure.process import Command
 
-_STATE_DIRECTORIES = ("agents", "locks", "view")
+_STATE_DIRECTORIES = ("agents", "engines", "images", "locks", "view")
 _SUDOERS_MODE = 0o440
 # Lower case only: sudoers takes a name of capitals for an alias. Anything else is named by its uid.
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -66,17 +68,25 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupPlan:
-    """All that setup would write."""
+    """All that setup would write.
+
+    :param directories: outermost first; made, or given their permissions.
+    :param leftovers: what a former version left among the helper's modules; taken away.
+    """
 
     layout: Layout
     files: tuple[PlannedFile, ...]
+    directories: tuple[Path, ...]
+    leftovers: tuple[Path, ...]
     users: tuple[str, ...]
     makes_group: bool
 
     @property
     def changes_nothing(self) -> bool:
         """True when the machine is already as planned."""
-        return not self.makes_group and all(file.unchanged for file in self.files)
+        directories_are_right = all(_is_right_directory(path) for path in self.directories)
+        files_are_right = all(file.unchanged for file in self.files) and not self.leftovers
+        return not self.makes_group and directories_are_right and files_are_right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +129,8 @@ def plan_setup(users: Sequence[str], layout: Layout | None = None) -> SetupPlan:
     return SetupPlan(
         layout=layout,
         files=tuple(files),
+        directories=(layout.directory, *(layout.directory / name for name in DIRECTORIES)),
+        leftovers=tuple(strangers(layout.directory)),
         users=tuple(names),
         makes_group=layout.group is not None and not _group_exists(layout.group),
     )
@@ -157,11 +169,15 @@ def apply_setup(plan: SetupPlan) -> None:
     _check_sudoers(sudoers.data)
     if plan.makes_group and layout.group is not None:
         process.run(Command(argv=("groupadd", "--system", "--", layout.group))).check()
-    layout.directory.mkdir(mode=0o755, exist_ok=True)
-    require_trusted(layout.directory, layout.trusted_root)
-    layout.directory.chmod(0o755)
+    for path in plan.leftovers:
+        require_trusted(path.parent, layout.trusted_root)
+        _take_away(path)
+    for directory in plan.directories:
+        directory.mkdir(mode=0o755, exist_ok=True)
+        require_trusted(directory, layout.trusted_root)
+        directory.chmod(0o755)
     for file in plan.files:
-        if not file.unchanged:
+        if not (file.unchanged and os.path.lexists(file.target)):  # it was behind a link, perhaps
             _write(file)
 
 
@@ -169,7 +185,10 @@ def plan_removal(layout: Layout | None = None) -> RemovalPlan:
     """Say what would be taken away."""
     layout = layout or Layout()
     accounts = registered_accounts(layout)
-    candidates = [layout.sudoers, *(layout.directory / piece.target for piece in PIECES), layout.directory]
+    directories = (layout.directory, *(layout.directory / name for name in DIRECTORIES))
+    candidates = [layout.sudoers, *strangers(layout.directory)]
+    candidates += (layout.directory / piece.target for piece in PIECES)
+    candidates += reversed(directories)
     if not accounts:
         # The counter in the registry stays: it is what keeps a uid from ever being given out twice.
         candidates += [layout.state / name for name in _STATE_DIRECTORIES]
@@ -188,11 +207,10 @@ def apply_removal(plan: RemovalPlan) -> None:
     """
     layout = plan.layout
     for path in plan.paths:
+        if not os.path.lexists(path):
+            continue  # it was behind a link that is gone
         require_trusted(path.parent, layout.trusted_root)
-        if path.parent == layout.state:
-            # The directory is root's alone, and rmtree works with descriptors and follows no link.
-            shutil.rmtree(path)
-        elif path == layout.directory:
+        if path == layout.directory:
             try:
                 path.rmdir()
             except OSError as error:
@@ -200,9 +218,17 @@ def apply_removal(plan: RemovalPlan) -> None:
                     f"{path} holds files that clsecure did not put there", details=str(error)
                 ) from error
         else:
-            path.unlink(missing_ok=True)
+            _take_away(path)
     if plan.removes_group and layout.group is not None:
         process.run(Command(argv=("groupdel", "--", layout.group))).check()
+
+
+def _take_away(path: Path) -> None:
+    # The directory around it is root's alone, and rmtree works with descriptors and follows no link.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def registered_accounts(layout: Layout) -> tuple[str, ...]:
@@ -246,6 +272,14 @@ def require_trusted(path: Path, trusted_root: Path = Path("/")) -> None:
             if directory in (trusted_root, directory.parent):
                 break
             directory = directory.parent
+
+
+def _is_right_directory(path: Path) -> bool:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and stat.S_IMODE(found.st_mode) == 0o755
 
 
 def _planned(source: str, target: Path, mode: int, data: bytes) -> PlannedFile:
@@ -350,6 +384,7 @@ def describe_setup(plan: SetupPlan) -> list[str]:
             f"           from {file.source}",
             f"           sha256 {digest(file.data)}",
         ]
+    lines += [f"  remove   {path}  of a former version" for path in plan.leftovers]
     if plan.makes_group:
         lines.append(f"Group: {plan.layout.group} (its members may use the helper)")
     lines.append(f"Contents of {plan.layout.sudoers}:")

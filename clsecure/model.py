@@ -16,6 +16,29 @@ class IsolationMode(StrEnum):
     CONTAINER = "container"
 
 
+GVISOR = "runsc"
+"""gVisor's OCI runtime."""
+
+
+class Engine(StrEnum):
+    """What runs the containers of container mode."""
+
+    PODMAN = "podman"
+    DOCKER = "docker"
+
+
+class DockerAccess(StrEnum):
+    """What of a container engine the agent can use.
+
+    ``NONE``: nothing. ``OWN``: an engine of the session's own, in its own sandbox. ``HOST``: the machine's
+    docker, which is as good as root.
+    """
+
+    NONE = "none"
+    OWN = "own"
+    HOST = "host"
+
+
 class NetworkPolicy(StrEnum):
     """What the agent reaches.
 
@@ -135,6 +158,37 @@ class KeptProgram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerImage:
+    """The image that a container is made from.
+
+    :param name: as the user says it, ``worker``.
+    :param image_id: ``sha256:`` and the digest of its configuration; the same in every engine.
+    :param agents: what agents are in it, name to version.
+    """
+
+    name: str
+    image_id: str
+    agents: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What container mode needs to know besides.
+
+    :param runtime: name or path of the OCI runtime, None for the engine's own choice.
+    """
+
+    engine: Engine
+    image: WorkerImage
+    runtime: str | None = None
+
+    @property
+    def is_gvisor(self) -> bool:
+        """The runtime has a kernel of its own; it hands no descriptors through."""
+        return self.runtime is not None and PurePosixPath(self.runtime).name == GVISOR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """One sandbox: everything that a backend needs to know to build it."""
 
@@ -155,6 +209,11 @@ class SandboxSpec:
     """What is None or 0 here is not limited: defaults are filled in already."""
     required_limits: frozenset[str] = frozenset()
     """Limits that the user named: where one of them does not hold, the sandbox is refused."""
+    container: ContainerSpec | None = None
+    """Given exactly in container mode."""
+    docker: DockerAccess = DockerAccess.NONE
+    workspace: str | None = None
+    """The directory below the worker's home that an engine of the session's own shares."""
     disk_reserve: bool = False
     """End the sandbox before it fills the disk of the worker's home."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_images import Image
 from tests.support.person import Person
 from tests.support.shared_setup import person_with_clsecure
 
@@ -36,6 +37,15 @@ def person(worker_id: str) -> Iterator[Person]:
         pytest.skip("left out: needs root (it makes accounts)")
     with person_with_clsecure(f"{_RUN}-{worker_id}") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def worker_image(person: Person) -> Iterator[Image]:
+    """The image that container sessions run in: built once, and where the person's sessions find it."""
+    from tests.support.built_images import given_to
+
+    with given_to(person, "worker") as image:
+        yield image
 
 
 @pytest.fixture(scope="session")

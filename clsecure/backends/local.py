@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
+from clsecure.backends.lending import docker_socket, lent
+from clsecure.backends.streams import Streams
 from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
-from clsecure.model import IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
+from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
 
 
 class LocalSandbox:
     """A sandbox whose launcher waits at the barrier, or runs the command."""
 
-    def __init__(self, connection: HelperConnection, report: dict[str, Any], fds: list[int]) -> None:
+    def __init__(
+        self, connection: HelperConnection, report: dict[str, Any], fds: list[int], *, plain: bool
+    ) -> None:
         launcher = report["report"]
         self._connection = connection
         self.end: SandboxEnd | None = None
@@ -31,10 +38,19 @@ class LocalSandbox:
         self.facts = _facts(report["facts"], launcher)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
+        self.port: int | None = launcher["port"]
+        self._streams: Streams | None = None
         if launcher["port"] is not None:
             self.listener = socket.socket(fileno=fds.pop(0))
-        if launcher["terminal"]:
+        if plain:
+            count = 2 if launcher["terminal"] else 3
+            self._streams = Streams(fds[:count], terminal=launcher["terminal"])
+            self.terminal = self._streams.terminal
+            del fds[:count]
+        elif launcher["terminal"]:
             self.terminal = fds.pop(0)
+        self.engine_socket = socket.socket(fileno=fds.pop(0)) if fds else None
+        """Where the sandbox asks for the machine's docker, when the spec lends it."""
 
     def start(self, command: SandboxCommand, *, stdio: tuple[int, int, int] | None) -> None:
         """Let the launcher exec the command; that it could not is told by :meth:`wait`."""
@@ -44,7 +60,20 @@ class LocalSandbox:
             "env": dict(command.env),
             "cwd": str(command.cwd),
         }
+        if self._streams is not None:
+            self._connection.send(message)
+            if stdio is not None:
+                self._streams.carry(stdio)
+            return
         self._connection.send(message, stdio or ())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the terminal inside another size."""
+        if self._streams is not None:
+            self._streams.resize(rows, columns)
+        elif self.terminal is not None:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def wait(self, *, timeout: float | None = None) -> int | None:
         """Return the exit status after every process is dead, or None when the time is over.
@@ -90,9 +119,11 @@ class LocalSandbox:
                 self.wait(timeout=60)
         if self.listener is not None:
             self.listener.close()
-        if self.terminal is not None:
+        if self._streams is not None:
+            self._streams.close()
+        elif self.terminal is not None:
             os.close(self.terminal)
-            self.terminal = None
+        self.terminal = None
 
 
 class LocalBackend:
@@ -131,19 +162,52 @@ class LocalBackend:
                 "disk_reserve": spec.disk_reserve,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
             }
+            if spec.docker is not DockerAccess.NONE:
+                request |= {"docker": spec.docker.value, "workspace": spec.workspace}
+            bring_up = stack.enter_context(self._prepared(spec, request, fds))
             self._connection.run(request, fds)
-        try:
-            if meanwhile is not None:
-                meanwhile()
-        except BaseException:
-            with contextlib.suppress(BackendUnavailableError):
-                self._built(spec).close()
-            raise
+            self._sent()
+            try:
+                _together(meanwhile, bring_up)
+            except BackendUnavailableError as error:
+                words = f"{error.details or ''}\n{self._give_up()}".strip()
+                raise BackendUnavailableError(
+                    error.brief, details=words, resolution=error.resolution
+                ) from error
+            except BaseException:
+                self._give_up()
+                raise
         sandbox = self._built(spec)
         try:
-            yield sandbox
+            with contextlib.ExitStack() as stack:
+                if sandbox.engine_socket is not None:
+                    stack.enter_context(lent(sandbox.engine_socket, docker_socket(os.environ)))
+                yield sandbox
         finally:
             sandbox.close()
+
+    def _prepared(
+        self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
+    ) -> AbstractContextManager[Callable[[], None] | None]:
+        """Add to the request; give back what an engine is to be told once that is sent."""
+        del spec, request, fds
+        return contextlib.nullcontext()
+
+    def _sent(self) -> None:
+        """Wait for what an engine needs, if anything."""
+
+    def _give_up(self) -> str:
+        """End a sandbox that may be on its way still; return what its own programs said."""
+        try:
+            self._connection.send({"verb": "kill"})
+            report, received = self._connection.receive()
+            for fd in received:
+                os.close(fd)
+            if report["event"] == "ready":
+                report, _ = self._connection.receive()
+        except HelperError as error:
+            return error.details or ""
+        return str(report.get("log", ""))
 
     def _built(self, spec: SandboxSpec) -> LocalSandbox:
         try:
@@ -156,7 +220,8 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        sandbox = LocalSandbox(self._connection, report, received)
+        plain = spec.container is not None and spec.container.is_gvisor
+        sandbox = LocalSandbox(self._connection, report, received, plain=plain)
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
         if lacking:
             sandbox.close()
@@ -167,6 +232,21 @@ class LocalBackend:
                 resolution=f"clsecure doctor says more; --limit {name}=none goes without it",
             )
         return sandbox
+
+
+def _together(work: Callable[[], None] | None, bring_up: Callable[[], None] | None) -> None:
+    """Do the caller's work and the engine's at the same time."""
+    if work is None or bring_up is None:
+        for task in (bring_up, work):
+            if task is not None:
+                task()
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        brought = pool.submit(bring_up)
+        work()
+        brought.result()
 
 
 def _open_source(mount: Mount) -> int:
@@ -195,6 +275,7 @@ def _facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:
         mountinfo=tuple(facts["mountinfo"]),
         descriptors={int(number): target for number, target in facts["descriptors"].items()},
         executable=facts["executable"],
+        kernel=launcher["kernel"],
         landlock_abi=launcher["landlock"],
         seccomp_filter=launcher["seccomp"],
     )

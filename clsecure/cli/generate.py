@@ -16,15 +16,17 @@ from clsecure import __version__
 from clsecure.cli.commands.completion import FILES
 from clsecure.cli.options import COMMANDS, IMAGES_ACTIONS, NETWORK_ACTIONS, SHELLS, VERB_FLAGS, Verb
 from clsecure.cli.parser import build_parser
-from clsecure.model import Credentials, IsolationMode, OnFinish
-from clsecure.settings.values import PRESETS, OutputFormat
+from clsecure.model import Credentials, Engine, IsolationMode, OnFinish
+from clsecure.settings.values import AUTO, PRESETS, OutputFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "clsecure.1"
 COMPLETIONS = ROOT / "clsecure" / "completions"
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "--mode": tuple(mode.value for mode in IsolationMode),
+    "--mode": (*(mode.value for mode in IsolationMode), AUTO),
+    "--engine": tuple(engine.value for engine in Engine),
+    "--image": ("worker", "worker-minimal"),
     "--agent": ("claude", "demo"),
     "--provider": ("anthropic", "kimi"),
     "--credentials": tuple(each.value for each in Credentials),
@@ -64,15 +66,19 @@ _WORDS: Mapping[tuple[Verb, str], tuple[str, ...]] = {
 }
 
 
-def whole_parser() -> argparse.ArgumentParser:
-    """Return one parser with every command below it, as generators want it."""
+def whole_parser(*, for_shells: bool = False) -> argparse.ArgumentParser:
+    """Return one parser with every command below it, as generators want it.
+
+    :param for_shells: what may have a value after ``=`` is shown as the switch that it is without: the word
+        after it is none of its own.
+    """
     whole = argparse.ArgumentParser(
         prog="clsecure",
         description="Run an AI coding agent unattended on a private copy of a repository, isolated; "
         "its work comes home as one branch.",
         epilog="The exit status is the agent's own. 123: the isolation does not hold; 124: the time limit "
         "was reached; 125: clsecure failed. 'clsecure config' shows all settings.",
-        parents=[_prepared(Verb.RUN)],
+        parents=[_prepared(Verb.RUN, for_shells=for_shells)],
         formatter_class=_formatter,
         add_help=False,
     )
@@ -83,7 +89,7 @@ def whole_parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(metavar="COMMAND")
     for verb, text in COMMANDS.items():
         words = text.partition("  [")[0]
-        parents = [_prepared(verb)]
+        parents = [_prepared(verb, for_shells=for_shells)]
         commands.add_parser(
             verb.value,
             help=words,
@@ -99,11 +105,13 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, width=78)
 
 
-def _prepared(verb: Verb) -> argparse.ArgumentParser:
+def _prepared(verb: Verb, *, for_shells: bool) -> argparse.ArgumentParser:
     parser = build_parser(verb)
     for action in parser._actions:
         name = next((s for s in action.option_strings if s.startswith("--")), action.dest)
         action.choices = _CHOICES.get(name) or _WORDS.get((verb, name))
+        if for_shells and action.nargs == "?":
+            action.nargs = 0
         if name in _SOURCES:
             action.complete = _source(_SOURCES[name])  # type: ignore[attr-defined]  # where shtab looks
         # Named for people, found by these: the names of values are no destinations of a real parser.
@@ -115,7 +123,10 @@ def completions() -> dict[Path, str]:
     """Return the completion of each shell, by its file."""
     import shtab
 
-    made = {COMPLETIONS / name: shtab.complete(whole_parser(), shell=sh) for sh, name in FILES.items()}
+    made = {
+        COMPLETIONS / name: shtab.complete(whole_parser(for_shells=True), shell=sh)
+        for sh, name in FILES.items()
+    }
     return {path: f"{text.rstrip()}\n" for path, text in made.items()}
 
 
@@ -127,6 +138,7 @@ def manual() -> str:
     _, _, page = str(Manpage(whole_parser(), _data=data)).partition("\n")
     # A line that begins with an apostrophe is a request to troff. Its first line has the day of its making.
     page = page.replace("\n'", "\n\\&'").rstrip()
+    page = page.replace(" [=", "[=").replace(" \\fI\\,[=", "\\fI\\,[=")  # part of the word before it
     return f'.TH CLSECURE 1 "" "clsecure {__version__}" "User Commands"\n{page}\n'
 
 

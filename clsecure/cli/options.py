@@ -40,6 +40,7 @@ class RunOptions:
     :param resume: True for ``--resume``, False for ``--fresh``, None to ask.
     :param branch: the name of the branch that comes home, already judged by git's rules.
     :param message: for the commit of uncommitted work.
+    :param yes: the machine's docker is given without a question.
     """
 
     argv: tuple[str, ...] | None = None
@@ -49,6 +50,7 @@ class RunOptions:
     message: str | None = None
     dry_run: bool = False
     skip_setup: bool = False
+    yes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,23 +258,23 @@ class Invocation:
 class Option:
     """One flag.
 
-    :param group: its heading in the help; None hides it.
+    :param group: its heading in the help.
     :param metavar: what its value is called; None makes it a switch.
+    :param optional: its value where it is said without one; another one needs ``=`` before it.
     :param check: reads the value; a ``ValueError`` refuses it.
     :param key: the setting that it sets; a switch sets it to ``text``.
-    :param later: True for a flag of the predecessor that is not there yet: an error says so.
     """
 
     flags: tuple[str, ...]
     verbs: tuple[Verb, ...]
+    group: str
     help: str = ""
-    group: str | None = None
     metavar: str | None = None
+    optional: str | None = None
     check: Callable[[str], object] | None = None
     key: str | None = None
     text: str = "true"
     repeat: bool = False
-    later: bool = False
 
     @property
     def name(self) -> str:
@@ -362,7 +364,21 @@ OPTIONS = (
     Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
     Option(flags=("--mode",), verbs=_BOX, group=_SANDBOX, metavar="MODE",
            check=values.mode, key="mode",
-           help="namespace (default) or user; container is not there yet"),
+           help="namespace (default), user, container, or auto: the strongest that works"),
+    Option(flags=("--engine",), verbs=_BOX, group=_SANDBOX, metavar="NAME", check=values.engine,
+           key="engine", help="of container mode: podman (default) or docker"),
+    Option(flags=("--image",), verbs=_BOX, group=_SANDBOX, metavar="NAME", check=values.image,
+           key="image", help="of container mode: worker (default), worker-minimal, …"),
+    Option(flags=("--runtime",), verbs=_BOX, group=_SANDBOX, metavar="NAME|PATH", check=values.runtime,
+           key="runtime", help="of container mode: the OCI runtime, such as runsc"),
+    Option(flags=("--allow-docker",), verbs=_PLAN, group=_SANDBOX, metavar="=host", optional="own",
+           check=values.docker, key="docker",
+           help="a container engine of the session's own; =host: this machine's, as good as root"),
+    Option(flags=("--docker-image",), verbs=_PLAN, group=_SANDBOX, metavar="REFERENCE",
+           check=values.docker_images, key="docker_images", repeat=True,
+           help="copy an image of yours into the session's engine; can be repeated"),
+    Option(flags=("--no-docker",), verbs=_PLAN, group=_SANDBOX, key="docker", text="none",
+           help="no container engine (default)"),
     Option(flags=("--mount",), verbs=_BOX, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
            key="mounts", repeat=True,
            help="show a directory or file inside, read-only unless :rw; can be repeated"),
@@ -403,10 +419,8 @@ OPTIONS = (
            help="who may use clsecure (default: who called sudo)"),
     Option(flags=("--dry-run",), verbs=(Verb.SETUP,), group=_SESSION, help="show the plan and do nothing"),
     Option(flags=("--yes",), verbs=(Verb.CLEANUP, Verb.SETUP), group=_SESSION, help="ask nothing"),
+    Option(flags=("--yes",), verbs=_RUN, group=_SANDBOX, help="with --allow-docker=host: don't ask"),
     Option(flags=("--output",), verbs=_EVERY, group=GENERAL, metavar="FORMAT", check=values.output,
            key="output", help="human (default) or json: one document on standard output"),
     Option(flags=("--verbose", "-v"), verbs=_EVERY, group=GENERAL, key="verbose", help="show what happens"),
-    # The predecessor's. What they ask for is so anyway, or it is not there yet and must not be ignored.
-    Option(flags=("--no-docker",), verbs=_RUN),
-    Option(flags=("--allow-docker",), verbs=_RUN, later=True),
 )  # fmt: skip

@@ -73,6 +73,8 @@ _EXCLUSIVE = (
         for more in ("--allow-domain", "--allow-preset")
     ),
     ("--no-network", "--allow-private"),
+    ("--no-docker", "--allow-docker"),
+    ("--no-docker", "--docker-image"),
     ("--resume", "--fresh"),
     ("--all", "SESSION"),
 )
@@ -146,7 +148,7 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     for option in OPTIONS:
         if verb not in option.verbs:
             continue
-        title = (option.group or GENERAL) if verb in (Verb.RUN, Verb.NETWORK, Verb.CONFIG) else GENERAL
+        title = option.group if verb in (Verb.RUN, Verb.NETWORK, Verb.CONFIG) else GENERAL
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], option)
@@ -155,8 +157,14 @@ def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     return parser
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # A value that may be left out is part of the word.
+        return super()._format_action_invocation(action).replace(" [=", "[=")
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=78)
+    return _Formatter(prog, max_help_position=27, width=78)
 
 
 def _help_of_commands() -> str:
@@ -187,7 +195,7 @@ def _help_of_actions(verb: Verb, actions: Mapping[Any, ActionWords]) -> str:
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     details: dict[str, Any] = {
         "dest": option.name,
-        "help": option.help if option.group else argparse.SUPPRESS,
+        "help": option.help,
     }
     if option.metavar is None:
         details["action"] = "store_true"
@@ -195,6 +203,8 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
         details |= {"metavar": option.metavar, "type": _checked(option)}
         if option.repeat:
             details["action"] = "append"
+        if option.optional is not None:
+            details["nargs"] = "?"  # for the help: the value is always joined, so none is swallowed
     group.add_argument(*option.flags, **details)
 
 
@@ -242,9 +252,12 @@ def _sort(words: list[str]) -> tuple[Verb, list[str], list[str]]:
         else:
             option, value = _flag(word)
             if option.metavar is not None and value is None:
-                if not rest or any(rest[0] in other.flags for other in OPTIONS):
+                if option.optional is not None:
+                    value = option.optional
+                elif not rest or any(rest[0] in other.flags for other in OPTIONS):
                     raise UsageError(f"{word} needs a value ({option.metavar})", resolution=_SEE_HELP)
-                value = rest.popleft()
+                else:
+                    value = rest.popleft()
             options.append(option)
             # Joined, a value that begins with a dash is not taken for a flag.
             flags.append(option.name if value is None else f"{option.name}={value}")
@@ -286,8 +299,6 @@ def _verb(word: str) -> Verb:
 
 def _check_flags(verb: Verb, options: list[Option]) -> None:
     for option in options:
-        if option.later:
-            raise _not_yet(option.name)
         if not any(verb in other.verbs for other in OPTIONS if option.name in other.flags):
             raise UsageError(
                 f"{option.name} does not go with 'clsecure {verb}'", resolution=f"see: clsecure {verb} --help"
@@ -307,7 +318,7 @@ def _check_positionals(verb: Verb, positionals: list[str]) -> None:
 
 
 def _unknown_flag(name: str) -> UsageError:
-    known = [flag for option in OPTIONS for flag in option.flags if option.group and flag.startswith("--")]
+    known = [flag for option in OPTIONS for flag in option.flags if flag.startswith("--")]
     near = _nearest(name, [*known, "--help", "--version", *(f for f in VERB_FLAGS if f.startswith("--"))])
     return UsageError(f"unknown option {name!r}", resolution=f"did you mean {near}?" if near else _SEE_HELP)
 
@@ -316,10 +327,6 @@ def _nearest(word: str, among: Sequence[str]) -> str | None:
     import difflib
 
     return next(iter(difflib.get_close_matches(word[:64], among, n=1)), None)
-
-
-def _not_yet(what: str) -> UsageError:
-    return UsageError(f"{what} is not there yet", resolution="see 'clsecure --help' for what is")
 
 
 def _entries(verb: Verb, found: Mapping[str, Any]) -> tuple[Entry, ...]:
@@ -400,6 +407,8 @@ def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> R
     shell = found.get("--shell", False)
     if command is not None and shell:
         raise UsageError("--shell and a command after -- exclude each other")
+    if found.get("--yes") and found.get("--allow-docker") != "host":
+        raise UsageError("--yes goes with --allow-docker=host alone", resolution="leave it out")
     resume = True if found.get("--resume") else False if found.get("--fresh") else None
     return RunOptions(
         argv=command,
@@ -409,6 +418,7 @@ def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> R
         message=found.get("--message"),
         dry_run=found.get("--dry-run", False),
         skip_setup=found.get("--skip-setup", False),
+        yes=found.get("--yes", False),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from typing import Any
 
 from clsecure.errors import ImageError, UsageError
 
-DATA = Path(__file__).resolve().parent / "data"
-"""The recipes and locks: part of the package, so that an installed copy has them too."""
+DATA = Path(os.environ.get("CLSECURE_IMAGES") or Path(__file__).resolve().parent / "data")
+"""The recipes and locks: part of the package, so that an installed copy has them too; or the user's own."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """What ``uname`` calls a machine, and what Debian and container engines call it."""

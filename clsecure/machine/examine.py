@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from clsecure.errors import ClsecureError
-from clsecure.machine import kernel, limits, programs
-from clsecure.machine.probe import BOTH, Probe, ProbeStatus
+from clsecure.machine import engines, kernel, limits, programs
+from clsecure.machine.probe import EVERY, Probe, ProbeStatus
 from clsecure.model import IsolationMode
 
 _PROBES: tuple[Callable[[], Probe], ...] = (
@@ -38,8 +39,11 @@ _PROBES: tuple[Callable[[], Probe], ...] = (
 
 
 def examine() -> tuple[Probe, ...]:
-    """Look at everything. Takes well under a second; a probe that fails becomes a finding itself."""
-    return tuple(_look(probe) for probe in _PROBES)
+    """Look at everything. Takes about a second; a probe that fails becomes a finding itself."""
+    with ThreadPoolExecutor(1) as background:
+        of_containers = background.submit(engines.probes)
+        found = tuple(_look(probe) for probe in _PROBES)
+        return (*found, *of_containers.result())
 
 
 def _look(probe: Callable[[], Probe]) -> Probe:
@@ -50,7 +54,7 @@ def _look(probe: Callable[[], Probe]) -> Probe:
             name=probe.__name__.removeprefix("probe_").replace("_", " "),
             status=ProbeStatus.MISSING,
             observed=f"could not be looked at: {error}",
-            needed_by=BOTH,
+            needed_by=EVERY,
         )
 
 
@@ -60,5 +64,5 @@ def lacks(mode: IsolationMode, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
 
 
 def mode_works(mode: IsolationMode, probes: tuple[Probe, ...]) -> bool:
-    """Tell whether everything that a mode depends on is there; container mode is not built yet."""
-    return mode in BOTH and not lacks(mode, probes)
+    """Tell whether everything that a mode depends on is there."""
+    return not lacks(mode, probes)

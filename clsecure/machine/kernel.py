@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from clsecure.installation import STATE_DIRECTORY
-from clsecure.machine.probe import BOTH, NAMESPACE, Probe, ProbeStatus, read_small
+from clsecure.machine.probe import CONTAINER, EVERY, NAMESPACE, Probe, ProbeStatus, read_small
 
 MINIMUM_FREE_BYTES = 1 << 30
 
@@ -53,7 +53,7 @@ def probe_namespaces() -> Probe:
             name="namespaces",
             status=ProbeStatus.MISSING,
             observed=f"not available: {', '.join(lacking)}",
-            needed_by=BOTH,
+            needed_by=EVERY,
             fix="raise user.max_*_namespaces (sysctl), or use a kernel with namespaces",
         )
     return Probe(name="namespaces", status=ProbeStatus.OK, observed=", ".join(kinds))
@@ -99,7 +99,7 @@ def probe_seccomp() -> Probe:
         name="seccomp",
         status=ProbeStatus.MISSING,
         observed="no filters",
-        needed_by=NAMESPACE,
+        needed_by=(*NAMESPACE, *CONTAINER),
         fix="use a kernel with CONFIG_SECCOMP_FILTER",
     )
 
@@ -183,7 +183,7 @@ def probe_uid_range() -> Probe:
             name="uid range",
             status=ProbeStatus.MISSING,
             observed=f"{observed} {problem}",
-            needed_by=BOTH,
+            needed_by=EVERY,
             fix=f'name another one in {_HELPER_CONFIG}: {{"uid_first": N, "uid_count": N}}',
         )
     return Probe(name="uid range", status=ProbeStatus.OK, observed=observed)

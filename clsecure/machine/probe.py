@@ -18,8 +18,9 @@ from clsecure import process
 from clsecure.model import IsolationMode
 from clsecure.process import SYSTEM_PATH, Command
 
-BOTH = (IsolationMode.USER, IsolationMode.NAMESPACE)
+EVERY = tuple(IsolationMode)
 NAMESPACE = (IsolationMode.NAMESPACE,)
+CONTAINER = (IsolationMode.CONTAINER,)
 
 CONNECTORS = ("pasta", "slirp4netns")
 """What can connect a full network, the one that is taken first being faster and speaking IPv6, too."""
@@ -71,7 +72,7 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "npx": {"apt-get": "npm", "dnf": "nodejs-npm", "pacman": "npm", "zypper": "npm-default"},
     "node": {"apt-get": "nodejs", "dnf": "nodejs", "pacman": "nodejs", "zypper": "nodejs-default"},
     "go": {"apt-get": "golang", "dnf": "golang"},
-    "docker": {"apt-get": "docker.io"},
+    "docker": {"apt-get": "docker.io", "dnf": "moby-engine"},
     "cargo": {"pacman": "rust"},
     "pipx": {"pacman": "python-pipx", "zypper": "python3-pipx"},
     "pip3": {"apt-get": "python3-pip", "dnf": "python3-pip", "pacman": "python-pip", "zypper": "python3-pip"},

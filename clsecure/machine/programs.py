@@ -10,8 +10,8 @@ from clsecure import process
 from clsecure.errors import BackendUnavailableError
 from clsecure.installation import find_installation
 from clsecure.machine.probe import (
-    BOTH,
     CONNECTORS,
+    EVERY,
     NAMESPACE,
     Probe,
     ProbeStatus,
@@ -39,29 +39,29 @@ def probe_python() -> Probe:
     """The system's own python, which runs the helper and the launcher."""
     path = Path("/usr/bin/python3")
     if not path.exists():
-        return absent("python3", BOTH)
+        return absent("python3", EVERY)
     answer = words(str(path), "-I", "-S", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])")
-    return versioned("python", answer, MINIMUM_PYTHON, BOTH, "use a release of this distribution with it")
+    return versioned("python", answer, MINIMUM_PYTHON, EVERY, "use a release of this distribution with it")
 
 
 def probe_git() -> Probe:
     """Git's version."""
     if find_program("git") is None:
-        return absent("git", BOTH)
-    return versioned("git", words("git", "--version"), MINIMUM_GIT, BOTH, install_command("git"))
+        return absent("git", EVERY)
+    return versioned("git", words("git", "--version"), MINIMUM_GIT, EVERY, install_command("git"))
 
 
 def probe_sudo() -> Probe:
     """Sudo is there and set-user-id root."""
     path = find_program("sudo")
     if path is None:
-        return absent("sudo", BOTH, f"as root: {install_command('sudo').removeprefix('sudo ')}")
+        return absent("sudo", EVERY, f"as root: {install_command('sudo').removeprefix('sudo ')}")
     if not is_setuid_root(path):
         return Probe(
             name="sudo",
             status=ProbeStatus.MISSING,
             observed=f"{path} is not set-user-id root",
-            needed_by=BOTH,
+            needed_by=EVERY,
             fix=f"as root: chown root:root {path} && chmod 4755 {path}",
         )
     return Probe(name="sudo", status=ProbeStatus.OK, observed=words("sudo", "-V").splitlines()[0][:80])
@@ -72,13 +72,13 @@ def probe_helper() -> Probe:
     try:
         installation = find_installation()
     except BackendUnavailableError:
-        return absent("root helper", BOTH, "clsecure setup")
+        return absent("root helper", EVERY, "clsecure setup")
     if not installation.matches:
         return Probe(
             name="root helper",
             status=ProbeStatus.MISSING,
             observed=f"another version in {installation.directory}: {', '.join(installation.stale)}",
-            needed_by=BOTH,
+            needed_by=EVERY,
             fix="clsecure setup",
         )
     return Probe(name="root helper", status=ProbeStatus.OK, observed=str(installation.directory))
@@ -96,7 +96,7 @@ def probe_permission() -> Probe:
             name=name,
             status=ProbeStatus.MISSING,
             observed="no helper",
-            needed_by=BOTH,
+            needed_by=EVERY,
             fix="clsecure setup",
         )
     # No session of the terminal: sudo can't ask, whatever it is set to.
@@ -108,7 +108,7 @@ def probe_permission() -> Probe:
             name=name,
             status=ProbeStatus.MISSING,
             observed=answer.splitlines()[0][:120] if answer else f"sudo ended with status {done.returncode}",
-            needed_by=BOTH,
+            needed_by=EVERY,
             fix="clsecure setup",
         )
     return Probe(name=name, status=ProbeStatus.OK, observed="allowed")

@@ -1,4 +1,4 @@
 """The pieces that are installed root-owned, and the client that speaks to them.
 
-``helper.py``, ``launcher.py``, ``unpack.py`` and ``export.py`` are single files of the standard library.
+All are of the standard library: what runs inside as single files, the helper with its modules in ``root``.
 """

@@ -67,6 +67,7 @@ class HelperConnection:
 
     def __init__(self, helper: Path) -> None:
         """Start the helper through sudo, in a session of its own (the terminal's signals don't reach it)."""
+        self.directory = helper.parent
         self._conn, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for end in (self._conn, theirs):
@@ -139,6 +140,14 @@ class HelperConnection:
     def remove(self) -> None:
         """Remove the held account with everything of it."""
         self._call({"verb": "remove"})
+
+    def open_images(self, listener: int) -> None:
+        """Have an engine started on the user's image store; it answers on the listening socket."""
+        self._call({"verb": "images"}, [listener])
+
+    def close_images(self) -> str:
+        """End that engine; return what it said."""
+        return str(self._call({"verb": "enough"}).get("log", ""))
 
     def run(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
         """Have a sandbox built up to the barrier; the launcher's report is the next message."""

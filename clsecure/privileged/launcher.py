@@ -17,9 +17,11 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
 import termios
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing takes longer to import than this program to run
@@ -29,8 +31,9 @@ if TYPE_CHECKING:  # the module typing takes longer to import than this program 
     Message = dict[str, Any]
 
 MESSAGE_LIMIT = 256 * 1024
+CONTROL, STREAMS = "/run/clsecure/control", "/run/clsecure/streams"
 
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
 SECCOMP_MODE_FILTER = 2
 SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 EPERM, ENOSYS = 1, 38
@@ -198,10 +201,10 @@ def make_terminal(size: tuple[int, int]) -> tuple[int, int]:
     return master, slave
 
 
-def make_listener() -> socket.socket:
-    """Return a listening socket on a free port of this network namespace's loopback."""
+def make_listener(address: str, port: int) -> socket.socket:
+    """Return a listening socket of this network namespace; port 0 for a free one."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind(("127.0.0.1", 0))
+    listener.bind((address, port))
     listener.listen(128)
     return listener
 
@@ -251,10 +254,88 @@ def execute(message: Message, stdio: list[int]) -> None:
     raise failure
 
 
+class Streams:
+    """Standard input and output by sockets of the host, where no descriptors can be handed in or out."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self.fds = {tag: self._connect(tag) for tag in (("t", "w") if terminal else ("0", "1", "2"))}
+        self.pump = 0
+
+    def _connect(self, tag: str) -> int:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.connect(STREAMS)
+        stream.sendall(tag.encode())
+        return stream.detach()
+
+    def start(self, master: int | None, listener: socket.socket | None) -> None:
+        """Start what carries bytes to them; it has this process's restrictions."""
+        if listener:
+            bridge("gateway", listener.fileno())
+        if master is not None:
+            self.pump = bridge("terminal", master, self.fds["t"], self.fds["w"])
+
+    def drained(self) -> None:
+        """Wait until what was shown is out."""
+        deadline = time.monotonic() + 3
+        while self.pump and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(self.pump, os.WNOHANG)[0]:
+                    return
+            time.sleep(0.01)
+
+
+def bridge(what: str, *fds: int) -> int:
+    """Start a program that carries bytes; return its pid."""
+    child = os.fork()
+    if child == 0:
+        for fd in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.set_inheritable(fd, fd in fds)
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bridge.py")
+        argv = ("/usr/bin/python3", "-I", "-S", program, what, *map(str, fds))
+        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin"})
+    return child
+
+
+def watch(control: socket.socket, streams: Streams | None) -> None:
+    """Go on as a child. The parent, a container's first process, waits for it and says how it ended.
+
+    Whoever is left in the container then dies with the parent.
+    """
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        return
+    # The agent has the same uid, and nothing to look for in here.
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    os.closerange(0, control.fileno())
+    os.closerange(control.fileno() + 1, 1024)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (1, 2):
+        os.dup2(null, fd)
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            if streams:
+                streams.drained()
+            report(control, {"status": 128 - code if code < 0 else code})
+            os._exit(0)
+
+
+def open_control() -> socket.socket:
+    """Return the socket whose other end is the helper: descriptor 0, or in a container its one place."""
+    if stat.S_ISSOCK(os.fstat(0).st_mode):
+        # It moves away from 0, where the agent's standard input will be.
+        return socket.socket(fileno=os.dup(0))
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.connect(CONTROL)
+    return control
+
+
 def main() -> None:
     """Become harmless, report, wait, become the agent."""
-    # The control socket moves away from 0, where the agent's standard input will be.
-    control = socket.socket(fileno=os.dup(0))
+    control = open_control()
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
@@ -263,7 +344,8 @@ def main() -> None:
             os.setsid()
         orders, _ = receive(control)
         terminal = make_terminal(orders["terminal"]) if orders["terminal"] else None
-        listener = make_listener() if orders["listener"] else None
+        listener = make_listener(*orders["listener"]) if orders["listener"] else None
+        streams = Streams(terminal=bool(terminal)) if orders["plain"] else None
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "no_new_privs")
         if orders["processes"]:
@@ -274,6 +356,9 @@ def main() -> None:
         port = listener.getsockname()[1] if listener else None
         # Closed before the host looks: it must see no descriptor but those that the agent may have.
         sent = ([listener.fileno()] if listener else []) + ([terminal[0]] if terminal else [])
+        if streams:
+            streams.start(terminal[0] if terminal else None, listener)
+            sent = []
         report(control, {"event": "made"}, sent)
         if listener:
             listener.close()
@@ -287,9 +372,14 @@ def main() -> None:
                 "seccomp": filtered,
                 "port": port,
                 "terminal": terminal is not None,
+                "kernel": " ".join(os.uname()[2:4]),
             },
         )
         message, stdio = receive(control)
+        if orders["status"]:
+            watch(control, streams)
+        if streams and not terminal:
+            stdio = [streams.fds[tag] for tag in ("0", "1", "2")]
         if terminal:
             stdio = [terminal[1]] * 3
             if os.getsid(0) != os.getpid():

@@ -17,14 +17,17 @@ from typing import Any
 
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess
+from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway
-from clsecure.errors import ClsecureError
+from clsecure.errors import ClsecureError, StateError
 from clsecure.installation import Installation
-from clsecure.model import IsolationMode, SandboxSpec, WorkerAccount
+from clsecure.model import SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.boxes import recorded_spec
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.inside import OutputLog, inner_environment, run_inside, through
+from clsecure.session.own_engine import engine_env
 from clsecure.session.plan import SessionPlan
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.store import SessionRecord
@@ -55,14 +58,17 @@ def has_hook(top: Path) -> bool:
         return False
 
 
-def is_needed(record: SessionRecord) -> bool:
+def is_needed(record: SessionRecord, level: CleanupLevel) -> bool:
     """Tell whether there is anything to open a sandbox for."""
-    return record.workspace is not None and (record.cleanup_hook or _stands_in(record))
+    return record.workspace is not None and (record.cleanup_hook or _stands_in(record, level))
 
 
-def _stands_in(record: SessionRecord) -> bool:
-    """Tell whether compose files stand in for a hook: the session had an engine."""
-    return record.docker and not record.skip_docker_autodetect
+def _stands_in(record: SessionRecord, level: CleanupLevel) -> bool:
+    """Tell whether compose files stand in for a hook: the session has the machine's docker.
+
+    Nothing is left of an engine of its own. At a purge nobody has said that docker may be used again.
+    """
+    return level is CleanupLevel.STOP and record.docker and not record.skip_docker_autodetect
 
 
 def clean_up(
@@ -84,7 +90,7 @@ def clean_up(
     :param plan: of the session that ends; None where none does.
     :param log_file: keeps its output.
     """
-    if not is_needed(record):
+    if not is_needed(record, level):
         return None
     try:
         with ui.progress("cleaning up inside") as show:
@@ -95,7 +101,7 @@ def clean_up(
                 spec=spec,
                 installation=installation,
                 gateway=gateway,
-                make=_environment(record, level, spec.account, environ, plan),
+                make=_environment(record, level, spec, environ, plan),
                 output=OutputLog(log_file, hidden=() if gateway is None else (gateway.token,), show=show),
             )
     except KeyboardInterrupt:
@@ -123,17 +129,17 @@ def purge(
 
     :returns: a warning where it did not go well; what is to be removed goes all the same.
     """
-    if record is None or not record.resumable or not is_needed(record):
+    if record is None or not record.resumable or not is_needed(record, CleanupLevel.PURGE):
         return None
     try:
-        mode = IsolationMode(record.mode)
-    except ValueError:
-        return "the clean-up did not run: the session's mode is not known"
+        spec = recorded_spec(record, account)
+    except StateError as error:
+        return f"the clean-up did not run: {error.brief}"
     return clean_up(
         record,
         CleanupLevel.PURGE,
-        backend=LocalBackend(mode, connection),
-        spec=SandboxSpec(mode=mode, account=account, limits=defaults(), disk_reserve=True),
+        backend=backend_for(spec.mode, connection, spec.container),
+        spec=replace(spec, limits=defaults(), disk_reserve=True),
         installation=installation,
         environ=environ,
         ui=ui,
@@ -143,11 +149,12 @@ def purge(
 def _environment(
     record: SessionRecord,
     level: CleanupLevel,
-    account: WorkerAccount,
+    spec: SandboxSpec,
     environ: Mapping[str, str],
     plan: SessionPlan | None,
 ) -> Callable[[GatewayAccess | None], dict[str, str]]:
-    tool_env = plan.tool_env if plan else {}
+    account = spec.account
+    tool_env = {**(plan.tool_env if plan else {}), **engine_env(spec.docker)}
 
     def make(access: GatewayAccess | None) -> dict[str, str]:
         env = inner_environment(
@@ -187,7 +194,7 @@ def _run(
             backend,
             replace(spec, terminal=None, listener=gateway is not None),
             program=installation.cleanup,
-            arguments=(level.value, str(seconds), *(("docker",) if _stands_in(record) else ())),
+            arguments=(level.value, str(seconds), *(("docker",) if _stands_in(record, level) else ())),
             cwd=Path(str(record.workspace)),
             environ=through(gateway, make),
             log=output,

@@ -14,7 +14,8 @@ from clsecure import logs
 from clsecure.agents.request import AgentHome, HomeRequest
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
-from clsecure.model import SandboxSpec, StartState
+from clsecure.model import DockerAccess, SandboxSpec, StartState
+from clsecure.session.boxes import recorded
 from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
 from clsecure.session.portable import inside_of, missing, uses_servers
@@ -117,6 +118,8 @@ class PrivateCopy:
             mode=self._plan.mode.value,
             network=self._plan.network.value,
             agent=self._plan.agent,
+            docker_access=self._plan.docker.value,
+            **recorded(self._spec.container),
             status=SessionStatus.RUNNING,
             unimported=None,
             updated=time.time(),
@@ -136,6 +139,8 @@ class PrivateCopy:
                 mode=plan.mode.value,
                 network=plan.network.value,
                 agent=plan.agent,
+                docker_access=plan.docker.value,
+                **recorded(self._spec.container),
                 worker_user=account.name,
                 status=SessionStatus.PREPARING,
                 created=now,
@@ -162,7 +167,7 @@ class PrivateCopy:
             base_tree=start.top.base_tree,
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
-            docker=plan.docker,
+            docker=plan.docker is DockerAccess.HOST,
             skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
         )

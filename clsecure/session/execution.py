@@ -11,13 +11,14 @@ from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
-from clsecure.model import CheckStatus, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.model import CheckStatus, DockerAccess, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session import limits
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.network import Arrangement
-from clsecure.session.opening import opening_lines
+from clsecure.session.opening import docker_lines, opening_lines
+from clsecure.session.own_engine import bring_along, engine_env
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
 from clsecure.verify.host import check_barrier, require
@@ -59,6 +60,8 @@ class Execution:
             with clock.phase("verify_start"):
                 self._verify(sandbox)
             port = self._serve(sandbox)
+            if self._spec.docker is DockerAccess.OWN:
+                self._bring_along()
             ui.banner(self._banner())
             return self._execute(sandbox, port)
         finally:
@@ -76,14 +79,20 @@ class Execution:
         self._context.warnings.extend(limits.lacking(asked, sandbox.enforced))
         self.limits = limits.results(asked, sandbox.enforced)
 
+    def _bring_along(self) -> None:
+        context = self._context
+        with context.clock.phase("images"):
+            bring_along(
+                context.plan.docker_images, self._spec.account.name, context.around.environ, context.ui
+            )
+
     def _serve(self, sandbox: LocalSandbox) -> int | None:
-        if self._gateway is None or sandbox.listener is None:
+        if self._gateway is None or sandbox.listener is None or sandbox.port is None:
             return None
-        port: int = sandbox.listener.getsockname()[1]
         with self._context.clock.phase("gateway"):
-            self._gateway.serve(sandbox.listener)
+            self._gateway.serve(sandbox.listener, port=sandbox.port)
         self._context.warnings.extend(self._gateway.residuals)
-        return port
+        return sandbox.port
 
     def _banner(self) -> list[str]:
         plan, agent = self._context.plan, self._context.agent
@@ -91,6 +100,7 @@ class Execution:
         return [
             f"{what} runs isolated",
             *opening_lines(plan, self._network.gateway, uses_api=agent.base_url_env is not None),
+            *docker_lines(plan),
             f"project {plan.project}, session {plan.session}",
             limits.describe(self._spec.limits),
             *(f"mounted: {line}" for line in plan.mounted),
@@ -110,7 +120,11 @@ class Execution:
             gateway=self._access(port),
             credentials=self._network.given,
             models=self._network.models,
-            tool_env={**plan.tool_env, **agents_env(self._workspace.record, spec.account.home)},
+            tool_env={
+                **plan.tool_env,
+                **engine_env(spec.docker),
+                **agents_env(self._workspace.record, spec.account.home),
+            },
             extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
             late_path=late_path(plan),
         )

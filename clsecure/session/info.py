@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clsecure import process
-from clsecure.backends.local import LocalBackend, LocalSandbox
+from clsecure.backends.choose import backend_for
+from clsecure.backends.local import LocalSandbox
 from clsecure.errors import ClsecureError, SessionBusyError, ToolError
 from clsecure.installation import Installation
 from clsecure.model import (
     CheckStatus,
+    ContainerSpec,
     IsolationMode,
     Mount,
     NetworkPolicy,
@@ -50,6 +52,7 @@ class Wanted:
     allow_private: bool = False
     mounts: tuple[Mount, ...] = ()
     limits: ResourceLimits = field(default_factory=ResourceLimits)
+    container: ContainerSpec | None = None
 
 
 def look(
@@ -73,7 +76,7 @@ def look(
         spec = stack.enter_context(_account(wanted, connection, home, namespace))
         outside: list[Report] = []
         sandbox = stack.enter_context(
-            LocalBackend(wanted.mode, connection).open(
+            backend_for(wanted.mode, connection, wanted.container).open(
                 spec, meanwhile=lambda: outside.append(_outside(installation.inside, bait))
             )
         )
@@ -86,7 +89,7 @@ def look(
         tried = Tried(
             spec=spec,
             files=bait.files,
-            port=sandbox.listener.getsockname()[1] if sandbox.listener else None,
+            port=sandbox.port if sandbox.listener else None,
             limits=_limits(spec.limits, sandbox.enforced),
             inside=inside,
             outside=outside[0],
@@ -111,6 +114,7 @@ def _account(
         yield SandboxSpec(
             mode=wanted.mode,
             account=account,
+            container=wanted.container,
             mounts=wanted.mounts,
             listener=wanted.network in (NetworkPolicy.API, NetworkPolicy.ALLOWLIST),
             network=wanted.network,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clsecure import logs
-from clsecure.backends.local import LocalBackend
+from clsecure.backends.choose import backend_for
 from clsecure.errors import SessionNotFoundError
 from clsecure.installation import Installation
-from clsecure.model import IsolationMode, SandboxSpec
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.boxes import recorded_spec
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
 from clsecure.session.store import SessionRecord, Store
@@ -51,15 +51,15 @@ def kept_session(
         connection = HelperConnection(installation.helper)
         try:
             account = connection.lease(project=record.project, session=record.session, create=False)
-            mode = IsolationMode(record.mode)
+            spec = recorded_spec(record, account)
             repository = discover(Path(record.project))
             yield KeptSession(
                 record=record,
                 finish=Finish(
                     ui=ui,
                     clock=Clock(),
-                    backend=LocalBackend(mode, connection),
-                    spec=SandboxSpec(mode=mode, account=account),
+                    backend=backend_for(spec.mode, connection, spec.container),
+                    spec=spec,
                     place=place,
                     start=load(place.start_file),
                     exporter=installation.export,

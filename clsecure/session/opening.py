@@ -1,11 +1,12 @@
-"""What a session says of its network at the start."""
+"""What a session says at the start of what holds the agent, and of what it reaches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import assert_never
 
 from clsecure.egress.wire import GatewayConfig
-from clsecure.model import Credentials, NetworkPolicy
+from clsecure.model import Credentials, DockerAccess, IsolationMode, NetworkPolicy
 from clsecure.policy import HOST_ALIAS, Budget, NetworkRule
 from clsecure.session.learn import as_allowed
 from clsecure.session.plan import SessionPlan
@@ -27,7 +28,7 @@ def opening_lines(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api:
 
     :param uses_api: the agent has use for the provider's API.
     """
-    yield f"mode {plan.mode}, network: {_headline(plan, gateway, uses_api=uses_api)}"
+    yield f"mode {plan.mode}{_engine(plan)}, network: {_headline(plan, gateway, uses_api=uses_api)}"
     if plan.served is not None and uses_api and plan.network is not NetworkPolicy.NONE:
         yield f"the model is served by {plan.served.name}, {escape(plan.served.base_url)}"
     if gateway is None:
@@ -44,6 +45,35 @@ def opening_lines(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api:
             "residual: this machine's own proxy is used on the way out: it, not the gateway, resolves names, "
             "so private addresses behind an allowed name are not refused"
         )
+
+
+def docker_lines(plan: SessionPlan) -> Iterator[str]:
+    """Say what of a container engine the agent can use, and what that opens."""
+    match plan.docker:
+        case DockerAccess.NONE:
+            return
+        case DockerAccess.OWN:
+            images = f", with {', '.join(map(escape, plan.docker_images))}" if plan.docker_images else ""
+            yield f"docker: an engine of this session's own{images}; all of it is gone at the end"
+            yield (
+                "residual R33: that engine makes user namespaces, mounts and network devices of its own, "
+                "so more of the kernel is within the agent's reach (not as root of this machine)"
+            )
+        case DockerAccess.HOST:
+            yield "docker: THE ENGINE OF THIS MACHINE (--allow-docker=host)"
+            yield (
+                "residual R34: that is AS GOOD AS ROOT: whatever is said above and below, the agent can read "
+                "and change every file of this machine and reach every network that it has"
+            )
+        case _:
+            assert_never(plan.docker)
+
+
+def _engine(plan: SessionPlan) -> str:
+    if plan.mode is not IsolationMode.CONTAINER:
+        return ""
+    runtime = f", {escape(plan.runtime)}" if plan.runtime else ""
+    return f" ({plan.engine}, image {plan.image}{runtime})"
 
 
 def _headline(plan: SessionPlan, gateway: GatewayConfig | None, *, uses_api: bool) -> str:

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
+from clsecure.model import (
+    Credentials,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    OnFinish,
+    ResourceLimits,
+)
 from clsecure.policy import Budget, EgressPolicy
 from clsecure.session.store import DEFAULT_SESSION
 from clsecure.session.toolchains import HOMEBREW
@@ -38,7 +47,12 @@ class SessionPlan:
     :param setup_tool_env: as ``tool_env``, for a policy of their own.
     :param github_token: the setup script gets the user's GitHub token.
     :param cleanup_hook_timeout: seconds.
-    :param docker: the session has a container engine of its own.
+    :param engine: what runs the containers of container mode.
+    :param runtime: name or path of the OCI runtime, None for the engine's own choice.
+    :param image: name of the worker image of container mode.
+    :param image_mirror: of Debian's packages, for an image that has to be built; None for the machine's own.
+    :param docker: what of a container engine the agent can use.
+    :param docker_images: images of the user's engine that are copied into the session's own.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
     :param provider: who serves the model.
     :param notify: how the user is called when the session ends after ``notify_after``; see ``notify.py``.
@@ -80,7 +94,12 @@ class SessionPlan:
     setup_tool_env: Mapping[str, str] = field(default_factory=dict)
     github_token: bool = False
     cleanup_hook_timeout: int = 30
-    docker: bool = False
+    engine: Engine = Engine.PODMAN
+    runtime: str | None = None
+    image: str = "worker"
+    image_mirror: str | None = None
+    docker: DockerAccess = DockerAccess.NONE
+    docker_images: tuple[str, ...] = ()
     skip_docker_autodetect: bool = False
     provider: str = "anthropic"
     notify: tuple[str, ...] = ()

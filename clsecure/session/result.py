@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clsecure.egress.wire import HostTotals
-from clsecure.model import ImportResult
+from clsecure.model import ContainerSpec, ImportResult
 from clsecure.session.limits import LimitResult
 
 
@@ -46,6 +46,31 @@ class SetupStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerResult:
+    """What a session in container mode ran in.
+
+    :param image: the image's name; ``image_id`` is what ran, ``sha256:`` and the digest of its configuration.
+    :param runtime: the OCI runtime that was asked for, None for the engine's own.
+    """
+
+    engine: str
+    image: str
+    image_id: str
+    runtime: str | None = None
+
+    @classmethod
+    def of(cls, container: ContainerSpec) -> ContainerResult:
+        """Return what there is to say of a container."""
+        image = container.image
+        return cls(
+            engine=container.engine.value,
+            image=image.name,
+            image_id=image.image_id,
+            runtime=container.runtime,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionResult:
     """The one JSON document of a session.
 
@@ -55,6 +80,8 @@ class SessionResult:
     :param setup: what was done in a fresh workspace; empty otherwise.
     :param egress: None when there was no gateway.
     :param limits: name to what held.
+    :param docker: what of a container engine the agent could use: ``none``, ``own`` or ``host``.
+    :param container: None in other modes.
     :param kept: the session waits: its work, or a part of it, was not imported.
     """
 
@@ -73,6 +100,8 @@ class SessionResult:
     setup: tuple[SetupStep, ...] = ()
     egress: EgressResult | None = None
     limits: dict[str, LimitResult] = field(default_factory=dict)
+    docker: str = "none"
+    container: ContainerResult | None = None
     import_: ImportResult | None = None
     kept: bool = False
     warnings: tuple[str, ...] = ()

@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING
 from clsecure import logs
 from clsecure.agents.find import AgentBinary, find_agent
 from clsecure.agents.spec import find_spec
+from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
-from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError, UsageError
+from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError
 from clsecure.interrupts import EndedBySignal, deferred
-from clsecure.model import IsolationMode, KeptProgram, NetworkPolicy, SandboxSpec, WorkerAccount
+from clsecure.model import (
+    ContainerSpec,
+    DockerAccess,
+    IsolationMode,
+    KeptProgram,
+    NetworkPolicy,
+    SandboxSpec,
+    WorkerAccount,
+)
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
@@ -29,7 +38,7 @@ from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
-from clsecure.session.result import EgressResult, SessionResult, SetupStep
+from clsecure.session.result import ContainerResult, EgressResult, SessionResult, SetupStep
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import Repository
@@ -79,7 +88,8 @@ class SessionRunner:
         gateway = None
         with ExitStack() as stack:
             with context.clock.phase("provision"):
-                binary = self._binary()
+                container = self._container()
+                binary = self._binary(container)
                 work = self._setup_work()
                 network = arrange(context)
                 full = stack.enter_context(_full_network()) if plan.network is NetworkPolicy.FULL else None
@@ -92,9 +102,13 @@ class SessionRunner:
 
                     begin_run(context.place.egress_log, plan.session_id)
                     gateway = stack.enter_context(start_gateway(network.gateway))
-                backend = LocalBackend(plan.mode, context.connection)
+                backend = backend_for(plan.mode, context.connection, container)
                 spec = SandboxSpec(
-                    mode=plan.mode, account=account, mounts=plan.mounts, program=self._keep(binary)
+                    mode=plan.mode,
+                    account=account,
+                    mounts=plan.mounts,
+                    program=self._keep(binary),
+                    container=container,
                 )
             context.ui.use_tag(plan.tag)
             copy = PrivateCopy(context, backend, spec)
@@ -109,6 +123,8 @@ class SessionRunner:
                 limits=effective(plan.limits),
                 required_limits=named(plan.limits),
                 disk_reserve=True,
+                docker=plan.docker,
+                workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
             execution = None
             try:
@@ -133,7 +149,7 @@ class SessionRunner:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished, egress, limits=execution.limits)
+        return self._result(record, status, finished, egress, limits=execution.limits, container=container)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -191,10 +207,31 @@ class SessionRunner:
 
     # ------------------------------------------------------------ what is needed, before anything is made
 
-    def _binary(self) -> AgentBinary | None:
-        """Find the agent's program; not needed for a shell or a command of the user's, but given if there."""
+    def _container(self) -> ContainerSpec | None:
+        """Settle the image of container mode, and have it where its engine finds it."""
+        plan, around = self.context.plan, self.context.around
+        if plan.mode is not IsolationMode.CONTAINER:
+            return None
+        from clsecure.session.images import WantedContainer, container_for
+
+        return container_for(
+            WantedContainer(
+                engine=plan.engine, image=plan.image, runtime=plan.runtime, mirror=plan.image_mirror
+            ),
+            installation=around.installation,
+            state=around.store.root,
+            environ=around.environ,
+            ui=self.context.ui,
+        )
+
+    def _binary(self, container: ContainerSpec | None) -> AgentBinary | None:
+        """Find the agent's program; not needed for a shell or a command of the user's, but given if there.
+
+        What an image brings along is not looked for on the machine.
+        """
         context = self.context
-        if not context.agent.executables:
+        in_image = container is not None and context.agent.name in container.image.agents
+        if not context.agent.executables or in_image:
             return None
         try:
             exclude = (context.repository.top,)
@@ -253,7 +290,7 @@ class SessionRunner:
     ) -> None:
         """Run the repository's cleanup hook: the agent is dead, and what the hook writes comes home, too."""
         context = self.context
-        if not is_needed(workspace.record):
+        if not is_needed(workspace.record, CleanupLevel.STOP):
             return
         log_file = context.place.path / "cleanup.log"
         log_file.unlink(missing_ok=True)
@@ -336,6 +373,7 @@ class SessionRunner:
         egress: EgressResult | None,
         *,
         limits: Mapping[str, LimitResult],
+        container: ContainerSpec | None,
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -355,6 +393,8 @@ class SessionRunner:
             setup=self.setup,
             egress=egress,
             limits=dict(limits),
+            docker=plan.docker.value,
+            container=ContainerResult.of(container) if container else None,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),
@@ -378,17 +418,6 @@ def _load_the_end() -> None:
     """Import what only the end needs while there is something to wait for."""
     import clsecure.session.finish
     import clsecure.session.traffic  # noqa: F401
-
-
-def refuse_unsupported(plan: SessionPlan) -> None:
-    """Say what is not there yet, before anything is made.
-
-    :raises UsageError: the plan needs it.
-    """
-    if plan.mode is IsolationMode.CONTAINER:
-        raise UsageError(
-            "container mode is not there yet", resolution="Use --mode namespace (the default) or --mode user"
-        )
 
 
 def is_terminal() -> bool:

@@ -26,6 +26,7 @@ from clsecure.session.dependencies import (
     venv_of,
 )
 from clsecure.session.inside import Ended, OutputLog, inner_environment, run_inside, through
+from clsecure.session.own_engine import engine_env
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.result import SetupStep
 from clsecure.session.setup_network import SessionNetwork, Way, egress_log, way_out
@@ -181,7 +182,7 @@ class Setup:
                 account=spec.account,
                 session=context.plan.session,
                 access=access,
-                tool_env=way.tool_env,
+                tool_env={**way.tool_env, **engine_env(spec.docker)},
                 extra_path=[*agents_path(workspace.record, spec.account.home), *mounted_path(context.plan)],
                 late_path=late_path(context.plan),
             )

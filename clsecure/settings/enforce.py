@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy
+from clsecure.model import Credentials, DockerAccess, Engine, IsolationMode, Mount, NetworkPolicy
 from clsecure.policy import HostPattern, NetworkRule, covered, parse_pattern
 from clsecure.settings import values
 from clsecure.settings.limits import defaults
 from clsecure.settings.network import CREDENTIALS, Said, stricter
 from clsecure.settings.sources import Entry, Layer, Source
+from clsecure.settings.values import DEFAULT_IMAGE, AutoMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,9 @@ class Ceilings:
     """What the machine allows at most; None or absence is no ceiling.
 
     :param mode: at least this strong.
+    :param engine: containers are run by this one.
+    :param images: the worker image is one of these; the first one where nobody says which.
+    :param docker: at most this.
     :param network: at most this open.
     :param hosts: nothing but what these patterns cover is reached, whoever allows it.
     :param mounts: nothing but what lies below these directories is mounted; True for read-only.
@@ -39,6 +43,9 @@ class Ceilings:
     """
 
     mode: IsolationMode | None = None
+    engine: Engine | None = None
+    images: tuple[str, ...] | None = None
+    docker: DockerAccess | None = None
     network: NetworkPolicy | None = None
     hosts: tuple[HostPattern, ...] | None = None
     presets: frozenset[str] | None = None
@@ -83,6 +90,24 @@ def _plain(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
     return key, values.READERS[key](entries[0].text)
 
 
+def _least_mode(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
+    return key, values.isolation_mode(entries[0].text)
+
+
+def _images(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
+    names = tuple(map(values.image, _items(entries)))
+    if not names:
+        raise ValueError("must name at least one image")
+    return key, names
+
+
+def _docker_at_most(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
+    most = values.docker(entries[0].text)
+    if most is DockerAccess.HOST:
+        raise ValueError("must be none or own: without it there is no ceiling")
+    return key, most
+
+
 def _forbidden(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
     return "allowed", {key: values.boolean(entries[0].text)}
 
@@ -98,7 +123,10 @@ def _items(entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 _READERS: Mapping[str, Callable[[str, Sequence[Entry]], tuple[str, Any]]] = {
-    **dict.fromkeys(("mode", "network", "credentials", "time_limit"), _plain),
+    **dict.fromkeys(("engine", "network", "credentials", "time_limit"), _plain),
+    "mode": _least_mode,
+    "images": _images,
+    "docker": _docker_at_most,
     **dict.fromkeys(("provider_tools", "allow_private", "github_token"), _forbidden),
     **dict.fromkeys(("limits", "budget"), _bounds),
     "allow_domains": lambda _, those: (
@@ -159,6 +187,8 @@ def bound(
 
 _DEFAULTS: Mapping[str, Any] = {
     "mode": IsolationMode.NAMESPACE,
+    "engine": Engine.PODMAN,
+    "image": DEFAULT_IMAGE,
     "network": NetworkPolicy.API,
     "credentials": Credentials.INJECT,
     "provider": "anthropic",
@@ -177,6 +207,8 @@ def _instead(key: str, kept: Sequence[Said], place: Source, ceilings: Ceilings) 
     left = _CUTS[key](_DEFAULTS[key], ceilings)
     if left == _DEFAULTS[key]:
         return []
+    if left is None and key == "image":
+        left = (ceilings.images or ())[0]
     if left is None:
         allowed = sorted(ceilings.providers or ())
         if len(allowed) != 1:
@@ -197,6 +229,7 @@ def place_of(key: str, ceilings: Ceilings) -> Source | None:
 
 
 _WRITTEN = {
+    "image": ("images",),
     "provider": ("providers",),
     "base_url": ("providers",),
     "setup_network": ("network", "allow_domains", "presets"),
@@ -222,10 +255,27 @@ def _below(text: str) -> tuple[Path, bool]:
     return mount.source, mount.read_only
 
 
-def _mode(value: IsolationMode, ceilings: Ceilings) -> IsolationMode:
-    least = ceilings.mode or value
-    strength = tuple(IsolationMode).index
-    return least if strength(value) < strength(least) else value
+def _mode(value: IsolationMode | AutoMode, ceilings: Ceilings) -> IsolationMode | AutoMode:
+    if isinstance(value, AutoMode):  # asks for nothing in particular, so nothing of it is cut off
+        return AutoMode(at_least=stronger(value.at_least, ceilings.mode or value.at_least))
+    return stronger(value, ceilings.mode or value)
+
+
+def stronger(one: IsolationMode, other: IsolationMode) -> IsolationMode:
+    """Return the stronger of two modes."""
+    return max(one, other, key=tuple(IsolationMode).index)
+
+
+def _engine(value: Engine, ceilings: Ceilings) -> Engine:
+    return ceilings.engine or value
+
+
+def _image(value: str, ceilings: Ceilings) -> str | None:
+    return value if ceilings.images is None or value in ceilings.images else None
+
+
+def _docker(value: DockerAccess, ceilings: Ceilings) -> DockerAccess:
+    return min(value, ceilings.docker or value, key=tuple(DockerAccess).index)
 
 
 def _network(value: NetworkPolicy, ceilings: Ceilings) -> NetworkPolicy:
@@ -325,6 +375,9 @@ def _setup_network(value: values.SetupNetwork, ceilings: Ceilings) -> values.Set
 
 _CUTS: Mapping[str, Callable[[Any, Ceilings], Any]] = {
     "mode": _mode,
+    "engine": _engine,
+    "image": _image,
+    "docker": _docker,
     "network": _network,
     "allow_domains": _hosts,
     "presets": _presets,

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 
 KEYS = (
-    "mode", "network", "allow_domains", "deny_domains", "presets", "credentials", "provider_tools",
+    "mode", "engine", "runtime", "image", "docker", "docker_images",
+    "network", "allow_domains", "deny_domains", "presets", "credentials", "provider_tools",
     "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "toolchains",
     "limits", "time_limit", "provider", "base_url", "kimi_api_key", "install_dependencies", "setup_script",
     "setup_network", "github_token", "cleanup_hook_timeout", "skip_docker_autodetect", "notify",
@@ -17,17 +18,18 @@ KEYS = (
 STRUCTURED = ("providers", "agents")
 """Tables of ``config.toml`` that hold tables by name; no flag, variable or flat file says them."""
 
-LATER = ("docker",)
-"""Keys of the predecessor that do nothing yet: an old file stays usable, and a warning says so."""
-
 SECRET = frozenset({"kimi_api_key"})
 """Keys whose values are never shown."""
 
-TOGETHER = frozenset({"mounts", "allow_domains", "deny_domains", "presets", "budget", "limits"})
+TOGETHER = frozenset(
+    {"mounts", "allow_domains", "deny_domains", "presets", "budget", "limits", "docker_images"}
+)
 """Keys whose layers count together: one may be said several times by flags and in lists."""
 
 FLAGS = {
-    "mode": "--mode", "network": "--allow-network", "deny_domains": "--deny-domain",
+    "mode": "--mode", "engine": "--engine", "runtime": "--runtime", "image": "--image",
+    "docker": "--allow-docker", "docker_images": "--docker-image",
+    "network": "--allow-network", "deny_domains": "--deny-domain",
     "allow_domains": "--allow-domain", "presets": "--allow-preset", "credentials": "--credentials",
     "provider_tools": "--provider-tools", "allow_private": "--allow-private", "budget": "--budget",
     "session": "--session", "agent": "--agent", "on_finish": "--on-finish", "full_clone": "--full-clone",
@@ -46,6 +48,7 @@ SPELLINGS = {
     "mount": "mounts",
     "limit": "limits",
     "allow_docker": "docker",
+    "docker_image": "docker_images",
     "install_deps": "install_dependencies",
 }
 FORM = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
@@ -55,7 +58,7 @@ def canonical(written: str) -> str | None:
     """Return the key that a spelling stands for, None when there is none."""
     key = normal(written)
     key = SPELLINGS.get(key, key)
-    return key if key in KEYS or key in LATER else None
+    return key if key in KEYS else None
 
 
 def normal(written: str) -> str:
@@ -63,11 +66,11 @@ def normal(written: str) -> str:
     return written.lower().replace("-", "_")
 
 
-def nearest(written: str, among: Iterable[str] = (*KEYS, *LATER, *SPELLINGS)) -> str:
+def nearest(written: str, among: Iterable[str] = (*KEYS, *SPELLINGS)) -> str:
     """Return what may have been meant, as a question, or what there is."""
     import difflib
 
     names = list(among)
     near = difflib.get_close_matches(normal(written[:64]), names, n=1)
-    valid = [name for name in names if name not in LATER and name not in SPELLINGS]
+    valid = [name for name in names if name not in SPELLINGS]
     return f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}"

@@ -6,11 +6,11 @@ Standard library only, like the layers themselves; :mod:`.model` makes the setti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, ResourceLimits
+from clsecure.model import Credentials, DockerAccess, IsolationMode, Mount, NetworkPolicy, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
 from clsecure.settings import enforce, narrowing, network, structured, values
 from clsecure.settings.enforce import Ceilings
@@ -18,6 +18,7 @@ from clsecure.settings.keys import KEYS, STRUCTURED, TOGETHER
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
 from clsecure.settings.structured import AgentTable, ProviderTable
+from clsecure.settings.values import AutoMode
 
 DEFAULT_MODE = IsolationMode.NAMESPACE
 
@@ -172,9 +173,17 @@ def _mode(found: Sequence[Said]) -> tuple[Said | None, tuple[str, ...], tuple[st
     before = own.value if own else DEFAULT_MODE
     by_flag = own is not None and own.source.layer is Layer.FLAG
     strength = tuple(IsolationMode).index
-    if project is None or project.value is before:
+    if project is None or project.value == before:
         return own, (), ()
-    if strength(project.value) < strength(before):
+    if isinstance(project.value, AutoMode):
+        return own, () if by_flag else (f"{project} {network.WIDER} --mode",), ()
+    if own is not None and isinstance(before, AutoMode) and not by_flag:
+        least = enforce.stronger(before.at_least, project.value)
+        if least is before.at_least:
+            return own, (), ()
+        note = f"the mode is at least {least}, because of the repository ({project.source})"
+        return replace(own, value=AutoMode(at_least=least)), (), (note,)
+    if not isinstance(before, AutoMode) and strength(project.value) < strength(before):
         return own, () if by_flag else (f"{project} {network.WIDER} --mode",), ()
     if by_flag:
         return (
@@ -232,6 +241,7 @@ _TOGETHER: Mapping[str, Callable[[Sequence[Said]], tuple[object, _Sources]]] = {
     "allow_domains": _joined,
     "deny_domains": _joined,
     "presets": _joined,
+    "docker_images": _joined,
     "budget": _budget,
     "limits": _limits,
 }
@@ -248,12 +258,16 @@ def _read(entry: Entry, layers: Layers) -> object:
                 if entry.item:
                     return (values.mount(entry.text, home=layers.home),)
                 return values.mounts(entry.text, home=layers.home)
-            case "allow_domains" | "deny_domains" | "presets" if entry.item and "," in entry.text:
+            case "allow_domains" | "deny_domains" | "presets" | "docker_images" if (
+                entry.item and "," in entry.text
+            ):
                 raise ValueError("must have one in each string of an array")
             case "allow_domains":
                 return values.allow_domains(entry.text, where=str(entry.source))
             case "deny_domains":
                 return values.deny_domains(entry.text, where=str(entry.source))
+            case "docker":
+                return _docker(entry)
             case "setup_network":
                 return values.setup_network(entry.text, where=str(entry.source))
             case "setup_script" | "notify_command":
@@ -264,3 +278,13 @@ def _read(entry: Entry, layers: Layers) -> object:
         raise UsageError(
             f"{entry.source}: {entry.key} {error}", resolution=f"correct {entry.key} there, or remove it"
         ) from None
+
+
+def _docker(entry: Entry) -> DockerAccess:
+    access = values.docker(entry.text)
+    # A repository's is wider than anything, and does nothing.
+    if access is DockerAccess.HOST and entry.source.layer not in (Layer.FLAG, Layer.PROJECT):
+        raise ValueError(
+            "must not be host: that is as good as root, so say it each time: --allow-docker=host"
+        )
+    return access

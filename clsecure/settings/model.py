@@ -14,13 +14,22 @@ from pydantic import PrivateAttr, field_serializer
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
+from clsecure.model import (
+    Credentials,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    OnFinish,
+    ResourceLimits,
+)
 from clsecure.policy import Budget, NetworkRule
 from clsecure.settings.enforce import Ceilings
 from clsecure.settings.layers import DEFAULT_MODE, settle
 from clsecure.settings.sources import DEFAULT, Layer, Layers, Source
 from clsecure.settings.structured import AgentTable, ProviderTable
-from clsecure.settings.values import OutputFormat, Secret, SetupNetwork
+from clsecure.settings.values import DEFAULT_IMAGE, AutoMode, OutputFormat, Secret, SetupNetwork
 
 DEFAULT_HOOK_SECONDS = 30
 
@@ -33,8 +42,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
-    mode: IsolationMode = DEFAULT_MODE
-    """What holds the agent."""
+    mode: IsolationMode | AutoMode = DEFAULT_MODE
+    """What holds the agent; ``auto`` is settled where a session starts."""
+    engine: Engine = Engine.PODMAN
+    """What runs the containers of container mode."""
+    runtime: str | None = None
+    """The OCI runtime, a name or an absolute path; None leaves it to the engine."""
+    image: str = DEFAULT_IMAGE
+    """The worker image of container mode."""
+    docker: DockerAccess = DockerAccess.NONE
+    """What of a container engine the agent can use. ``HOST`` comes from a flag alone."""
+    docker_images: tuple[str, ...] = ()
+    """Images of the user's engine that are copied into the session's own, of all layers together."""
     network: NetworkPolicy = NetworkPolicy.API
     """What the agent reaches."""
     allow_domains: tuple[NetworkRule, ...] = ()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from clsecure.model import Credentials
+from clsecure.model import Credentials, DockerAccess
 from clsecure.settings.keys import FLAGS
 from clsecure.settings.limits import defaults
 from clsecure.settings.network import CREDENTIALS, WIDER, Said
@@ -103,6 +103,12 @@ def _stricter_credentials(value: Credentials, before: Credentials | None) -> Cre
     return value if CREDENTIALS.index(value) < CREDENTIALS.index(held) else None
 
 
+def _less_docker(value: DockerAccess, before: DockerAccess | None) -> DockerAccess | None:
+    held = before or DockerAccess.NONE
+    reach = tuple(DockerAccess).index
+    return value if reach(value) < reach(held) else None
+
+
 def _off(value: bool, before: bool | None) -> bool | None:  # noqa: FBT001  # a setting's values
     return value if not value and before else None
 
@@ -115,6 +121,7 @@ _STRICTER: Mapping[str, Callable[[Any, Any], Any]] = {
     "cleanup_hook_timeout": _hook_time,
     "skip_docker_autodetect": _on,
     "provider_tools": _off,
+    "docker": _less_docker,
     "credentials": _stricter_credentials,
     "time_limit": _shorter,
     "limits": _smaller_limits,
@@ -126,6 +133,7 @@ _UNSAID: Mapping[str, Any] = {
     "cleanup_hook_timeout": None,
     "skip_docker_autodetect": False,
     "provider_tools": False,
+    "docker": DockerAccess.NONE,
     "credentials": Credentials.INJECT,
     "time_limit": None,
 }

@@ -20,7 +20,7 @@ from clsecure.settings.layers import Settled
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Layer, Source
 from clsecure.settings.structured import AgentTable, ProviderTable
-from clsecure.settings.values import Secret, SetupNetwork
+from clsecure.settings.values import AutoMode, Secret, SetupNetwork
 
 CEILING = "ceiling"
 """The layer of what nobody said, where a ceiling of the machine's is below the default."""
@@ -170,7 +170,7 @@ def _is_cut(one: Said, settled: Settled) -> bool:
 def plain(value: object) -> object:
     """Return a value of a setting in JSON's own types, as it would be written in ``config.toml``."""
     match value:
-        case Secret():
+        case Secret() | AutoMode():
             return str(value)
         case Enum():
             return value.value

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clsecure.model import Credentials, IsolationMode, NetworkPolicy, OnFinish
+from clsecure.model import Credentials, DockerAccess, Engine, IsolationMode, NetworkPolicy, OnFinish
 from clsecure.settings.structured import Auth
 from clsecure.settings.values import (
+    AUTO,
     MAX_HOOK_SECONDS,
     MIN_HOOK_SECONDS,
     NOTIFICATIONS,
@@ -30,6 +31,11 @@ _Duration = Annotated[int, Field(ge=0)] | str
 _Preset = Literal[PRESETS]
 _Notification = Literal[NOTIFICATIONS]
 _Mode = Literal[tuple(each.value for each in IsolationMode)]
+_ModeOrAuto = Literal[(*(each.value for each in IsolationMode), AUTO)]
+_Engine = Literal[tuple(each.value for each in Engine)]
+_Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+# The machine's own docker is asked for by a flag, each time.
+_Docker = Literal[tuple(each.value for each in DockerAccess if each is not DockerAccess.HOST)]
 _Network = Literal[tuple(each.value for each in NetworkPolicy)]
 _Credentials = Literal[tuple(each.value for each in Credentials)]
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -131,6 +137,9 @@ class Enforce(_Table):
     """Ceilings of the machine; they count in /etc/clsecure/config.toml alone."""
 
     mode: _Mode = Field(default=None, description="at least this strong")
+    engine: _Engine = Field(default=None, description="no other one")
+    images: list[_Image] | str = Field(default=None, description="only these worker images")
+    docker: _Docker | bool = Field(default=None, description="at most this; false forbids it")
     network: _Network | bool = Field(default=None, description="at most this open")
     allow: _Strings = Field(default=None, description="nothing but these hosts is allowed by anybody")
     deny: _Strings = Field(default=None, description="never these hosts")
@@ -151,7 +160,18 @@ class Enforce(_Table):
 class ConfigFile(_Table):
     """Settings of clsecure, in any of its files; docs/settings.md says which may hold what."""
 
-    mode: _Mode = Field(default=None, description="what holds the agent")
+    mode: _ModeOrAuto = Field(
+        default=None, description="what holds the agent; auto is the strongest that works"
+    )
+    engine: _Engine = Field(default=None, description="what runs the containers of container mode")
+    runtime: str = Field(default=None, description="the OCI runtime, a name or an absolute path, or none")
+    image: _Image = Field(default=None, description="the worker image of container mode")
+    docker: _Docker | bool = Field(
+        default=None, description="the session gets an engine of its own; true is own, false is none"
+    )
+    docker_images: _Strings = Field(
+        default=None, description="images of your engine that are copied into the session's own"
+    )
     network: _Network | bool = Field(default=None, description="what it reaches; true is full, false is api")
     allow_domains: _Strings = Field(default=None, description="HOST[:PORT] or *.SUB.DOMAIN[:PORT]")
     deny_domains: _Strings = Field(default=None, description="the same form; they win")

@@ -17,12 +17,11 @@ from pathlib import Path
 from clsecure.errors import UsageError
 from clsecure.settings import files
 from clsecure.settings.files import MAX_FILE_BYTES, Assignment
-from clsecure.settings.keys import KEYS, LATER, SECRET, SPELLINGS, canonical, nearest
+from clsecure.settings.keys import KEYS, SECRET, SPELLINGS, canonical, nearest
 
 __all__ = [
     "DEFAULT",
     "KEYS",
-    "LATER",
     "MAX_FILE_BYTES",
     "Entry",
     "Layer",
@@ -159,13 +158,8 @@ def gather(
         paths = (system / "config", system / TOML_NAME)
         machine = [(path, data) for path in paths if (data := files.read_system(path)) is not None]
         entries += _of_files(machine, Layer.SYSTEM, ceilings=ceilings)
-    warnings += [
-        f"{entry.key} is not supported yet and does nothing ({entry.source})"
-        for entry in entries
-        if entry.key in LATER
-    ]
     return Layers(
-        entries=tuple(entry for entry in entries if entry.key not in LATER),
+        entries=tuple(entries),
         ceilings=tuple(ceilings),
         warnings=tuple(warnings),
         directory=_directory(),
@@ -285,9 +279,7 @@ def _meant(written: str, path: Path) -> str:
     table, dot, name = written.partition(".")
     if dot and table == "enforce":
         return nearest(name, ENFORCE)
-    return (
-        nearest(name, TABLES.get(table, ())) if dot else nearest(table, (*KEYS, *LATER, *SPELLINGS, *TABLES))
-    )
+    return nearest(name, TABLES.get(table, ())) if dot else nearest(table, (*KEYS, *SPELLINGS, *TABLES))
 
 
 def _from_environment(env: Mapping[str, str]) -> list[Entry]:

@@ -41,7 +41,8 @@ TABLES: Mapping[str, Mapping[str, str]] = {"egress": EGRESS, "limits": LIMITS, "
 """The tables whose keys are keys of the model."""
 
 ENFORCE = {
-    "mode": "mode", "network": "network", "allow": "allow_domains", "deny": "deny_domains",
+    "mode": "mode", "engine": "engine", "images": "images", "docker": "docker",
+    "network": "network", "allow": "allow_domains", "deny": "deny_domains",
     "presets": "presets", "credentials": "credentials", "provider_tools": "provider_tools",
     "allow_private": "allow_private", "providers": "providers", "mounts": "mounts",
     "github_token": "github_token", "time_limit": "time_limit", "limits": "limits", "budget": "budget",
@@ -54,9 +55,11 @@ _BOOLEANS = frozenset(
         "github_token", "skip_docker_autodetect",
     }
 )  # fmt: skip
-_LISTS = frozenset(
-    {"mounts", "allow_domains", "deny_domains", "presets", "setup_network", "notify", "providers"}
-)
+_OF_NAMES = frozenset({"providers", "images"})
+"""Keys of ``[enforce]`` alone, each with a list of what a key of the model may be."""
+_LISTS = _OF_NAMES | {
+    "mounts", "allow_domains", "deny_domains", "presets", "setup_network", "notify", "docker_images",
+}  # fmt: skip
 _NUMBERS = frozenset({"time_limit", "cleanup_hook_timeout", "notify_after"})
 _PARTS = {"budget": values.BUDGET_PARTS, "limits": values.LIMIT_PARTS}
 _MAX_INTEGER = 1 << 63
@@ -145,13 +148,13 @@ def _structured(name: str, kind: str, value: object, lines: _Lines) -> Iterator[
 def _assignment(path: _Name, key: str | None, value: object, lines: _Lines) -> Assignment:
     written, line = ".".join(path), lines.of(path)
     try:
-        if key is None or key in keys.LATER:
+        if key is None:
             texts: Sequence[Text] = (Text(text="", line=line),)
         elif key in _PARTS and isinstance(value, dict) and (path[1:] or key in TABLES):
             texts = _parts_of(key, path, value, lines)
         elif key in _LISTS and isinstance(value, list):
             texts = _items(value, line, lines)
-            if key not in keys.TOGETHER | {"providers"}:  # one value of the strongest layer
+            if key not in keys.TOGETHER | _OF_NAMES:  # one value of the strongest layer
                 texts = (Text(text=",".join(text.text for text in texts), line=line),)
         else:
             texts = (Text(text=_scalar(key, value), line=line),)
@@ -172,7 +175,7 @@ def _scalar(key: str, value: object) -> str:
         if isinstance(value, bool):
             return str(value).lower()
         raise ValueError("must be true or false, without quotes")
-    if isinstance(value, bool) and key == "network":
+    if isinstance(value, bool) and key in {"network", "docker"}:
         return str(value).lower()
     if isinstance(value, int) and not isinstance(value, bool) and key in _NUMBERS:
         return _integer(value)

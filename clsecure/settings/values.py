@@ -16,7 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
+from clsecure.model import (
+    Credentials,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    OnFinish,
+    ResourceLimits,
+)
 from clsecure.policy import Budget, NetworkRule, allow_rules, deny_rule
 
 PRESETS = ("npm", "pip", "apt", "cargo", "go", "git-remote", "docker")
@@ -26,6 +35,9 @@ BUDGET_PARTS = tuple(part.name for part in fields(Budget))
 LIMIT_PARTS = tuple(part.name for part in fields(ResourceLimits))
 NOTIFICATIONS = ("desktop", "bell", "osc9")
 """Ways to call the user: a desktop notification, the terminal's bell, the terminal's own notification."""
+
+DEFAULT_IMAGE = "worker"
+"""The worker image where nobody says another."""
 
 MIN_HOOK_SECONDS, MAX_HOOK_SECONDS = 5, 300
 
@@ -41,6 +53,15 @@ _MAX_MESSAGE = 64 * 1024
 _MAX_PATH = 4096
 _AMOUNT = re.compile(r"([0-9]{1,15})([kmgt]?)")
 _MAX_AMOUNT = 1 << 60
+_RUNTIME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_MAX_REFERENCE = 512
+# Source: github.com/distribution/reference; no IPv6 address as a host.
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?"
+_REFERENCE = re.compile(
+    rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
+)
 
 
 class OutputFormat(StrEnum):
@@ -59,6 +80,23 @@ class Secret:
     def __str__(self) -> str:
         """Return what is shown in its place."""
         return "********"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoMode:
+    """The strongest mode that works on the machine where a session starts.
+
+    :param at_least: no weaker one than this.
+    """
+
+    at_least: IsolationMode = field(default=IsolationMode.USER, compare=False)
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return AUTO
+
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +134,66 @@ def _choice(kind: type[_Member], text: str) -> _Member:
         raise ValueError(f"must be {', '.join(names[:-1])} or {names[-1]}") from None
 
 
-def mode(text: str) -> IsolationMode:
-    """Read an isolation mode."""
+def mode(text: str) -> IsolationMode | AutoMode:
+    """Read an isolation mode, or ``auto``."""
+    if text.strip().lower() == AUTO:
+        return AutoMode()
+    try:
+        return isolation_mode(text)
+    except ValueError:
+        raise ValueError("must be user, namespace, container or auto") from None
+
+
+def isolation_mode(text: str) -> IsolationMode:
+    """Read a mode by its own name."""
     return _choice(IsolationMode, text)
+
+
+def engine(text: str) -> Engine:
+    """Read what runs containers."""
+    return _choice(Engine, text)
+
+
+def runtime(text: str) -> str | None:
+    """Read an OCI runtime, a name or an absolute path; ``none`` leaves it to the engine."""
+    word = text.strip()
+    if word.lower() == "none":
+        return None
+    if _RUNTIME.fullmatch(word):
+        return word
+    if not word.startswith("/") or not word.isprintable() or len(_clean(word).parts) < 2:
+        raise ValueError("must be the name of an OCI runtime, or the absolute path of one")
+    return os.fspath(_clean(word))
+
+
+def image(text: str) -> str:
+    """Read the name of a worker image."""
+    if not _IMAGE.fullmatch(text.strip()):
+        raise ValueError(
+            "must be the name of a worker image: 1 to 64 lower-case letters, digits, '.', '_' or '-'"
+        )
+    return text.strip()
+
+
+def docker(text: str) -> DockerAccess:
+    """Read what of a container engine the agent can use; the predecessor's true is the session's own."""
+    word = text.strip().lower()
+    if word in _TRUE:
+        return DockerAccess.OWN
+    if word in _FALSE:
+        return DockerAccess.NONE
+    try:
+        return DockerAccess(word)
+    except ValueError:
+        raise ValueError("must be none, own or host (true is own, false is none)") from None
+
+
+def docker_images(text: str) -> tuple[str, ...]:
+    """Read references of images, ``[HOST[:PORT]/]NAME[:TAG][@sha256:…]``, commas between several."""
+    names = tuple(dict.fromkeys(items(text)))
+    if not all(len(name) <= _MAX_REFERENCE and _REFERENCE.fullmatch(name) for name in names):
+        raise ValueError("must be references of images such as postgres:16 or ghcr.io/org/name:1.2")
+    return names
 
 
 def on_finish(text: str) -> OnFinish:
@@ -440,6 +535,11 @@ def human_budget(bounds: Budget) -> str:
 
 READERS: Mapping[str, Callable[[str], object]] = {
     "mode": mode,
+    "engine": engine,
+    "runtime": runtime,
+    "image": image,
+    "docker": docker,
+    "docker_images": docker_images,
     "network": network,
     "session": session,
     "agent": agent,

@@ -5,15 +5,28 @@ A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
 from clsecure.errors import VerificationError
-from clsecure.model import CheckResult, CheckStatus, IsolationMode, SandboxSpec, Vantage
+from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
+from clsecure.model import (
+    GVISOR,
+    CheckResult,
+    CheckStatus,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    SandboxSpec,
+    Vantage,
+)
 
 _LOCAL = frozenset({IsolationMode.USER, IsolationMode.NAMESPACE})
+_ALL = frozenset(IsolationMode)
+_CONTAINER = frozenset({IsolationMode.CONTAINER})
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
 _SYSTEM = (
@@ -28,6 +41,16 @@ _SYSTEM = (
     "/opt/clsecure",
     "/run/firejail",
 )
+
+
+_OWN_KERNEL = "own-kernel"
+_OF_GVISOR = frozenset({"account", "groups", "no-new-privileges", "seccomp", "namespaces", _OWN_KERNEL})
+_PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
+_ENGINE_FILES = (
+    "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
+)  # fmt: skip
+_MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
+_KERNEL = ("/proc", "/sys", "/dev", "/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +129,8 @@ def _landlock(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
 
 def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     wanted = ["mnt", "pid", "net", "ipc", "uts"]
-    if spec.mode is IsolationMode.NAMESPACE:
+    # docker's daemon makes none: there the worker is an uid of the machine's, without any capability.
+    if spec.mode is IsolationMode.NAMESPACE or _engine(spec) is Engine.PODMAN:
         wanted.append("user")
     shared = [
         name
@@ -165,6 +189,55 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
 
 
+def _engine(spec: SandboxSpec) -> Engine | None:
+    return spec.container.engine if spec.container else None
+
+
+def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
+    observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
+    return _equal("overlay ro", observed)
+
+
+def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """Every mount is the image, one of the plan's, or one that engines make; and no more is writable."""
+    home = str(spec.account.home)
+    writable = [home, *(str(m.target) for m in spec.mounts if not m.read_only)]
+    sockets = ["/run/clsecure/control"]
+    if spec.docker is not DockerAccess.NONE:
+        sockets.append("/run/clsecure/docker.sock")
+    known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
+    if spec.program is not None:
+        known.append(f"/opt/clsecure/bin/{spec.program.name}")
+    wrong = []
+    effective = {}
+    for line in map(MountLine.parse, facts.mountinfo):
+        effective[line.target] = line
+        own = line.kind in _PSEUDO and (_below(line.target, _MEMORY) or line.target in _KERNEL)
+        hidden = line.kind in ("tmpfs", "devtmpfs", "proc", "sysfs") and _below(
+            line.target, ("/proc", "/sys")
+        )
+        device = line.kind in ("devtmpfs", "tmpfs", "devpts", "mqueue") and _below(line.target, ("/dev",))
+        groups = (
+            line.kind in ("cgroup", "cgroup2") and _below(line.target, ("/sys/fs/cgroup",)) and line.read_only
+        )
+        if not (own or groups or hidden or device or line.target == "/" or _below(line.target, known)):
+            wrong.append(line.target)
+    wrong += [
+        f"{line.target} is writable"
+        for line in effective.values()
+        if not line.read_only and line.kind not in _PSEUDO and not _below(line.target, [*writable, *sockets])
+    ]
+    return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+
+
+def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    host = " ".join(os.uname()[2:4])
+    sees = "the host's kernel" if facts.kernel == host else "another kernel"
+    name = PurePosixPath(facts.executable).name
+    return _equal(f"{GVISOR}, another kernel", f"{name}, {sees}")
+
+
 def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
     observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
@@ -175,63 +248,63 @@ BARRIER_CHECKS: tuple[Check, ...] = (
     Check(
         check_id="account",
         property="all uids and gids are the worker's",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A1", "C2"),
         observe=_uids,
     ),
     Check(
         check_id="groups",
         property="no supplementary group",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C2", "C5"),
         observe=_groups,
     ),
     Check(
         check_id="no-new-privileges",
         property="no set-uid program raises it",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C2",),
         observe=_no_new_privileges,
     ),
     Check(
         check_id="capabilities",
         property="no capability, and none can be gained",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C2", "C14"),
         observe=_capabilities,
     ),
     Check(
         check_id="seccomp",
         property="a system call filter is on",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C1", "C3", "C4"),
         observe=_seccomp,
     ),
     Check(
         check_id="landlock",
         property="writes are confined by Landlock too",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A1", "B4"),
         observe=_landlock,
     ),
     Check(
         check_id="namespaces",
         property="own mount, PID, network, IPC and UTS namespaces",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A12", "B1", "C13", "C14"),
         observe=_namespaces,
     ),
     Check(
         check_id="descriptors",
         property="no descriptor of the host's",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("A8",),
         observe=_descriptors,
     ),
     Check(
         check_id="executable",
         property="the launcher runs, nothing else",
-        modes=_LOCAL,
+        modes=_ALL,
         threats=("C11", "C14"),
         observe=_executable,
     ),
@@ -249,14 +322,44 @@ BARRIER_CHECKS: tuple[Check, ...] = (
         threats=("A1", "A11"),
         observe=_mounts,
     ),
+    Check(
+        check_id="container-root",
+        property="the root is the image, read-only",
+        modes=_CONTAINER,
+        threats=("A1", "C8"),
+        observe=_container_root,
+    ),
+    Check(
+        check_id="container-mounts",
+        property="the mounts are those of the plan",
+        modes=_CONTAINER,
+        threats=("A1", "A11", "C8"),
+        observe=_container_mounts,
+    ),
+    Check(
+        check_id=_OWN_KERNEL,
+        property="the kernel inside is gVisor's",
+        modes=_CONTAINER,
+        threats=("C14",),
+        observe=_own_kernel,
+    ),
 )
+
+
+def _concerns(check: Check, spec: SandboxSpec) -> bool:
+    """Tell whether a check is one of this sandbox."""
+    gvisor = spec.container is not None and spec.container.is_gvisor
+    if gvisor:
+        # What the host sees is gVisor's own process: what the agent may is that kernel's business.
+        return check.check_id in _OF_GVISOR
+    return spec.mode in check.modes and check.check_id != _OWN_KERNEL
 
 
 def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
     """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
     results = []
     for check in BARRIER_CHECKS:
-        if spec.mode not in check.modes:
+        if not _concerns(check, spec):
             continue
         seen = check.observe(facts, spec)
         status = {True: CheckStatus.PASS, False: CheckStatus.FAIL, None: CheckStatus.SKIP}[seen.holds]

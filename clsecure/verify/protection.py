@@ -87,12 +87,17 @@ RESIDUALS = {
     "R30": "what setup_network opens is open to the scripts of packages",
     "R31": "with github_token the token is the setup script's to keep",
     "R32": "a command that prints a provider's key runs outside, as you",
+    "R33": "with --allow-docker more of the kernel is within the agent's reach",
+    "R34": "with --allow-docker=host the agent is as good as root",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
 # Where the barrier's facts belong. Everything that it checks has a row.
 _BARRIER: Mapping[str, tuple[Area, tuple[str, ...]]] = {
     "root": (Area.FILES, ()),
+    "own-kernel": (Area.PROCESSES, ("R1",)),
+    "container-root": (Area.FILES, ()),
+    "container-mounts": (Area.FILES, ("R13", "R29")),
     "mounts": (Area.FILES, ("R4", "R13", "R29")),
     "landlock": (Area.FILES, ()),
     "descriptors": (Area.FILES, ()),

@@ -1,4 +1,4 @@
-"""What the hostile tests share: the two modes, and a repository of the person's for each of them.
+"""What the hostile tests share: the three modes, and a repository of the person's for each of them.
 
 All tests of one mode run in one process (``--dist loadgroup``): accounts and prepared worlds are made once.
 """
@@ -14,7 +14,8 @@ from tests.support.person import Person
 @pytest.fixture(
     scope="session",
     params=[
-        pytest.param(mode, marks=pytest.mark.xdist_group(f"hostile-{mode}")) for mode in ("user", "namespace")
+        pytest.param(mode, marks=pytest.mark.xdist_group(f"hostile-{mode}"))
+        for mode in ("user", "namespace", "container")
     ],
 )
 def mode(request: pytest.FixtureRequest) -> str:
@@ -23,6 +24,8 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def target(person: Person, mode: str) -> Target:
+def target(request: pytest.FixtureRequest, person: Person, mode: str) -> Target:
     """A sample repository whose sessions are discarded; its worker account lives as long as the tests."""
+    if mode == "container":
+        request.getfixturevalue("worker_image")
     return Target(person=person, mode=mode, repository=person.repository(f"hostile-{mode}"))

@@ -34,8 +34,10 @@ print(json.dumps({
 
 
 @pytest.fixture
-def own(person: Person, mode: str) -> Target:
+def own(request: pytest.FixtureRequest, person: Person, mode: str) -> Target:
     """A repository of these tests alone, without any settings yet."""
+    if mode == "container":
+        request.getfixturevalue("worker_image")
     repository = person.home / f"settings-{mode}"
     if not repository.exists():
         person.repository(repository.name)
@@ -83,6 +85,40 @@ def test_g8_a_repository_opens_nothing(own):
         assert meant.evidence["holds the key"]
         assert meant.evidence["sees the mount"]
         assert ear.heard
+
+
+ENGINES = r"""
+import json, os
+
+places = ("/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock")
+print(json.dumps({
+    "variables": sorted(name for name in os.environ if "DOCKER" in name or "CONTAINER" in name),
+    "sockets": [place for place in places if os.path.exists(place)],
+    "groups": len(set(os.getgroups()) | {os.getgid()}),
+}))
+"""
+
+
+@pytest.mark.parametrize("word", ["true", "host"])
+def test_g8_a_repository_gives_its_agent_no_engine(own, word):
+    """It asks for an engine, the machine's own, images of the user's, a runtime that it brought along."""
+    said = {
+        "docker": word,
+        "docker_images": "evil:1",
+        "engine": "docker",
+        "image": "evil",
+        "runtime": "/tmp/x",
+    }
+    say(own, "".join(f"{name} = {value}\n" for name, value in said.items()))
+    attack = own.python(ENGINES, env={"ANTHROPIC_API_KEY": canary()})
+    assert attack.evidence == {"variables": [], "sockets": [], "groups": 1}
+    assert attack.result["docker"] == "none"
+    held = attack.result["container"]
+    assert (held is None) == (own.mode != "container")
+    assert held is None or (held["engine"] == "podman" and held["image"] != "evil" and not held["runtime"])
+    told, place = "\n".join(attack.result["warnings"]), f"{own.repository}/.clsecure/config:"
+    assert f"docker ({place}1) is wider than what you have" in told
+    assert all(f"{place}{line}: {name} " in told for line, name in enumerate(said, 1) if name != "docker")
 
 
 @pytest.mark.parametrize("name", ["config", "config.toml"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clsecure import __version__
-from clsecure.installation import PIECES
+from clsecure.installation import PIECES, SETUP_DIRECTORY
 from tests.support.person import CHECKOUT
 
 # Python's own start, the script's and the package's imports, and what a shell script might call.
@@ -74,10 +74,10 @@ def test_every_file_of_the_package_is_installed(installed):
 
 def test_setup_has_the_root_owned_pieces_as_they_are_in_the_checkout(installed):
     done = run(installed / "clsecure", "setup", "--dry-run", "--user", "daemon", "--output", "json")
-    found = {Path(file["target"]).name: file["sha256"] for file in json.loads(done.stdout)["files"]}
+    found = {file["target"]: file["sha256"] for file in json.loads(done.stdout)["files"]}
     for piece in PIECES:
-        data = (CHECKOUT / "clsecure" / "privileged" / piece.source).read_bytes()
-        assert found[piece.target] == hashlib.sha256(data).hexdigest()
+        data = (CHECKOUT / "clsecure" / piece.source).read_bytes()
+        assert found[str(SETUP_DIRECTORY / piece.target)] == hashlib.sha256(data).hexdigest()
 
 
 def test_the_recipes_and_locks_of_images_come_along(installed):

@@ -22,6 +22,7 @@ from clsecure.images.lock import Lock, read_lock
 from clsecure.images.recipe import DATA, load_recipe
 from clsecure.images.reference import machine_architecture
 from clsecure.images.resolve import lock_image
+from tests.support.person import Person
 
 RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
 """Names what belongs to this run of the tests."""
@@ -134,3 +135,16 @@ def _locked() -> Iterator[None]:
 def _holders(name: str) -> list[Path]:
     """Return who uses an image; a process that is gone does not count."""
     return [each for each in _SHARED.glob(f"{name}.holders/*") if Path("/proc", each.name).exists()]
+
+
+@contextlib.contextmanager
+def given_to(person: Person, name: str) -> Iterator[Image]:
+    """Put a built image into a person's cache, from where the first session that needs it loads it."""
+    with built_image(name) as image:
+        place = person.home / ".cache/clsecure/images/archives"
+        person.run(["mkdir", "-p", str(place)]).check()
+        link = place / f"{name}-{image.image.removeprefix('sha256:')[:12]}.tar"
+        link.symlink_to(image.archive)
+        if image.afresh:
+            os.environ["CLSECURE_IMAGES"] = str(image.data)
+        yield image

@@ -146,12 +146,17 @@ def _restore() -> None:
 
 def _put_back(before: Path) -> None:
     """File by file and by rename: the person's own sessions may be running."""
-    for file in (before / "pieces").iterdir():
-        shutil.copy2(file, DIRECTORY / f".{file.name}.before")
-        (DIRECTORY / f".{file.name}.before").rename(DIRECTORY / file.name)
-    for file in DIRECTORY.iterdir():
-        if not (before / "pieces" / file.name).exists():
-            file.unlink()
+    pieces = before / "pieces"
+    for there in sorted(pieces.rglob("*")):
+        place = DIRECTORY / there.relative_to(pieces)
+        if there.is_dir():
+            place.mkdir(mode=0o755, exist_ok=True)
+            continue
+        shutil.copy2(there, place.with_name(f".{place.name}.before"))
+        place.with_name(f".{place.name}.before").rename(place)
+    for place in sorted(DIRECTORY.rglob("*"), reverse=True):
+        if not (pieces / place.relative_to(DIRECTORY)).exists():
+            place.rmdir() if place.is_dir() else place.unlink()
     if (before / "sudoers").exists():
         shutil.copy2(before / "sudoers", SUDOERS)
     else:

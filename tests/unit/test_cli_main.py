@@ -137,7 +137,7 @@ def test_hostile_words_in_an_error_command_nothing(
     assert json.loads(out)["error"]["brief"] == hostile
 
 
-def test_a_command_hears_of_keys_that_do_nothing_yet(
+def test_a_command_hears_of_what_is_wrong_with_the_layers(
     command: Callable[[Execute], None], tmp_path: Path
 ) -> None:
     heard: list[str] = []
@@ -146,7 +146,7 @@ def test_a_command_hears_of_keys_that_do_nothing_yet(
         heard.extend(invocation.layers.warnings)
         return 0
 
-    (tmp_path / ".clsecurerc").write_text("docker = true\n")
+    (tmp_path / ".clsecure.conf").write_text("docker = true\n")
     command(execute)
     assert main(["list"]) == 0
-    assert heard == [f"docker is not supported yet and does nothing ({tmp_path}/.clsecurerc:1)"]
+    assert [warning.partition(" is not read")[0] for warning in heard] == [f"{tmp_path}/.clsecure.conf"]

@@ -37,7 +37,7 @@ def test_version_and_help_answer() -> None:
         (["--bogus"], "unknown option '--bogus'"),
         (["--session", "../x"], "--session must be"),
         (["lst"], "'lst' is not a command"),
-        (["--allow-docker"], "--allow-docker is not there yet"),
+        (["--allow-docker", "host"], "'host' is not a command"),
     ],
 )
 def test_a_bad_command_line_is_one_error_and_125(args: list[str], brief: str) -> None:

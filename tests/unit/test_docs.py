@@ -13,7 +13,7 @@ from clsecure.cli.parser import build_parser
 from clsecure.errors import EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION
 from clsecure.settings import files
 from clsecure.settings.model import load
-from clsecure.settings.sources import KEYS, LATER, gather
+from clsecure.settings.sources import KEYS, gather
 from clsecure.settings.tables import EGRESS
 from clsecure.settings.values import BUDGET_PARTS
 from tests.support.person import CHECKOUT
@@ -54,7 +54,7 @@ def test_the_usage_shows_no_flag_of_ours_that_does_not_exist() -> None:
 
 def test_the_settings_name_every_key() -> None:
     text = (CHECKOUT / "docs" / "settings.md").read_text()
-    assert [key for key in (*KEYS, *LATER) if f"`{key}`" not in text] == []
+    assert [key for key in KEYS if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", ["settings.md", "network.md", "setup.md"])

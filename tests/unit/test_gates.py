@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clsecure.installation import PIECES
 from tests.support.person import CHECKOUT
 
 _BIN = Path(sys.executable).parent
@@ -28,17 +29,47 @@ def test_gate_passes(gate):
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("name", ["helper.py", "launcher.py", "unpack.py", "export.py"])
+_INSTALLED = [piece.source for piece in PIECES if piece.source.endswith(".py")]
+_ROOTS = "clsecure.privileged.root"
+
+
+@pytest.mark.parametrize("name", _INSTALLED)
 def test_privileged_files_import_the_standard_library_only(name):
-    tree = ast.parse((CHECKOUT / "clsecure" / "privileged" / name).read_text())
+    """What root executes is in several modules, which may import each other."""
+    tree = ast.parse((CHECKOUT / "clsecure" / name).read_text())
+    is_roots = name == "privileged/helper.py" or name.startswith("privileged/root/")
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imported |= {alias.name.partition(".")[0] for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import in line {node.lineno}"
-            imported.add((node.module or "").partition(".")[0])
-    assert imported <= sys.stdlib_module_names
+            imported.add(node.module or "")
+    others = {module for module in imported if module.partition(".")[0] not in sys.stdlib_module_names}
+    assert {module for module in others if not (is_roots and module.startswith(f"{_ROOTS}."))} == set()
+
+
+def test_everything_of_roots_is_installed():
+    files = {f"privileged/root/{path.name}" for path in (CHECKOUT / "clsecure/privileged/root").glob("*.py")}
+    assert files <= set(_INSTALLED)
+
+
+def test_roots_modules_bring_nothing_else_of_the_package_along():
+    program = (
+        f"import sys; sys.path.append({str(CHECKOUT)!r}); import {_ROOTS}.sandbox; "
+        "print(*(name for name in sys.modules if name.startswith('clsecure')))"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-S", "-B", "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"clsecure", "clsecure.privileged", _ROOTS, f"{_ROOTS}.sandbox"} <= set(done.stdout.split())
+    assert all(n in (_ROOTS, *_parents(_ROOTS)) or n.startswith(f"{_ROOTS}.") for n in done.stdout.split())
+
+
+def _parents(module):
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 @pytest.mark.parametrize("script", ["dev", ".ci/run"])

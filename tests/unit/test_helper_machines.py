@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clsecure.privileged import helper
+from clsecure.privileged.root import disk as disks
+from clsecure.privileged.root import limits as bounds
+from clsecure.privileged.root import state
+from clsecure.privileged.root.messages import Refused
 
 NAME = "claude-worker-sample-0a1b2c"
 
@@ -19,13 +22,13 @@ def test_on_systemd_a_transient_scope_with_delegation_is_asked_for(monkeypatch: 
     real = os.path.isdir
     # There is no systemd on the machine that tests this; what would be run is looked at instead.
     monkeypatch.setattr(os.path, "isdir", lambda path: path == "/run/systemd/system" or real(path))
-    monkeypatch.setattr(helper, "tool", lambda *words, **_: asked.append(words))
+    monkeypatch.setattr(bounds, "tool", lambda *words, **_: asked.append(words))
     unit = f"/system.slice/clsecure-{NAME}-4711.scope"
-    monkeypatch.setattr(helper, "cgroup_paths", lambda _: {"": f"/sys/fs/cgroup{unit}"})
+    monkeypatch.setattr(bounds, "cgroup_paths", lambda _: {"": f"/sys/fs/cgroup{unit}"})
     values = {"memory.max": "1073741824", "pids.max": "512", "cpu.max": "150000 100000"}
-    monkeypatch.setattr(helper, "read_small", lambda path: values.get(path.rpartition("/")[2]))
+    monkeypatch.setattr(bounds, "read_small", lambda path: values.get(path.rpartition("/")[2]))
     limits = {"memory": 1 << 30, "pids": 512, "cpus": 1.5}
-    held = helper.cgroup_enter({"name": NAME, "uid": 1}, 4711, limits)
+    held = bounds.cgroup_enter({"name": NAME, "uid": 1}, 4711, limits)
     assert held == dict.fromkeys(("memory", "pids", "cpus"), "systemd")
     (words,) = (list(each) for each in asked)
     assert words[:3] == ["/usr/bin/busctl", "--quiet", "call"]
@@ -66,9 +69,9 @@ def test_on_systemd_a_transient_scope_with_delegation_is_asked_for(monkeypatch: 
 def test_a_limit_counts_only_when_the_kernel_says_so(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, str], held: set[str]
 ) -> None:
-    monkeypatch.setattr(helper, "cgroup_paths", lambda _: dict.fromkeys(("memory", "cpu", ""), "/g"))
-    monkeypatch.setattr(helper, "read_small", lambda path: values.get(path.rpartition("/")[2]))
-    assert set(helper.confirmed(1, {"memory": 1 << 30, "pids": 512, "cpus": 1.5})) == set(held)
+    monkeypatch.setattr(bounds, "cgroup_paths", lambda _: dict.fromkeys(("memory", "cpu", ""), "/g"))
+    monkeypatch.setattr(bounds, "read_small", lambda path: values.get(path.rpartition("/")[2]))
+    assert set(bounds.confirmed(1, {"memory": 1 << 30, "pids": 512, "cpus": 1.5})) == set(held)
 
 
 def test_a_pure_unified_hierarchy_gets_its_controllers_and_limits(
@@ -81,9 +84,9 @@ def test_a_pure_unified_hierarchy_gets_its_controllers_and_limits(
         (place / "cgroup.subtree_control").write_text("")
     for file in ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs"):
         (group / file).write_text("")
-    monkeypatch.setattr(helper, "cgroup_root", lambda: str(tmp_path))
-    monkeypatch.setattr(helper, "cgroup_paths", lambda pid: {"": str(group)} if pid == 4711 else {})
-    held = helper.cgroup_enter({"name": NAME}, 4711, {"memory": 1 << 30, "cpus": 0.5})
+    monkeypatch.setattr(bounds, "cgroup_root", lambda: str(tmp_path))
+    monkeypatch.setattr(bounds, "cgroup_paths", lambda pid: {"": str(group)} if pid == 4711 else {})
+    held = bounds.cgroup_enter({"name": NAME}, 4711, {"memory": 1 << 30, "cpus": 0.5})
     assert held == {"memory": "cgroup", "cpus": "cgroup"}
     assert (group / "memory.max").read_text() == str(1 << 30)
     assert (group / "memory.swap.max").read_text() == "0"
@@ -104,22 +107,22 @@ def test_a_pure_unified_hierarchy_gets_its_controllers_and_limits(
     ],
 )  # fmt: skip
 def test_odd_limits_are_refused(limits: dict[str, object]) -> None:
-    with pytest.raises(helper.Refused):
-        helper.parse_limits({"limits": limits})
+    with pytest.raises(Refused):
+        bounds.parse_limits({"limits": limits})
 
 
 def test_a_count_that_can_not_begin_ends_the_session_and_kills_nobody(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The agent may have used up the processes of the container that all of this runs in."""
-    disk = helper.Disk({"home": str(tmp_path)}, 1 << 30)
+    disk = disks.Disk({"home": str(tmp_path)}, 1 << 30)
     killed: list[int] = []
 
     def fail() -> int:
         raise BlockingIOError
 
-    monkeypatch.setattr(helper.os, "fork", fail)
-    monkeypatch.setattr(helper.os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(disks.os, "fork", fail)
+    monkeypatch.setattr(disks.os, "kill", lambda pid, _: killed.append(pid))
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     assert disk.look([]) == "disk"
     disk.close()
@@ -128,11 +131,11 @@ def test_a_count_that_can_not_begin_ends_the_session_and_kills_nobody(
 
 
 def test_room_that_was_given_back_hides_no_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    disk = helper.Disk({"home": str(tmp_path)}, 1 << 30)
+    disk = disks.Disk({"home": str(tmp_path)}, 1 << 30)
     counts: list[int] = []
-    monkeypatch.setattr(helper.Disk, "_count", lambda self: counts.append(self.counted))
+    monkeypatch.setattr(disks.Disk, "_count", lambda self: counts.append(self.counted))
     for free in (50 << 30, 55 << 30, 50 << 30):
-        monkeypatch.setattr(helper.Disk, "free", lambda _, free=free: free)
+        monkeypatch.setattr(disks.Disk, "free", lambda _, free=free: free)
         assert disk.look([]) is None
     assert counts == [50 << 30, 50 << 30]
 
@@ -156,9 +159,9 @@ def test_a_setting_of_the_machine_that_can_not_hold_is_refused(
 ) -> None:
     file = tmp_path / "helper.json"
     file.write_text(json.dumps(settings))
-    monkeypatch.setattr(helper, "CONFIG", str(file))
-    with pytest.raises(helper.Refused, match=complaint):
-        helper.configuration()
+    monkeypatch.setattr(state, "CONFIG", str(file))
+    with pytest.raises(Refused, match=complaint):
+        state.configuration()
 
 
 @pytest.mark.root
@@ -167,8 +170,8 @@ def test_settings_of_the_machine_count_only_from_a_file_of_roots_own(
 ) -> None:
     file = tmp_path / "helper.json"
     file.write_text(json.dumps({"uid_first": 1_950_000_000}))
-    monkeypatch.setattr(helper, "CONFIG", str(file))
-    assert helper.configuration()["uid_first"] == 1_950_000_000
+    monkeypatch.setattr(state, "CONFIG", str(file))
+    assert state.configuration()["uid_first"] == 1_950_000_000
     os.chown(file, 65534, 65534)
-    with pytest.raises(helper.Refused, match="root's own"):
-        helper.configuration()
+    with pytest.raises(Refused, match="root's own"):
+        state.configuration()

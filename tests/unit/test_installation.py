@@ -9,7 +9,7 @@ import pytest
 
 from clsecure import installation
 from clsecure.errors import BackendUnavailableError
-from clsecure.installation import PIECES, find_installation, require_installation
+from clsecure.installation import DIRECTORIES, PIECES, find_installation, require_installation
 
 
 @pytest.fixture
@@ -19,6 +19,7 @@ def installed(tmp_path):
     directory.mkdir(mode=0o755)
     for piece in PIECES:
         target = directory / piece.target
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         target.write_bytes((installation.source_directory() / piece.source).read_bytes())
         target.chmod(piece.mode)
     return directory
@@ -67,9 +68,33 @@ def test_a_fifo_in_the_place_of_a_piece_does_not_hang(installed):
     assert found_in(installed).stale == ("export.py",)
 
 
-def test_a_directory_that_others_can_write_spoils_everything(installed):
-    installed.chmod(0o777)
+@pytest.mark.parametrize("place", [".", *DIRECTORIES])
+def test_a_directory_that_others_can_write_spoils_everything(installed, place):
+    (installed / place).chmod(0o777)
     assert len(found_in(installed).stale) == len(PIECES)
+
+
+@pytest.mark.parametrize("place", DIRECTORIES)
+def test_a_link_in_the_place_of_a_directory_spoils_everything(installed, tmp_path, place):
+    (installed / place).rename(tmp_path / "elsewhere")
+    (installed / place).symlink_to(tmp_path / "elsewhere")
+    assert len(found_in(installed).stale) >= len(PIECES)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="left out: needs root (it gives a directory away)")
+def test_a_directory_of_another_owner_spoils_everything(installed):
+    os.chown(installed / "clsecure" / "privileged", 65534, 65534)
+    assert len(found_in(installed).stale) == len(PIECES)
+
+
+@pytest.mark.parametrize(
+    "name", ["kernel/__init__.py", "kernel.abi3.so", "__pycache__/kernel.cpython-311.pyc"]
+)
+def test_what_python_could_take_for_a_module_of_roots_is_named(installed, name):
+    stranger = installed / DIRECTORIES[-1] / name
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.write_bytes(b"")
+    assert found_in(installed).stale == (f"{DIRECTORIES[-1]}/{name.partition('/')[0]}",)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="left out: needs root (it gives a file away)")

@@ -11,7 +11,7 @@ import pytest
 
 from clsecure import installation, installer
 from clsecure.errors import StateError, UsageError
-from clsecure.installation import PIECES, inspect
+from clsecure.installation import DIRECTORIES, PIECES, inspect
 from clsecure.installer import Layout
 
 USER = "daemon"  # on every system, and not root
@@ -37,7 +37,10 @@ needs_root = pytest.mark.root
 
 def test_the_plan_names_every_piece_and_changes_nothing(layout):
     plan = installer.plan_setup([USER], layout)
-    assert [file.target.name for file in plan.files] == [*(piece.target for piece in PIECES), "clsecure"]
+    assert [file.target for file in plan.files] == [
+        *(layout.directory / piece.target for piece in PIECES),
+        layout.sudoers,
+    ]
     text = "\n".join(installer.describe_setup(plan))
     for file in plan.files:
         assert str(file.target) in text
@@ -108,7 +111,7 @@ def test_a_user_who_is_gone_is_not_allowed_again(layout):
 @needs_root
 def test_what_was_shown_is_written_even_if_the_source_changes_meanwhile(layout, tmp_path, monkeypatch):
     sources = tmp_path / "sources"
-    sources.mkdir()
+    (sources / "privileged" / "root").mkdir(parents=True)
     for piece in PIECES:
         (sources / piece.source).write_text("shown")
     monkeypatch.setattr(installer, "source_directory", lambda: sources)
@@ -122,10 +125,10 @@ def test_what_was_shown_is_written_even_if_the_source_changes_meanwhile(layout, 
 @pytest.mark.parametrize("trick", ["link", "fifo", "missing", "huge"])
 def test_a_source_that_is_no_plain_file_is_refused(layout, tmp_path, monkeypatch, trick):
     sources = tmp_path / "sources"
-    sources.mkdir()
+    (sources / "privileged" / "root").mkdir(parents=True)
     for piece in PIECES:
         (sources / piece.source).write_text("fine")
-    odd = sources / "helper.py"
+    odd = sources / "privileged" / "helper.py"
     odd.unlink()
     if trick == "link":
         odd.symlink_to("/etc/shadow")
@@ -197,6 +200,64 @@ def test_removal_keeps_the_state_of_workers_and_the_counter_of_uids(layout):
     installer.apply_removal(installer.plan_removal(layout))
     assert not (layout.state / "agents").exists()
     assert (layout.state / "registry" / ".next-uid").exists()
+
+
+@needs_root
+def test_directories_are_made_and_mended(layout):
+    installer.apply_setup(installer.plan_setup([USER], layout))
+    places = [layout.directory, *(layout.directory / name for name in DIRECTORIES)]
+    assert {stat.S_IMODE(place.stat().st_mode) for place in places} == {0o755}
+    places[-1].chmod(0o700)
+    plan = installer.plan_setup([USER], layout)
+    assert not plan.changes_nothing
+    installer.apply_setup(plan)
+    assert stat.S_IMODE(places[-1].stat().st_mode) == 0o755
+
+
+@needs_root
+@pytest.mark.parametrize("place", DIRECTORIES)
+def test_a_directory_that_others_could_write_is_refused(layout, place):
+    installer.apply_setup(installer.plan_setup([USER], layout))
+    os.chown(layout.directory / place, 65534, 65534)
+    with pytest.raises(StateError, match="not under root's control alone"):
+        installer.apply_setup(installer.plan_setup([USER], layout))
+
+
+@needs_root
+def test_what_a_former_version_left_among_roots_modules_is_taken_away(layout, tmp_path):
+    installer.apply_setup(installer.plan_setup([USER], layout))
+    root = layout.directory / DIRECTORIES[-1]
+    (root / "former.py").write_text("old")
+    (root / "__pycache__").mkdir()
+    (root / "__pycache__" / "kernel.cpython-311.pyc").write_text("old")
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (root / "link.py").symlink_to(precious)
+    plan = installer.plan_setup([USER], layout)
+    assert not plan.changes_nothing
+    assert str(root / "former.py") in "\n".join(installer.describe_setup(plan))
+    installer.apply_setup(plan)
+    found = inspect(layout.directory)
+    assert found is not None
+    assert found.matches
+    assert precious.read_text() == "mine"
+
+    (root / "former.py").write_text("old")
+    installer.apply_removal(installer.plan_removal(layout))
+    assert not layout.directory.exists()
+
+
+@needs_root
+def test_a_link_in_the_place_of_a_directory_is_replaced_and_what_is_behind_it_stays(layout, tmp_path):
+    installer.apply_setup(installer.plan_setup([USER], layout))
+    elsewhere = tmp_path / "elsewhere"
+    (layout.directory / "clsecure").rename(elsewhere)
+    (layout.directory / "clsecure").symlink_to(elsewhere)
+    installer.apply_setup(installer.plan_setup([USER], layout))
+    found = inspect(layout.directory)
+    assert found is not None
+    assert found.matches
+    assert (elsewhere / "privileged" / "root" / "kernel.py").exists()
 
 
 @needs_root

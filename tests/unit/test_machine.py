@@ -8,7 +8,7 @@ import pytest
 
 from clsecure.cli.commands import doctor
 from clsecure.machine import examine, kernel, limits, probe, programs
-from clsecure.machine.probe import BOTH, NAMESPACE, Probe, ProbeStatus
+from clsecure.machine.probe import CONTAINER, EVERY, NAMESPACE, Probe, ProbeStatus
 from clsecure.model import IsolationMode
 
 
@@ -21,6 +21,7 @@ def test_this_machine_can_be_examined():
     names = [each.name for each in probes]
     assert len(set(names)) == len(names)
     assert {"kernel", "git", "sudo", "root helper", "firejail", "landlock", "cgroups", "limits"} <= set(names)
+    assert {"container engine", "podman", "crun", "runc", "docker", "own engine"} <= set(names)
     assert not [each for each in probes if "could not be looked at" in each.observed]
 
 
@@ -32,8 +33,9 @@ def test_a_lack_counts_only_for_the_modes_that_need_it():
     probes = (missing("firejail", NAMESPACE),)
     assert examine.mode_works(IsolationMode.USER, probes)
     assert not examine.mode_works(IsolationMode.NAMESPACE, probes)
-    assert not examine.mode_works(IsolationMode.USER, (missing("git", BOTH),))
-    assert not examine.mode_works(IsolationMode.CONTAINER, ())
+    assert not examine.mode_works(IsolationMode.USER, (missing("git", EVERY),))
+    assert not examine.mode_works(IsolationMode.CONTAINER, (missing("container engine", CONTAINER),))
+    assert examine.mode_works(IsolationMode.NAMESPACE, (missing("container engine", CONTAINER),))
 
 
 def test_a_probe_that_fails_denies(monkeypatch):
@@ -63,9 +65,9 @@ def test_versions_are_read_from_a_programs_own_words(text, version):
 
 
 def test_an_unreadable_version_is_not_enough():
-    assert probe.versioned("git", "?", (2, 34), BOTH, "fix").status is ProbeStatus.MISSING
-    assert probe.versioned("git", "2.4.1", (2, 34), BOTH, "fix").status is ProbeStatus.MISSING
-    assert probe.versioned("git", "2.34", (2, 34), BOTH, "fix").status is ProbeStatus.OK
+    assert probe.versioned("git", "?", (2, 34), EVERY, "fix").status is ProbeStatus.MISSING
+    assert probe.versioned("git", "2.4.1", (2, 34), EVERY, "fix").status is ProbeStatus.MISSING
+    assert probe.versioned("git", "2.34", (2, 34), EVERY, "fix").status is ProbeStatus.OK
 
 
 def test_landlock_agrees_with_the_kernels_list_of_modules():
@@ -142,7 +144,7 @@ def test_the_fix_is_in_the_words_of_this_system(monkeypatch, tmp_path, manager, 
 
 def test_the_table_tells_what_helps_and_which_modes_work():
     probes = (
-        Probe(name="git", status=ProbeStatus.OK, observed="2.39.5", needed_by=BOTH),
+        Probe(name="git", status=ProbeStatus.OK, observed="2.39.5", needed_by=EVERY),
         missing("firejail", NAMESPACE),
     )
     text = "\n".join(doctor.table(probes))
@@ -150,7 +152,7 @@ def test_the_table_tells_what_helps_and_which_modes_work():
     assert "→ do it" in text
     assert "--mode user                 works" in text
     assert "--mode namespace (default)  does not work: firejail" in text
-    assert "--mode container            not there yet" in text
+    assert "--mode container            works" in text
     assert doctor.document(probes)["modes"]["namespace"] == {
         "works": False,
         "default": True,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, NetworkPolicy
+from clsecure.model import Credentials, DockerAccess, IsolationMode, NetworkPolicy
 from clsecure.policy import Budget
 from clsecure.settings import files
 from clsecure.settings.keys import KEYS, SPELLINGS
@@ -20,6 +20,7 @@ from clsecure.settings.limits import defaults
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import NARROWING, with_project
 from clsecure.settings.sources import Layer, Source, gather
+from clsecure.settings.values import AutoMode
 from tests.unit.test_settings_layers import EXAMPLES
 from tests.unit.test_settings_toml import VALUES
 
@@ -71,7 +72,8 @@ def test_a_key_in_both_files_of_the_machine_is_an_error(machine: Path) -> None:
 # ------------------------------------------------------------ what a repository makes of it
 
 _OPENNESS: dict[str, Callable[[Any], float]] = {
-    "mode": lambda mode: -tuple(IsolationMode).index(mode),
+    "mode": lambda mode: -tuple(IsolationMode).index(mode.at_least if isinstance(mode, AutoMode) else mode),
+    "docker": tuple(DockerAccess).index,
     "network": (NetworkPolicy.NONE, NetworkPolicy.API, NetworkPolicy.ALLOWLIST, NetworkPolicy.FULL).index,
     "credentials": (Credentials.NONE, Credentials.INJECT, Credentials.COPY).index,
     "provider_tools": float,
@@ -180,14 +182,16 @@ def test_the_predecessors_example_of_a_users_file_counts(tmp_path: Path, name: s
     found = load(gather(environ={"HOME": str(tmp_path)}, system=tmp_path / "none"))
     assert (found.mode, found.network) == (IsolationMode.NAMESPACE, NetworkPolicy.FULL)
     assert found.setup_script == Path("/home/user/.config/clsecure/install_private_tools.sh")
-    assert [warning.partition(" ")[0] for warning in found.warnings] == ["docker"]
+    assert (found.docker, found.warnings) == (DockerAccess.OWN, ())
 
 
 SPELLED = [
     ("mode", "container", IsolationMode.CONTAINER), ("isolation_mode", "user", IsolationMode.USER),
     ("ISOLATION_MODE", '"user"', IsolationMode.USER), ("network", "yes", NetworkPolicy.FULL),
     ("allow_network", "1", NetworkPolicy.FULL), ("ALLOW_NETWORK", "'no'", NetworkPolicy.API),
-    ("install_dependencies", "true", True), ("INSTALL_DEPS", "yes", True),
+    ("docker", "true", DockerAccess.OWN), ("ALLOW_DOCKER", "1", DockerAccess.OWN),
+    ("allow_docker", "no", DockerAccess.NONE), ("install_dependencies", "true", True),
+    ("INSTALL_DEPS", "yes", True),
     ("setup_script", "/x.sh", Path("/x.sh")), ("SETUP_SCRIPT", "/x.sh", Path("/x.sh")),
     ("cleanup_hook_timeout", "300", 300), ("CLEANUP_HOOK_TIMEOUT", "5", 5),
     ("skip_docker_autodetect", "1", True), ("SKIP_DOCKER_AUTODETECT", "0", False),

@@ -10,17 +10,37 @@ import pytest
 from pydantic import ValidationError
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
+from clsecure.model import (
+    Credentials,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    OnFinish,
+    ResourceLimits,
+)
 from clsecure.policy import HOST_ALIAS, Budget
 from clsecure.settings import values
 from clsecure.settings.layers import NetworkSettings
 from clsecure.settings.model import Settings, load
-from clsecure.settings.sources import KEYS, LATER, Entry, Layer, Source, gather
-from clsecure.settings.values import OutputFormat, Secret, SetupNetwork
+from clsecure.settings.sources import KEYS, Entry, Layer, Source, gather
+from clsecure.settings.values import AutoMode, OutputFormat, Secret, SetupNetwork
 
 EXAMPLES = [
     ("mode", "user", IsolationMode.USER),
     ("mode", "CONTAINER", IsolationMode.CONTAINER),
+    ("mode", "Auto", AutoMode()),
+    ("engine", "Docker", Engine.DOCKER),
+    ("runtime", "runsc", "runsc"),
+    ("runtime", "/opt/gvisor/runsc", "/opt/gvisor/runsc"),
+    ("runtime", "none", None),
+    ("image", "worker-minimal", "worker-minimal"),
+    ("docker", "yes", DockerAccess.OWN),
+    ("docker", "own", DockerAccess.OWN),
+    ("docker", "0", DockerAccess.NONE),
+    ("docker_images", "postgres:16, localhost:5000/team/x",
+     ("postgres:16", "localhost:5000/team/x")),
     ("network", "none", NetworkPolicy.NONE),
     ("network", "true", NetworkPolicy.FULL),
     ("network", "no", NetworkPolicy.API),
@@ -75,7 +95,12 @@ EXAMPLES = [
 ]  # fmt: skip
 
 BAD = [
-    ("mode", "docker"), ("network", "maybe"), ("allow_domains", "*"), ("allow_domains", "*.com"),
+    ("mode", "docker"), ("engine", "lxc"), ("runtime", "../runsc"), ("runtime", "-x"), ("runtime", "/a/../b"),
+    ("runtime", "/"), ("runtime", "run sc"), ("image", "Worker"), ("image", "../worker"), ("image", "-x"),
+    ("docker", "maybe"), ("docker_images", "-x"), ("docker_images", "a b"), ("docker_images", "https://a/b"),
+    ("docker_images", "a,"), ("docker_images", "a:"), ("docker_images", "A"),
+    ("docker_images", "a@sha256:hunter2"), ("network", "maybe"), ("allow_domains", "*"),
+    ("allow_domains", "*.com"),
     ("allow_domains", "a.org,,b.org"), ("allow_domains", ","), ("allow_domains", "https://hunter2@a.org/"),
     ("allow_domains", "a.org:0"), ("deny_domains", "*"), ("deny_domains", "a.org, *.com"),
     ("deny_domains", "a_org/hunter2"), ("presets", "npm,hunter2"), ("presets", "npm,"),
@@ -261,17 +286,6 @@ def test_a_second_file_is_named_because_it_is_not_read(tmp_path: Path) -> None:
     settings = load(gather(environ=in_file(tmp_path, "mode = user\n", ".config/clsecure/config")))
     assert settings.mode is IsolationMode.USER
     assert [f"{tmp_path}/.clsecurerc is not read" in warning for warning in settings.warnings] == [True]
-
-
-@pytest.mark.parametrize("key", LATER)
-def test_a_key_of_the_predecessor_warns_and_does_nothing(tmp_path: Path, key: str) -> None:
-    settings = load(gather(environ=in_file(tmp_path, f"{key} = hunter2\nmode = user\n")))
-    assert settings.mode is IsolationMode.USER
-    [warning] = settings.warnings
-    assert key in warning
-    assert "not supported yet" in warning
-    assert f"{tmp_path}/.clsecurerc:1" in warning
-    assert "hunter2" not in warning
 
 
 def test_a_misspelt_variable_is_an_error_because_it_might_have_shut_something() -> None:

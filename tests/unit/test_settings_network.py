@@ -207,6 +207,9 @@ def test_what_a_repository_says(
         ((said(ENV, "mode", "user"),), "namespace", "namespace"),
         ((said(FILE, "mode", "container"),), "namespace", "container"),
         ((said(FLAG, "mode", "user"),), "container", "user"),
+        ((said(FLAG, "mode", "user"),), "auto", "user"),
+        ((said(FILE, "mode", "container"),), "auto", "container"),
+        ((), "auto", None),
     ],
 )
 def test_the_stricter_mode_counts_unless_a_flag_says_otherwise(

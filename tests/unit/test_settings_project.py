@@ -11,7 +11,7 @@ import pytest
 from clsecure.cli.options import OPTIONS
 from clsecure.errors import UsageError
 from clsecure.model import IsolationMode, NetworkPolicy, ResourceLimits
-from clsecure.settings.keys import FLAGS, KEYS, LATER
+from clsecure.settings.keys import FLAGS, KEYS
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import NARROWING, with_project
 from clsecure.settings.sources import MAX_FILE_BYTES, Entry, Layer, Source, gather
@@ -79,8 +79,8 @@ WIDENING = [
     ("base_url", "http://evil.example"), ("output", "json"), ("verbose", "true"), ("toolchains", "true"),
     ("provider", "kimi"), ("kimi_api_key", "sk-1"), ("install_dependencies", "true"),
     ("setup_script", "/tmp/x"), ("setup_network", "full"), ("github_token", "true"), ("notify", "bell"),
-    ("notify_command", "/tmp/x"), ("image_mirror", "https://x.example/debian"),
-    ("notify_after", "5"),
+    ("notify_command", "/tmp/x"), ("notify_after", "5"), ("engine", "docker"), ("runtime", "/tmp/x"),
+    ("image", "theirs"), ("docker_images", "evil:1"), ("image_mirror", "https://x.example/debian"),
 ]  # fmt: skip
 
 
@@ -107,6 +107,8 @@ def test_every_key_narrows_or_is_named() -> None:
 NARROWED = [
     ("credentials", "copy", "none", "none"), ("credentials", "none", "copy", "none"),
     ("provider_tools", "true", "false", "false"), ("provider_tools", "false", "true", "false"),
+    ("docker", "true", "none", "none"), ("docker", "none", "own", "none"), ("docker", "own", "host", "own"),
+    ("docker", "false", "host", "none"),
     ("time_limit", "2h", "1h", "1h"), ("time_limit", "1h", "2h", "1h"), ("time_limit", "none", "1h", "1h"),
     ("limits", "memory=4G", "memory=2G,pids=100", "memory=2G,pids=100"),
     ("limits", "memory=2G", "memory=4G", "memory=2G"),
@@ -167,7 +169,7 @@ def test_a_misplaced_file_is_pointed_out_and_not_read(top: Path) -> None:
     assert SECRET not in warning
 
 
-@pytest.mark.parametrize("key", [*LATER, "hooks", "deny_domain_", "egress"])
+@pytest.mark.parametrize("key", ["hooks", "deny_domain_", "egress"])
 def test_what_is_no_key_of_ours_is_named(top: Path, key: str) -> None:
     found = settings(top, f"{key} = {SECRET}\n")
     [warning] = found.warnings

@@ -57,7 +57,9 @@ def test_it_accepts_every_ceiling(ceiling: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["moed = 'user'", "mode = 'docker'", "full_clone = 'true'", "[egress]\nalow = []",
+    ["moed = 'user'", "mode = 'docker'", "engine = 'lxc'", "docker = 'host'", "docker = 1", "image = 'A'",
+     "docker_images = 5", "[enforce]\nmode = 'auto'", "[enforce]\ndocker = 'host'",
+     "full_clone = 'true'", "[egress]\nalow = []",
      "[egress]\nallow = [5]",
      "[limits]\nmemory = 0", "[limits]\nmemory = '4 gigs'", "[limits]\nswap = 1",
      "cleanup_hook_timeout = 301", "presets = ['hunter2']", "notify = ['mail']",

@@ -18,7 +18,15 @@ from clsecure.agents.environment import CLAUDE_CLOUDS
 from clsecure.cli.reach import reach
 from clsecure.egress.live import LivePolicy
 from clsecure.errors import EgressError, UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, ResourceLimits
+from clsecure.model import (
+    Credentials,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    ResourceLimits,
+)
 from clsecure.policy import Budget, EgressPolicy, allow_rules, decide, parse_pattern
 from clsecure.session.ui import SilentUi
 from clsecure.settings import files
@@ -28,6 +36,7 @@ from clsecure.settings.network import stricter
 from clsecure.settings.project import with_project
 from clsecure.settings.sources import Entry, Layer, Layers, Source, gather
 from clsecure.settings.tables import ENFORCE
+from clsecure.settings.values import AutoMode
 
 Make = Callable[..., Settings]
 
@@ -132,6 +141,10 @@ def test_only_the_machine_enforces(machine: Path) -> None:
 CEILINGS = [
     # ceiling, key, what exceeds it, what is left of that in a file, what counts where nobody says anything
     ("mode = 'container'", "mode", "user", IsolationMode.CONTAINER, IsolationMode.CONTAINER),
+    ("engine = 'docker'", "engine", "podman", Engine.DOCKER, Engine.DOCKER),
+    ("images = ['corp', 'worker-minimal']", "image", "worker", "corp", "corp"),
+    ("docker = 'none'", "docker", "own", DockerAccess.NONE, DockerAccess.NONE),
+    ("docker = false", "docker", "true", DockerAccess.NONE, DockerAccess.NONE),
     ("network = 'none'", "network", "full", NetworkPolicy.NONE, NetworkPolicy.NONE),
     ("network = 'api'", "network", "full", NetworkPolicy.API, NetworkPolicy.API),
     ("network = 'allowlist'", "network", "full", NetworkPolicy.API, NetworkPolicy.API),
@@ -273,7 +286,8 @@ def test_mounts_below_an_allowed_directory_stay_and_links_lead_nowhere(machine: 
     "ceiling",
     ["mode = 'hunter2'", "network = true\nmode = 1", "mdoe = 'user'", "allow = 'hunter2/'", "limits = 5",
      "mounts = ['relative']", "limits = { hunter2 = 1 }", "providers = ['../x']", "provider_tools = 'no'",
-     "mode = ''"],
+     "mode = ''", "mode = 'auto'", "images = []", "images = ['hunter2/']", "docker = 'host'",
+     "engine = 'hunter2'"],
 )  # fmt: skip
 def test_a_ceiling_that_makes_no_sense_starts_nothing(machine: Path, ceiling: str) -> None:
     write(machine / "config.toml", f"[enforce]\n{ceiling}\n")
@@ -301,7 +315,10 @@ def test_what_is_allowed_later_stays_within_the_ceiling() -> None:
 
 
 _WORDS = {
-    "mode": st.sampled_from(["user", "namespace", "container"]),
+    "mode": st.sampled_from(["user", "namespace", "container", "auto"]),
+    "engine": st.sampled_from(["podman", "docker"]),
+    "image": st.sampled_from(["worker", "corp", "other"]),
+    "docker": st.sampled_from(["none", "own", "host"]),
     "network": st.sampled_from(["none", "api", "full"]),
     "allow_domains": st.sampled_from(["a.org", "x.b.org", "*.b.org", "localhost:80"]),
     "presets": st.sampled_from(["npm", "pip", "npm,pip"]),
@@ -314,7 +331,7 @@ _WORDS = {
     "setup_network": st.sampled_from(["session", "none", "full", "npm,a.org", "x.b.org"]),
 }
 _LAYERS = (Layer.FLAG, Layer.ENVIRONMENT, Layer.USER_FILE, Layer.PROJECT, Layer.SYSTEM)
-_PROJECTS = ("mode", "network", "credentials", "provider_tools", "time_limit", "limits", "budget")
+_PROJECTS = ("mode", "docker", "network", "credentials", "provider_tools", "time_limit", "limits", "budget")
 
 
 @st.composite
@@ -329,7 +346,10 @@ def _said(draw: st.DrawFn) -> tuple[Entry, ...]:
 
 
 _CEILINGS = {
-    "mode": _WORDS["mode"],
+    "mode": st.sampled_from(["user", "namespace", "container"]),
+    "engine": _WORDS["engine"],
+    "images": st.sampled_from(["corp", "corp,worker"]),
+    "docker": st.sampled_from(["none", "own"]),
     "network": st.sampled_from(["none", "api", "allowlist", "full"]),
     "allow_domains": st.sampled_from(["*.b.org", "a.org:443"]),
     "presets": st.sampled_from(["npm", "pip"]),
@@ -355,7 +375,12 @@ def test_whatever_the_layers_say_the_ceilings_hold(said: tuple[Entry, ...], ceil
         return
     most = found.ceilings
     strength = tuple(IsolationMode).index
-    assert most.mode is None or strength(found.mode) >= strength(most.mode)
+    mode = found.mode.at_least if isinstance(found.mode, AutoMode) else found.mode
+    assert most.mode is None or strength(mode) >= strength(most.mode)
+    assert most.engine in (None, found.engine)
+    assert most.images is None or found.image in most.images
+    reach = tuple(DockerAccess).index
+    assert most.docker is None or reach(found.docker) <= reach(most.docker)
     assert most.network is None or not stricter(most.network, found.network)
     kinds = [found.setup_network.kind] if found.setup_network.kind else []
     assert all(most.network is None or not stricter(most.network, kind) for kind in kinds)

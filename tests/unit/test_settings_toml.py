@@ -13,13 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clsecure.errors import UsageError
-from clsecure.model import Credentials, IsolationMode, Mount, NetworkPolicy, OnFinish, ResourceLimits
+from clsecure.model import (
+    Credentials,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    OnFinish,
+    ResourceLimits,
+)
 from clsecure.policy import Budget
-from clsecure.settings.keys import KEYS, LATER
+from clsecure.settings.keys import KEYS
 from clsecure.settings.model import load
 from clsecure.settings.sources import MAX_FILE_BYTES, Layer, gather
 from clsecure.settings.tables import TABLES, parse
-from clsecure.settings.values import Secret, SetupNetwork
+from clsecure.settings.values import AutoMode, Secret, SetupNetwork
 
 SECRET = "hunter2-CANARY"
 
@@ -47,6 +56,16 @@ def refused(file: Path, content: str | bytes) -> str:
 VALUES = [
     ("mode = 'user'", "mode", IsolationMode.USER),
     ("isolation-mode = 'user'", "mode", IsolationMode.USER),
+    ("mode = 'auto'", "mode", AutoMode()),
+    ("engine = 'docker'", "engine", Engine.DOCKER),
+    ("runtime = 'runsc'", "runtime", "runsc"),
+    ("image = 'worker-minimal'", "image", "worker-minimal"),
+    ("docker = true", "docker", DockerAccess.OWN),
+    ("docker = 'own'", "docker", DockerAccess.OWN),
+    ("docker = false", "docker", DockerAccess.NONE),
+    ("docker_images = ['postgres:16', 'ghcr.io/a/b@sha256:" + "0" * 64 + "']", "docker_images",
+     ("postgres:16", "ghcr.io/a/b@sha256:" + "0" * 64)),
+    ("docker_images = 'a,b'", "docker_images", ("a", "b")),
     ("network = true", "network", NetworkPolicy.FULL),
     ("network = false", "network", NetworkPolicy.API),
     ("network = 'none'", "network", NetworkPolicy.NONE),
@@ -237,13 +256,6 @@ def test_it_stands_beside_clsecurerc_and_where_xdg_says(tmp_path: Path, file: Pa
     xdg.write_text("agent = 'other'")
     settings = read(file, "agent = 'demo'", XDG_CONFIG_HOME=str(tmp_path / "xdg"))
     assert settings.agent == "other"
-
-
-@pytest.mark.parametrize("key", LATER)
-def test_a_key_of_the_predecessor_warns_and_does_nothing(file: Path, key: str) -> None:
-    [warning] = read(file, f"{key} = ['{SECRET}']").warnings
-    assert f"{key} is not supported yet" in warning
-    assert SECRET not in warning
 
 
 def test_it_is_read_with_the_same_care_as_the_flat_file(file: Path) -> None:

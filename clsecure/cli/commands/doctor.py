@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure.cli import render
 from clsecure.cli.commands.agent import directories_to_avoid
 from clsecure.cli.options import Invocation
+from clsecure.cli.worker_image import stored_image
 from clsecure.errors import EXIT_FAILURE, AgentError
 from clsecure.machine import examine
 from clsecure.machine.probe import Probe, ProbeStatus
-from clsecure.model import IsolationMode
-from clsecure.settings.values import OutputFormat
+from clsecure.model import Engine, IsolationMode
+from clsecure.session.words import number
+from clsecure.settings.values import DEFAULT_IMAGE, OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:
     from clsecure.session.ui import Ui
 
 DEFAULT_MODE = IsolationMode.NAMESPACE
+STALE = timedelta(days=45)
+"""From this age on an image lacks what distributions fixed since."""
 
 _MARKS = {
     ProbeStatus.OK: "ok",
@@ -32,12 +37,30 @@ _MARKS = {
 
 def execute(invocation: Invocation, ui: Ui) -> int:  # noqa: ARG001  # nothing is asked
     """Look and tell. Exit status 0 when the default mode works here."""
-    probes = (*examine.examine(), probe_claude())
+    probes = (*examine.examine(), probe_worker_image(), probe_claude())
     if invocation.output is OutputFormat.JSON:
         render.write_json(document(probes))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in table(probes)))
     return 0 if examine.mode_works(DEFAULT_MODE, probes) else EXIT_FAILURE
+
+
+def probe_worker_image() -> Probe:
+    """How old the default image is; one that is not there is offered to be built when it is needed."""
+    found, name = stored_image(DEFAULT_IMAGE, Engine.PODMAN), "worker image"
+    build = f"clsecure images build {DEFAULT_IMAGE}"
+    if found is None:
+        return Probe(
+            name=name,
+            status=ProbeStatus.INFO,
+            observed=f"{DEFAULT_IMAGE} is not there; container mode needs an image",
+            fix=build,
+        )
+    days = found.age.days
+    observed = f"{DEFAULT_IMAGE}, its packages are {number(days, 'day')} old"
+    if found.age > STALE:
+        return Probe(name=name, status=ProbeStatus.WARNING, observed=observed, fix=build)
+    return Probe(name=name, status=ProbeStatus.OK, observed=observed)
 
 
 def probe_claude() -> Probe:
@@ -100,8 +123,6 @@ def table(probes: tuple[Probe, ...]) -> list[str]:
 
 
 def _verdict(mode: IsolationMode, probes: tuple[Probe, ...]) -> str:
-    if mode is IsolationMode.CONTAINER:
-        return "not there yet"
     missing = examine.lacks(mode, probes)
     if missing:
         return f"does not work: {', '.join(probe.name for probe in missing)}"

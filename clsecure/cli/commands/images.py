@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, TypeVar, assert_never
 
 from clsecure.cli import render
 from clsecure.cli.options import ImagesAction, ImagesOptions, Invocation
-from clsecure.errors import BackendUnavailableError, ImageError, UsageError
-from clsecure.images.fetch import Sources, cache_directory
+from clsecure.errors import BackendUnavailableError, HelperError, ImageError, UsageError
+from clsecure.images.fetch import cache_directory
+from clsecure.images.known import forget, remember
 from clsecure.images.recipe import image_names, load_recipe
 from clsecure.images.reference import ImageRef, image_reference
 from clsecure.images.store import load_checked, ours
+from clsecure.model import Engine
+from clsecure.session.store import Store
 from clsecure.session.words import human_size, number
 from clsecure.settings.values import OutputFormat
 
@@ -70,12 +73,24 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     return 0
 
 
-def stores(environ: Mapping[str, str]) -> tuple[ImageStore, ...]:
+def stores(environ: Mapping[str, str], ui: Ui) -> tuple[ImageStore, ...]:
     """Return the engines that may hold images; whether one answers is seen when it is asked."""
     from clsecure.images.docker_store import DockerStore, docker_address
+    from clsecure.installation import require_installation
+    from clsecure.machine.containers import lacking
+    from clsecure.session.images import image_store
 
+    found: list[ImageStore] = []
+    if not any(lacking(Engine.PODMAN)):
+        # Images are built also where nothing is set up, such as for another machine.
+        try:
+            found.append(image_store(Engine.PODMAN, require_installation()))
+        except BackendUnavailableError as error:
+            ui.warn(f"podman is left out: {error.brief}")
     address = docker_address(environ)
-    return (DockerStore(address),) if address is not None else ()
+    if address is not None:
+        found.append(DockerStore(address))
+    return tuple(found)
 
 
 def _known(name: str) -> str:
@@ -125,14 +140,12 @@ def _list(cache: Path, ui: Ui, *, as_json: bool) -> int:
 
 
 def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> dict[str, object]:
-    from clsecure.images.ensure import ensure_built
+    from clsecure.session.images import build_image
     from clsecure.settings.model import load
 
     archive = reference.archive(cache)
     if not archive.is_file():
-        sources = Sources(cache=cache, mirror=load(invocation.layers).image_mirror)
-        with ui.progress(f"building the image {reference.name}") as tell:
-            ensure_built(reference, sources, tell)
+        build_image(reference, cache, load(invocation.layers).image_mirror, ui)
         ui.note(f"built {reference.name} ({human_size(archive.stat().st_size)}): {archive}")
     loaded = _load_everywhere(archive, ui, expected=reference.image)
     if not loaded:
@@ -175,6 +188,7 @@ def _load_everywhere(archive: Path, ui: Ui, *, expected: str | None) -> list[str
     def load(store: ImageStore) -> str:
         with ui.progress(f"loading the image into {store.engine}") as tell:
             image = load_checked(store, archive, tell, expected=expected)
+        remember(Store().root, store.engine, image)
         ui.note(f"{store.engine} has {image}")
         return image
 
@@ -219,6 +233,7 @@ def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
         old = [image for image in ours(store.ids()) if image not in wanted]
         for image in old:
             store.remove(image)
+            forget(Store().root, store.engine, image)
         return old
 
     with ui.phase("looking for old images"):
@@ -235,9 +250,9 @@ def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
 def _ask_all(question: Callable[[ImageStore], _Answer], ui: Ui) -> dict[str, _Answer]:
     """Ask each engine; one that does not answer is named and left out."""
     answers: dict[str, _Answer] = {}
-    for store in stores(os.environ):
+    for store in stores(os.environ, ui):
         try:
             answers[store.engine] = question(store)
-        except BackendUnavailableError as error:
+        except (BackendUnavailableError, HelperError) as error:
             ui.warn(f"{error.brief}: {error.details}" if error.details else error.brief)
     return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from clsecure.cli import render
 from clsecure.cli.options import Invocation
-from clsecure.errors import EXIT_VERIFICATION, UsageError
+from clsecure.errors import EXIT_VERIFICATION
 from clsecure.installation import require_installation
 from clsecure.model import IsolationMode, NetworkPolicy
 from clsecure.privileged.client import HelperConnection
@@ -58,8 +59,10 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
     """Settle what a session started here would be."""
+    from clsecure.cli.containment import contain
     from clsecure.errors import RepositoryError
     from clsecure.session.info import Wanted
+    from clsecure.session.store import state_directory
     from clsecure.session.toolchains import toolchain_mounts
     from clsecure.settings.enforce import within
     from clsecure.settings.model import load
@@ -75,14 +78,28 @@ def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
         ui.warn(warning)
     for note in settings.notes:
         ui.note(note)
-    if settings.mode is IsolationMode.CONTAINER:
-        raise UsageError(
-            "container mode is not there yet", resolution="Use --mode namespace (the default) or --mode user"
+    mode = contain(settings, ui)
+    container = None
+    if mode is IsolationMode.CONTAINER:
+        from clsecure.session.images import WantedContainer, container_for
+
+        container = container_for(
+            WantedContainer(
+                engine=settings.engine,
+                image=settings.image,
+                runtime=settings.runtime,
+                mirror=settings.image_mirror,
+            ),
+            installation=require_installation(),
+            state=state_directory(),
+            environ=os.environ,
+            ui=ui,
         )
     full = settings.network is NetworkPolicy.FULL
     shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     return Wanted(
-        mode=settings.mode,
+        mode=mode,
+        container=container,
         network=settings.network,
         allow_private=settings.allow_private and full,
         limits=settings.limits,

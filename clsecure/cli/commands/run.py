@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from clsecure.cli import render
 from clsecure.cli.options import Invocation, RunOptions
 from clsecure.errors import ClsecureError
 from clsecure.installation import require_installation
-from clsecure.model import NetworkPolicy, OnFinish
+from clsecure.model import DockerAccess, IsolationMode, NetworkPolicy, OnFinish
 from clsecure.privileged.client import HelperConnection
 from clsecure.settings.values import OutputFormat
 
@@ -38,7 +38,9 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         with ThreadPoolExecutor(1) as background:
             # git is asked meanwhile, too.
             discovered = background.submit(discover, Path.cwd())
+            from clsecure.backends.choose import begin
             from clsecure.cli.companions import Companions
+            from clsecure.cli.containment import confirm_host_docker
             from clsecure.session import runner
             from clsecure.session.context import Surroundings
             from clsecure.session.store import Store
@@ -48,10 +50,13 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         repository = discovered.result()
         settings = load(with_project(invocation.layers, repository.top))
         plan = _plan(settings, options, repository, ui)
-        runner.refuse_unsupported(plan)
         if installation is None or connection is None:
             _show(plan, settings, repository, ui, as_json=invocation.output is OutputFormat.JSON)
             return 0
+        if plan.docker is DockerAccess.HOST:
+            confirm_host_docker(ui, yes=options.yes)
+        if plan.mode is IsolationMode.CONTAINER:
+            begin(plan.engine)
         companions = Companions(plan, ui)
         companions.begin()
         around = Surroundings(
@@ -81,6 +86,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
 
 def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: Ui) -> SessionPlan:
     from clsecure.agents.spec import find_spec
+    from clsecure.cli.containment import HOST_DOCKER, contain
     from clsecure.cli.reach import reach
     from clsecure.cli.setup_reach import SetupReach, setup_reach
     from clsecure.session.plan import SessionPlan, new_session_id
@@ -90,6 +96,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
 
     for warning in settings.warnings:
         ui.warn(warning)  # before presets are asked, which may take its time
+    mode = contain(settings, ui)
     reached = reach(settings, environ=os.environ, home=Path.home(), repository=repository.top, ui=ui)
     setup_script = None if options.skip_setup else settings.setup_script
     dependencies = settings.install_dependencies and not options.skip_setup
@@ -112,7 +119,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         project=repository.top,
         project_name=repository.top.name,
         session=settings.session or DEFAULT_SESSION,
-        mode=settings.mode,
+        mode=mode,
         network=settings.network,
         agent=settings.agent,
         command=options.argv,
@@ -140,6 +147,12 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         setup_tool_env=setup.tool_env,
         github_token=settings.github_token,
         cleanup_hook_timeout=settings.cleanup_hook_timeout,
+        engine=settings.engine,
+        runtime=settings.runtime,
+        image=settings.image,
+        image_mirror=settings.image_mirror,
+        docker=settings.docker,
+        docker_images=settings.docker_images,
         skip_docker_autodetect=settings.skip_docker_autodetect,
         provider=settings.provider,
         notify=settings.notify,
@@ -147,7 +160,12 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         notify_after=settings.notify_after,
         served=settings.served,
         own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
-        warnings=(*settings.warnings, *reached.warnings, *setup.warnings),
+        warnings=(
+            *settings.warnings,
+            *reached.warnings,
+            *setup.warnings,
+            *((HOST_DOCKER,) if settings.docker is DockerAccess.HOST else ()),
+        ),
     )
 
 
@@ -155,6 +173,24 @@ def _from(settings: Settings, key: str) -> str:
     """Return where a value comes from, in words to put after it; empty for defaults."""
     where = settings.provenance(key).where
     return f" ({where})" if where else ""
+
+
+def _engines(plan: SessionPlan, settings: Settings) -> Iterator[str]:
+    """Say what makes the container, and what of an engine the agent can use."""
+    if plan.mode is IsolationMode.CONTAINER:
+        runtime = f", runtime {plan.runtime}{_from(settings, 'runtime')}" if plan.runtime else ""
+        yield f"engine     {plan.engine}{_from(settings, 'engine')}{runtime}"
+        yield f"image      {plan.image}{_from(settings, 'image')}"
+    match plan.docker:
+        case DockerAccess.NONE:
+            return
+        case DockerAccess.OWN:
+            yield f"docker     an engine of the session's own{_from(settings, 'docker')}"
+            yield from (f"copies     the image {name} into it" for name in plan.docker_images)
+        case DockerAccess.HOST:
+            yield f"docker     this machine's, as good as root{_from(settings, 'docker')}; you will be asked"
+        case _:
+            assert_never(plan.docker)
 
 
 def _before_the_agent(plan: SessionPlan) -> Iterator[str]:
@@ -196,6 +232,7 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
             f"copies     {repository.head[:12]} ({repository.branch or 'detached'}), "
             f"{copied}, and your uncommitted changes",
             f"mode       {plan.mode}{_from(settings, 'mode')}",
+            *_engines(plan, settings),
             f"network    {network}{_from(settings, 'network')}",
             *described(plan),
             *(f"mount      {line}" for line in plan.mounted),

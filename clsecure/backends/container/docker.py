@@ -1,0 +1,167 @@
+"""Containers by docker's API, as the worker's uid; the root helper looks at them and ends them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clsecure.backends.container.spec import HOSTNAME, RUN, ContainerPlan, plan_container
+from clsecure.backends.local import LocalBackend, LocalSandbox
+from clsecure.errors import BackendUnavailableError, UsageError
+from clsecure.installation import STATE_DIRECTORY
+from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxSpec
+from clsecure.privileged.client import HelperConnection
+
+_API_SECONDS = 60
+_PODMAN = "podman can: leave out --engine docker"
+
+
+class DockerBackend(LocalBackend):
+    """Container mode with the machine's docker."""
+
+    def __init__(self, connection: HelperConnection) -> None:
+        super().__init__(IsolationMode.CONTAINER, connection)
+
+    @contextmanager
+    def open(
+        self, spec: SandboxSpec, *, meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[LocalSandbox]:
+        """Build the sandbox up to the barrier; leaving kills and releases all of it."""
+        if spec.network_namespace is not None or spec.docker is DockerAccess.OWN:
+            what = "an engine of its own" if spec.docker is DockerAccess.OWN else "a full network"
+            raise UsageError(f"docker can't give a session {what}", resolution=_PODMAN)
+        try:
+            with super().open(spec, meanwhile=meanwhile) as sandbox:
+                yield sandbox
+        finally:
+            remove(spec.account.name)
+
+    @contextmanager
+    def _prepared(
+        self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
+    ) -> Iterator[Callable[[], None] | None]:
+        del fds
+        with daemon() as client:
+            plan = plan_container(
+                spec,
+                pieces=self._connection.directory,
+                run=RUN / spec.account.name,
+                uid=spec.account.uid,
+                sources=_sources(spec),
+            )
+            request |= {"engine": "docker", "plain": plan.plain}
+
+            def bring_up() -> None:
+                with _explained("docker did not start the container"):
+                    client.containers.create(plan.image_id, **arguments(plan, spec.limits)).start()
+
+            yield bring_up
+
+    def _sent(self) -> None:
+        """Wait until the helper has made what is to be bound into the container."""
+        reply, _ = self._connection.receive()
+        if reply.get("event") != "awaiting":
+            raise BackendUnavailableError("the helper did not get ready for a container")
+
+
+def _sources(spec: SandboxSpec) -> dict[Path, Path]:
+    """Return where docker's daemon finds what is mounted: it looks at the machine itself."""
+    found = {mount.target: mount.source for mount in spec.mounts}
+    if spec.program is not None:
+        import os
+
+        kept = STATE_DIRECTORY / "agents" / str(os.getuid()) / spec.program.sha256 / "agent"
+        found[Path("/opt/clsecure/bin") / spec.program.name] = kept
+    return found
+
+
+@contextmanager
+def daemon() -> Iterator[Any]:
+    """Connect to the user's docker.
+
+    :raises BackendUnavailableError: it is not reachable, or one whose uids are not the machine's.
+    """
+    import docker
+
+    with _explained("docker is not reachable"):
+        client = docker.from_env(timeout=_API_SECONDS)
+    with contextlib.closing(client):
+        with _explained("docker is not reachable"):
+            options = client.info().get("SecurityOptions") or []
+        for option in options:
+            if option in ("name=rootless", "name=userns"):
+                kind = "rootless" if option.endswith("rootless") else "one with userns-remap"
+                raise BackendUnavailableError(
+                    f"this docker is {kind}",
+                    details="In its containers the worker's uid would be somebody else's.",
+                    resolution=_PODMAN,
+                )
+        yield client
+
+
+@contextmanager
+def _explained(brief: str) -> Iterator[None]:
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (DockerException, RequestException, OSError) as error:
+        raise BackendUnavailableError(
+            brief, details=str(error), resolution="See what this machine lacks with: clsecure doctor"
+        ) from error
+
+
+def remove(name: str) -> None:
+    """Take a container away; it is dead, and docker may be at it already."""
+    import docker
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    gone = contextlib.suppress(DockerException, RequestException)
+    with gone, contextlib.closing(docker.from_env()) as client:
+        client.api.remove_container(name, v=True, force=True)
+
+
+def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
+    """Return the container as docker-py takes it."""
+    from docker.types import LogConfig
+    from docker.types import Mount as DockerMount
+
+    def bound(mount: Mount) -> Any:  # noqa: ANN401  # docker-py has no types
+        source, target = str(mount.source), str(mount.target)
+        return DockerMount(target, source, type="bind", read_only=mount.read_only, propagation="rprivate")
+
+    found: dict[str, Any] = {
+        "name": plan.name,
+        "command": list(plan.argv),
+        "entrypoint": [],
+        "environment": dict(plan.env),
+        "user": plan.user,
+        "hostname": HOSTNAME,
+        "labels": dict(plan.labels),
+        "mounts": [bound(mount) for mount in plan.mounts],
+        "tmpfs": dict.fromkeys(plan.memory_mounts, "mode=1777,nosuid,nodev,exec"),
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "network_mode": "none",
+        "ipc_mode": "private",
+        "cgroupns": "private",
+        "log_config": LogConfig(type=LogConfig.types.NONE),
+        "working_dir": "/",
+        "auto_remove": True,
+        "restart_policy": {"Name": "no"},
+    }
+    if limits.memory:
+        found |= {"mem_limit": limits.memory, "memswap_limit": limits.memory}
+    if limits.cpus:
+        found["nano_cpus"] = int(limits.cpus * 1_000_000_000)
+    if limits.pids:
+        found["pids_limit"] = limits.pids
+    if plan.runtime is not None:
+        found["runtime"] = plan.runtime
+    return found

@@ -1,0 +1,106 @@
+"""What holds the agent: what ``auto`` comes to, and what does not go together. Nothing is started."""
+
+from __future__ import annotations
+
+from clsecure.cli.worker_image import stored_image
+from clsecure.errors import UsageError
+from clsecure.machine import choice, containers
+from clsecure.model import DockerAccess, Engine, IsolationMode, NetworkPolicy
+from clsecure.session.ui import Ui
+from clsecure.settings.model import Settings
+from clsecure.settings.sources import Layer
+from clsecure.settings.values import AutoMode
+
+_OF_CONTAINERS = ("engine", "runtime", "image")
+
+
+def contain(settings: Settings, ui: Ui) -> IsolationMode:
+    """Return the mode of a session.
+
+    :raises UsageError: settings that exclude each other.
+    :raises BackendUnavailableError: the machine lacks what was asked for by name.
+    """
+    refuse_contradictions(settings)
+    mode = settings.mode
+    if isinstance(mode, AutoMode):
+        there = stored_image(settings.image, settings.engine) is not None
+        found = choice.strongest(
+            mode.at_least, engine=settings.engine, image=settings.image, image_is_there=there
+        )
+        ui.note(str(found))
+        mode = found.mode
+    if mode is IsolationMode.CONTAINER:
+        containers.require_engine(settings.engine)
+        if settings.runtime is not None:
+            containers.require_runtime(settings.runtime, settings.engine)
+        _refuse_full_network_of_docker(settings)
+    if settings.docker is DockerAccess.OWN:
+        containers.require_own_engine()
+    elif settings.docker is DockerAccess.HOST:
+        containers.require_host_docker()
+    return mode
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Refuse what can't be on any machine.
+
+    :raises UsageError: it names both, and what can be.
+    """
+    for key in _OF_CONTAINERS:
+        source = settings.provenance(key)
+        # In a file it waits for a session in container mode; on the command line it is meant for this one.
+        if source.layer is Layer.FLAG and settings.mode in (IsolationMode.USER, IsolationMode.NAMESPACE):
+            raise UsageError(
+                f"{source} is of container mode, and the mode is {settings.mode}"
+                f" ({settings.provenance('mode')})",
+                resolution="add --mode container, or leave it out",
+            )
+    if settings.docker is DockerAccess.OWN and settings.network is NetworkPolicy.FULL:
+        raise UsageError(
+            f"an engine of the session's own ({settings.provenance('docker')}) does not go with the full "
+            f"network ({settings.provenance('network')})",
+            details="What its containers send would go past what holds the full network.",
+            resolution="let it pull and build through the gateway: --allow-preset docker, --allow-domain "
+            "HOST; or leave one of the two out (--no-docker)",
+        )
+    images = settings.provenance("docker_images")
+    if images.layer is Layer.FLAG and settings.docker is not DockerAccess.OWN:
+        raise UsageError(
+            f"{images} fills the engine of the session's own, and there is none",
+            resolution="add --allow-docker",
+        )
+
+
+def _refuse_full_network_of_docker(settings: Settings) -> None:
+    if settings.engine is Engine.DOCKER and settings.network is NetworkPolicy.FULL:
+        raise UsageError(
+            f"the full network ({settings.provenance('network')}) does not go with the engine docker "
+            f"({settings.provenance('engine')})",
+            resolution="podman can: --engine podman; or name the hosts: --allow-domain HOST",
+        )
+
+
+def confirm_host_docker(ui: Ui, *, yes: bool) -> None:
+    """Ask about the machine's own docker; each time, since it gives everything away.
+
+    :param yes: the command line has answered.
+    :raises UsageError: the answer is no, or nobody can be asked.
+    """
+    if yes:
+        return
+    resolution = "--allow-docker gives the session an engine of its own instead"
+    if not ui.interactive:
+        raise UsageError(
+            "--allow-docker=host is asked about each time, and nobody can be asked here",
+            resolution=f"add --yes if you mean it; {resolution}",
+        )
+    ui.warn(HOST_DOCKER)
+    if not ui.confirm("Give this session the docker of this machine?"):
+        raise UsageError("not started: the machine's docker was not given", resolution=resolution)
+
+
+HOST_DOCKER = (
+    "--allow-docker=host gives the agent the docker of this machine, and that is as good as root: "
+    "it can read and change every file of yours and of the system, whatever the mode and the network say"
+)
+"""What is said before the question, and in the result; the session says it again at its start."""

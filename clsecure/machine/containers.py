@@ -1,0 +1,155 @@
+"""What container mode needs of the machine, seen without starting an engine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from clsecure.errors import BackendUnavailableError, UsageError
+from clsecure.machine.probe import find_program, install_command, parse_version
+from clsecure.model import Engine
+
+DOCKER_SOCKET = Path("/run/docker.sock")
+"""Where docker listens unless ``DOCKER_HOST`` says another place; ``/var/run`` is a link to ``/run``."""
+
+PODMAN_PROGRAMS = ("podman", "conmon", "crun")
+"""What a container needs with podman."""
+OWN_ENGINE_PROGRAMS = ("podman", "crun", "netavark", "aardvark-dns")
+"""What a session's own engine needs, in every mode; besides, one of :data:`FIREWALLS`."""
+MINIMUM_KERNEL = (5, 11)
+"""The first with overlay file systems in user namespaces."""
+FIREWALLS = ("nft", "iptables")
+"""netavark makes the networks between containers with one of these."""
+
+# Debian and Fedora put programs that nobody calls by hand beside each other in different places.
+_PATH = "/usr/local/bin:/usr/bin:/usr/sbin:/usr/libexec/podman:/usr/lib/podman"
+
+
+def find_engine_program(name: str) -> Path | None:
+    """Return where a program of podman's is, None when it is not installed."""
+    return find_program(name, _PATH)
+
+
+def lacking(engine: Engine) -> Iterator[str]:
+    """Give what the engine lacks, as words that fit after "lacks"."""
+    if engine is Engine.PODMAN:
+        yield from (name for name in PODMAN_PROGRAMS if find_engine_program(name) is None)
+        if parse_version(os.uname().release) < MINIMUM_KERNEL:
+            yield f"overlay in user namespaces (Linux {'.'.join(map(str, MINIMUM_KERNEL))})"
+    else:
+        yield from _docker_lacking()
+
+
+def _docker_lacking() -> Iterator[str]:
+    path = docker_socket()
+    if path is None:
+        yield "a docker of this machine (DOCKER_HOST names another one)"
+    elif not path.exists():
+        yield f"a docker that runs ({path} is not there)"
+    elif not docker_socket_usable():
+        yield f"permission to use {path}"
+
+
+def docker_socket() -> Path | None:
+    """Return where this user's docker listens, None where that is another machine's."""
+    said = os.environ.get("DOCKER_HOST", "")
+    if said and not said.startswith("unix:///"):
+        return None
+    return Path(said.removeprefix("unix://")) if said else DOCKER_SOCKET
+
+
+def own_engine_lacking() -> Iterator[str]:
+    """Give what a session's own engine lacks."""
+    yield from (name for name in OWN_ENGINE_PROGRAMS if find_engine_program(name) is None)
+    if not any(find_program(name) for name in FIREWALLS):
+        yield FIREWALLS[0]
+
+
+def docker_socket_usable() -> bool:
+    """Tell whether this user may talk to docker; it is not talked to."""
+    path = docker_socket()
+    return path is not None and path.is_socket() and os.access(path, os.R_OK | os.W_OK)
+
+
+def engine_fix(engine: Engine) -> str:
+    """Return what gives this machine and user the engine."""
+    if engine is Engine.PODMAN:
+        return install_command("podman")
+    path = docker_socket()
+    if path is None:
+        return "unset DOCKER_HOST"
+    if not path.exists():
+        return f"{install_command('docker')}, and start it: sudo systemctl start docker"
+    return "sudo usermod -aG docker $USER (as good as root), and log in again; or --engine podman"
+
+
+def require_engine(engine: Engine) -> None:
+    """Refuse a container mode that has no engine.
+
+    :raises BackendUnavailableError: with the command that installs it.
+    """
+    lacks = list(lacking(engine))
+    if lacks:
+        raise BackendUnavailableError(
+            f"container mode needs {engine}: this machine lacks {', '.join(lacks)}",
+            resolution=f"{engine_fix(engine)}; or --mode auto, the strongest mode that works here",
+        )
+
+
+def require_host_docker() -> None:
+    """Refuse ``--allow-docker=host`` where there is no docker to give.
+
+    :raises BackendUnavailableError: with what helps.
+    """
+    lacks = list(_docker_lacking())
+    if lacks:
+        raise BackendUnavailableError(
+            f"--allow-docker=host gives the agent the docker that you use: you lack {lacks[0]}",
+            resolution=f"{engine_fix(Engine.DOCKER)}; or --allow-docker, an engine of the session's own",
+        )
+
+
+def require_own_engine() -> None:
+    """Refuse ``--allow-docker`` where the session's own engine can't be.
+
+    :raises BackendUnavailableError: with the command that installs what is missing.
+    """
+    lacks = list(own_engine_lacking())
+    if lacks:
+        raise BackendUnavailableError(
+            f"--allow-docker gives the session a podman of its own: this machine lacks {', '.join(lacks)}",
+            resolution=f"{install_command(lacks[0])}; or --no-docker",
+        )
+
+
+def require_runtime(runtime: str, engine: Engine) -> None:
+    """Refuse an OCI runtime that is not there.
+
+    What docker calls a runtime is known to its daemon alone, which refuses what it does not know.
+
+    :raises BackendUnavailableError: it is not there.
+    :raises UsageError: a path, where docker takes names.
+    """
+    if engine is Engine.DOCKER:
+        if "/" in runtime:
+            raise UsageError(
+                "docker takes the name of a runtime, not a path",
+                resolution="give it a name in /etc/docker/daemon.json (runtimes), or use --engine podman",
+            )
+        return
+    path = Path(runtime) if "/" in runtime else find_engine_program(runtime)
+    if path is None or not _is_program(path):
+        raise BackendUnavailableError(
+            f"the OCI runtime {runtime} is not there",
+            resolution="install it, or leave runtime to the engine (crun)",
+        )
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_IXOTH)

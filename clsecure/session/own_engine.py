@@ -1,0 +1,87 @@
+"""Bringing images of the user's along into the engine of the session's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clsecure.errors import BackendUnavailableError
+from clsecure.model import DockerAccess
+from clsecure.session.ui import Ui
+from clsecure.terminal import escape
+
+SOCKET = "/run/clsecure/docker.sock"
+_SECONDS = 600
+
+
+def engine_env(access: DockerAccess) -> dict[str, str]:
+    """Return the variables that tell the clients inside where the engine is."""
+    if access is DockerAccess.NONE:
+        return {}
+    return {"DOCKER_HOST": f"unix://{SOCKET}", "CONTAINER_HOST": f"unix://{SOCKET}"}
+
+
+def bring_along(images: Sequence[str], worker: str, environ: Mapping[str, str], ui: Ui) -> None:
+    """Copy images from the user's engine, by the names that the user says.
+
+    :param worker: name of the session's account.
+    :raises BackendUnavailableError: no engine of the user's has one of them.
+    """
+    if not images:
+        return
+    import docker
+
+    target = docker.DockerClient(base_url=f"unix:///run/clsecure/{worker}/docker.sock", timeout=_SECONDS)
+    with contextlib.closing(target):
+        for name in images:
+            with ui.phase(f"copying the image {escape(name)}"), _found(name, environ) as image:
+                target.images.load(_Stream(image.save(named=name if ":" in name else True)))
+
+
+@contextlib.contextmanager
+def _found(name: str, environ: Mapping[str, str]) -> Iterator[Any]:
+    """Return the image in the first of the user's engines that has it."""
+    import docker
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    asked = []
+    for address in _addresses(environ):
+        try:
+            client = docker.DockerClient(base_url=address, timeout=_SECONDS)
+        except DockerException as error:
+            asked.append(f"{address}: {error}")
+            continue
+        with contextlib.closing(client):
+            try:
+                image = client.images.get(name)
+            except (DockerException, RequestException) as error:
+                asked.append(f"{address}: {error}")
+                continue
+            yield image
+            return
+    raise BackendUnavailableError(
+        f"the image {escape(name)} is in no engine of yours",
+        details="\n".join(asked) or "neither docker nor podman's service answers here",
+        resolution=f"docker pull {escape(name)}; for podman: systemctl --user start podman.socket",
+    )
+
+
+def _addresses(environ: Mapping[str, str]) -> list[str]:
+    said = [environ[key] for key in ("DOCKER_HOST", "CONTAINER_HOST") if environ.get(key)]
+    runtime = Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    places = [Path("/run/docker.sock"), runtime / "docker.sock", runtime / "podman" / "podman.sock"]
+    return [*said, *(f"unix://{place}" for place in places if os.access(place, os.R_OK | os.W_OK))]
+
+
+class _Stream:
+    """Chunks as a file that requests streams."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = iter(chunks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
