@@ -25,10 +25,10 @@ from clsecure.privileged.root.limits import (
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import RUN, DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, processes_of
-from clsecure.privileged.root.request import PROXY_PORT, Request
+from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
 from clsecure.privileged.root.state import own_directory, require_root_owned, write_file
-from clsecure.privileged.root.stores import image_store, wipe_storage
+from clsecure.privileged.root.stores import image_store, storage_of, wipe_storage
 from clsecure.privileged.root.view import user_files
 
 TYPE_CHECKING = False
@@ -52,7 +52,10 @@ class Sandbox:
     def __init__(self, entry: Entry, message: Message, fds: list[int], *, pieces: str) -> None:
         self.entry, self.pieces = entry, pieces
         self.request = Request(entry, message, fds)
-        self.disk = Disk(entry, self.request.limits.get("disk", 0)) if self.request.watches_disk else None
+        self.disk: Disk | None = None
+        if self.request.watches_disk:
+            storage = storage_of(entry) if self.request.docker == "own" else None
+            self.disk = Disk(entry, self.request.limits.get("disk", 0), storage=storage)
         self.engine: Engine | None = None
         self.sidecar: Sidecar | None = None
         self.stage: Stage | None = None
@@ -87,7 +90,7 @@ class Sandbox:
                 self.sockets["docker"],
                 tty=tty,
                 workspace=request.workspace,
-                proxy=f"http://127.0.0.1:{PROXY_PORT}" if request.listener else None,
+                proxy=request.proxy,
                 limits=request.limits,
             )
 
@@ -143,7 +146,7 @@ class Sandbox:
 
     def _limited(self, pid: int) -> None:
         """Put a first process into the session's groups."""
-        self._holds(cgroup_enter(self.entry, pid, self.request.limits))
+        self._holds(cgroup_enter(self.entry, pid, self.request.limits, beside=self.groups))
         self.groups = cgroup_paths(pid)
 
     def _holds(self, held: dict[str, str]) -> None:
@@ -327,8 +330,8 @@ class Sandbox:
         if self.sidecar is not None:
             self.sidecar.end()
         killed = quiesce(self.entry)
-        wipe_storage(self.entry)
         close_home(self.entry)
+        wipe_storage(self.entry)
         return {
             "event": "exit", "status": code, "killed": killed, "interrupted": running,
             "log": "" if self.stage is None else self.channel.drain(),
@@ -343,7 +346,13 @@ class Sandbox:
         if self.stage is not None:
             self.channel.control.close()
         close_all(fd for fd in (*self.output, self.main_pidfd) if fd >= 0)
-        if self.run_directory:
-            for name in os.listdir(self.run_directory):
-                os.unlink(f"{self.run_directory}/{name}")
-            os.rmdir(self.run_directory)
+        remove_sockets(self.entry)
+
+
+def remove_sockets(entry: Entry) -> None:
+    """Take away the places where an account's sandbox met the helper; one that was killed left them there."""
+    directory = f"{RUN}/{entry['name']}"
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
