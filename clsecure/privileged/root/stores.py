@@ -59,11 +59,29 @@ def engine_storage(entry: Entry) -> str:
 
 
 def wipe_storage(entry: Entry) -> None:
-    """Delete what a session's own engine stored, as root of its user namespace: it can hurt only itself."""
+    """Undo what a session's own engine did to the disk, as root of its user namespace: it hurts only itself.
+
+    What its containers left in the workspace under other uids becomes the worker's, who is to bring it home
+    and to delete it; what they stored is deleted, last: while it is there, both are still to be done.
+    """
     place = storage_of(entry)
     if "range" not in entry or not os.path.lexists(place):
         return
-    pid = start_as_root_of_range(entry, "/bin/rm", "-rf", "--one-file-system", "--", place)
+    if os.path.isdir(entry["home"]):
+        others = ("(", "!", "-uid", "0", "-o", "!", "-gid", "0", ")")
+        give = ("-exec", "/bin/chown", "--no-dereference", "0:0", "--", "{}", "+")
+        _as_root_of_range(entry, "/usr/bin/find", entry["home"], "-xdev", *others, *give)
+    _as_root_of_range(entry, "/bin/rm", "-rf", "--one-file-system", "--", place)
+    # It could empty the directory; the one above is root's.
+    try:
+        os.rmdir(place)
+    except OSError as error:
+        raise Refused(f"{place} could not be deleted: {error.strerror}") from error
+
+
+def _as_root_of_range(entry: Entry, *argv: str) -> None:
+    """Run a program to its end, as long as it may take."""
+    pid = start_as_root_of_range(entry, *argv)
     pidfd, ended = os.pidfd_open(pid), False
     try:
         ended = bool(select.select([pidfd], [], [], WIPE_SECONDS)[0])
@@ -72,8 +90,3 @@ def wipe_storage(entry: Entry) -> None:
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(pidfd)
-    # It could empty the directory; the one above is root's.
-    try:
-        os.rmdir(place)
-    except OSError as error:
-        raise Refused(f"{place} could not be deleted: {error.strerror}") from error
