@@ -24,6 +24,7 @@ class ProcessFacts:
     :param executable: target of /proc/PID/exe.
     :param landlock_abi: what the launcher applied, 0 for none.
     :param seccomp_filter: the launcher's own filter is on.
+    :param kernel: release and version of the kernel that the launcher sees (uname(2)).
     """
 
     pid: int
@@ -35,6 +36,7 @@ class ProcessFacts:
     executable: str
     landlock_abi: int
     seccomp_filter: bool
+    kernel: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,13 +87,12 @@ class Execution:
             )
 
     def _serve(self, sandbox: LocalSandbox) -> int | None:
-        if self._gateway is None or sandbox.listener is None:
+        if self._gateway is None or sandbox.listener is None or sandbox.port is None:
             return None
-        port: int = sandbox.listener.getsockname()[1]
         with self._context.clock.phase("gateway"):
-            self._gateway.serve(sandbox.listener)
+            self._gateway.serve(sandbox.listener, port=sandbox.port)
         self._context.warnings.extend(self._gateway.residuals)
-        return port
+        return sandbox.port
 
     def _banner(self) -> list[str]:
         plan, agent = self._context.plan, self._context.agent

@@ -95,6 +95,7 @@ RESIDUALS = {
 # Where the barrier's facts belong. Everything that it checks has a row.
 _BARRIER: Mapping[str, tuple[Area, tuple[str, ...]]] = {
     "root": (Area.FILES, ()),
+    "own-kernel": (Area.PROCESSES, ("R1",)),
     "container-root": (Area.FILES, ()),
     "container-mounts": (Area.FILES, ("R13", "R29")),
     "mounts": (Area.FILES, ("R4", "R13", "R29")),

@@ -45,7 +45,6 @@ class DockerBackend(LocalBackend):
     ) -> Iterator[Callable[[], None] | None]:
         del fds
         with daemon() as client:
-            request["engine"] = "docker"
             plan = plan_container(
                 spec,
                 pieces=self._connection.directory,
@@ -53,6 +52,7 @@ class DockerBackend(LocalBackend):
                 uid=spec.account.uid,
                 sources=_sources(spec),
             )
+            request |= {"engine": "docker", "plain": plan.plain}
 
             def bring_up() -> None:
                 with _explained("docker did not start the container"):
