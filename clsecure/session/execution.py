@@ -11,7 +11,7 @@ from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
-from clsecure.model import CheckStatus, DockerAccess, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.model import CheckStatus, DockerAccess, Engine, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session import limits
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
@@ -123,6 +123,7 @@ class Execution:
             tool_env={
                 **plan.tool_env,
                 **engine_env(spec.docker),
+                **_root_env(spec),
                 **agents_env(self._workspace.record, spec.account.home),
             },
             extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
@@ -201,3 +202,9 @@ class Execution:
         if plan.shell:
             return agent.argv_shell
         return agent.argv_resume if self._workspace.resumed else agent.argv_unattended
+
+
+def _root_env(spec: SandboxSpec) -> dict[str, str]:
+    """Tell agents that won't work as root what podman's containers are: the worker is called 0 there."""
+    podman = spec.container is not None and spec.container.engine is Engine.PODMAN
+    return {"IS_SANDBOX": "1"} if podman else {}

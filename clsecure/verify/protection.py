@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
-from clsecure.model import CheckResult, CheckStatus, Mount, NetworkPolicy, SandboxSpec
+from clsecure.model import CheckResult, CheckStatus, IsolationMode, Mount, NetworkPolicy, SandboxSpec
 from clsecure.verify.bait import OWN_ADDRESS
 from clsecure.verify.host import BARRIER_CHECKS
 
@@ -115,6 +115,8 @@ _PLAIN_DEVICES = frozenset(
     [
         *("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "mqueue"),
         *("fd", "stdin", "stdout", "stderr", "console", "log"),
+        # A link that OCI runtimes make, to a file of /proc that they cover.
+        "core",
     ]
 )
 _LIMITS: Mapping[str, tuple[str, str, str | None]] = {
@@ -331,11 +333,15 @@ def _processes(tried: Tried) -> Iterator[Row]:
 def _privileges(tried: Tried) -> Iterator[Row]:
     root = tried.inside["root_uid"]
     status = tried.inside["status"]
+    # podman's containers: the barrier has seen from outside that this is the worker, without a capability.
+    named = tried.spec.mode is IsolationMode.CONTAINER and status.get("Uid", "?").split()[0] == "0"
+    bare = all(status.get(name, "?").strip("0") == "" for name in ("CapEff", "CapBnd"))
+    became = "the worker is called 0 inside" if named else root or "works"
     yield _row(
         Area.PRIVILEGES,
         "root is not to be had",
-        held=root is not None and status.get("NoNewPrivs") == "1",
-        evidence=f"becoming root: {root or 'works'}; uid {status.get('Uid', '?').partition(' ')[0]}, "
+        held=(root is not None or (named and bare)) and status.get("NoNewPrivs") == "1",
+        evidence=f"becoming root: {became}; uid {status.get('Uid', '?').partition(' ')[0]}, "
         f"NoNewPrivs {status.get('NoNewPrivs', '?')}, CapBnd {status.get('CapBnd', '?')}",
     )
     calls = {name: error for name, error in tried.inside["calls"].items() if name not in _TERMINAL}
