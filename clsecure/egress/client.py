@@ -55,7 +55,7 @@ class Gateway:
         """
         # Where it is gone, what it said before tells why.
         with listener, contextlib.suppress(OSError):
-            order = wire.encode({"type": "serve", "port": port or listener.getsockname()[1]})
+            order = wire.encode({"type": "serve", "port": port})
             socket.send_fds(self._control, [order], [listener.fileno()])
         self.residuals = wire.decode_residuals(self._receive("serving"))
 

@@ -63,7 +63,8 @@ class GatewayServer:
         :param port: by which it is reached, where that is not the socket's own.
         :raises EgressError: it is none.
         """
-        if not _is_listening(listener):
+        families = {socket.AF_INET, socket.AF_INET6} if port is None else {socket.AF_INET, socket.AF_UNIX}
+        if not _is_listening(listener, families):
             listener.close()
             raise EgressError("The sandbox handed out something else than a listening socket")
         port = port or listener.getsockname()[1]
@@ -143,10 +144,10 @@ class _Protocol(asyncio.StreamReaderProtocol):
                 task.cancel()
 
 
-def _is_listening(listener: socket.socket) -> bool:
+def _is_listening(listener: socket.socket, families: set[socket.AddressFamily]) -> bool:
     try:
         return (
-            listener.family in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
+            listener.family in families
             and listener.type == socket.SOCK_STREAM
             and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
         )
