@@ -197,6 +197,8 @@ class SandboxSpec:
     mounts: tuple[Mount, ...] = ()
     listener: bool = False
     """Ask for a listening TCP socket on the sandbox's loopback, handed out for the gateway."""
+    gateway_token: str | None = field(default=None, repr=False)
+    """What an engine of the session's own shows the gateway: what the agent has, too."""
     terminal: tuple[int, int] | None = None
     """Rows and columns of a pty made inside, or None for plain descriptors."""
     network: NetworkPolicy = NetworkPolicy.NONE

@@ -82,12 +82,15 @@ class GatewayAccess:
     :param credential_variable: under which variable the credential is known outside that the gateway puts
         into API requests; None when it has none, and no API is to be had there.
     :param proxy: programs are told to reach everything through it; not where there is another way out.
+    :param host: where they are told to. With an engine of the session's own it is an address that containers
+        come to, too.
     """
 
     port: int
     token: str = field(repr=False)
     credential_variable: str | None = None
     proxy: bool = True
+    host: str = "127.0.0.1"
 
 
 _CLAUDE = str(BIN_DIRECTORY / "claude")
@@ -246,14 +249,14 @@ def environment(
 
 def _gateway_env(agent: AgentSpec, gateway: GatewayAccess) -> dict[str, str]:
     """Return what makes the agent and the tools inside use the gateway."""
-    url = f"http://clsecure:{gateway.token}@127.0.0.1:{gateway.port}"
+    url, own = (f"http://clsecure:{gateway.token}@{h}:{gateway.port}" for h in (gateway.host, "127.0.0.1"))
     env: dict[str, str] = {}
     if gateway.proxy:
         # Both spellings: curl reads only the lower-case one of http_proxy, others only the upper-case one.
         # Not ALL_PROXY, by which some would send what is not HTTP.
         env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url)
         env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1,::1")
-        env |= {"CLSECURE_POLICY_URL": f"{url}/.clsecure/policy", "NODE_USE_ENV_PROXY": "1"}
+        env |= {"CLSECURE_POLICY_URL": f"{own}/.clsecure/policy", "NODE_USE_ENV_PROXY": "1"}
         # By itself git asks each time without the token first, and that stands in the log as denied.
         env |= {"GIT_HTTP_PROXY_AUTHMETHOD": "basic"}
     if gateway.credential_variable is not None and agent.base_url_env is not None:

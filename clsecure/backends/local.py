@@ -164,6 +164,7 @@ class LocalBackend:
             }
             if spec.docker is not DockerAccess.NONE:
                 request |= {"docker": spec.docker.value, "workspace": spec.workspace}
+                request |= {"gateway_token": spec.gateway_token}
             bring_up = stack.enter_context(self._prepared(spec, request, fds))
             self._connection.run(request, fds)
             self._sent()

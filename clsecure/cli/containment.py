@@ -33,7 +33,7 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
         containers.require_engine(settings.engine)
         if settings.runtime is not None:
             containers.require_runtime(settings.runtime, settings.engine)
-        _refuse_full_network_of_docker(settings)
+        _refuse_what_docker_cannot(settings)
     if settings.docker is DockerAccess.OWN:
         containers.require_own_engine()
     elif settings.docker is DockerAccess.HOST:
@@ -71,8 +71,16 @@ def refuse_contradictions(settings: Settings) -> None:
         )
 
 
-def _refuse_full_network_of_docker(settings: Settings) -> None:
-    if settings.engine is Engine.DOCKER and settings.network is NetworkPolicy.FULL:
+def _refuse_what_docker_cannot(settings: Settings) -> None:
+    if settings.engine is not Engine.DOCKER:
+        return
+    if settings.docker is DockerAccess.OWN:
+        raise UsageError(
+            f"an engine of the session's own ({settings.provenance('docker')}) does not go with the engine "
+            f"docker ({settings.provenance('engine')}): its containers can't share a network with it",
+            resolution="podman can: --engine podman; or another mode: --mode namespace",
+        )
+    if settings.network is NetworkPolicy.FULL:
         raise UsageError(
             f"the full network ({settings.provenance('network')}) does not go with the engine docker "
             f"({settings.provenance('engine')})",

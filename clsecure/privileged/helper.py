@@ -48,8 +48,15 @@ from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
 from clsecure.privileged.root.sandbox import Sandbox
 from clsecure.privileged.root.sidecar import ImageStore
-from clsecure.privileged.root.state import LOCK_SECONDS, configuration, locked, require_root_owned
-from clsecure.privileged.root.stores import image_store
+from clsecure.privileged.root.state import (
+    LOCK_SECONDS,
+    RUN,
+    configuration,
+    locked,
+    remove_directory,
+    require_root_owned,
+)
+from clsecure.privileged.root.stores import image_store, wipe_storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing takes longer to import than this program to run
@@ -132,6 +139,9 @@ class Service:
                 return
         try:
             reaped = quiesce(entry)
+            # Of a session whose helper was killed.
+            remove_directory(f"{RUN}/{entry['name']}")
+            wipe_storage(entry)
             with self.registry.lock():
                 ensure_account(entry)
         except BaseException:

@@ -192,7 +192,12 @@ def _run(
     try:
         ended = run_inside(
             backend,
-            replace(spec, terminal=None, listener=gateway is not None),
+            replace(
+                spec,
+                terminal=None,
+                listener=gateway is not None,
+                gateway_token=gateway.token if gateway is not None else None,
+            ),
             program=installation.cleanup,
             arguments=(level.value, str(seconds), *(("docker",) if _stands_in(record, level) else ())),
             cwd=Path(str(record.workspace)),

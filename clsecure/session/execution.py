@@ -18,7 +18,7 @@ from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.network import Arrangement
 from clsecure.session.opening import docker_lines, opening_lines
-from clsecure.session.own_engine import bring_along, engine_env
+from clsecure.session.own_engine import bring_along, engine_env, gateway_host
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
 from clsecure.verify.host import check_barrier, require
@@ -156,6 +156,7 @@ class Execution:
             credential_variable=self._network.variable,
             # With a full network programs go out by themselves.
             proxy=self._context.plan.network is not NetworkPolicy.FULL,
+            host=gateway_host(self._spec.docker),
         )
 
     def _piped(self, sandbox: LocalSandbox, command: SandboxCommand, deadline: float | None) -> bool:

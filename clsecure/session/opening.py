@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from clsecure.egress.wire import GatewayConfig
+from clsecure.machine.probe import find_program, install_command
 from clsecure.model import Credentials, DockerAccess, IsolationMode, NetworkPolicy
 from clsecure.policy import HOST_ALIAS, Budget, NetworkRule
 from clsecure.session.learn import as_allowed
@@ -55,6 +56,11 @@ def docker_lines(plan: SessionPlan) -> Iterator[str]:
         case DockerAccess.OWN:
             images = f", with {', '.join(map(escape, plan.docker_images))}" if plan.docker_images else ""
             yield f"docker: an engine of this session's own{images}; all of it is gone at the end"
+            if plan.mode is not IsolationMode.CONTAINER and find_program("docker") is None:
+                yield (
+                    "docker: no client is inside, the agent has podman --remote only: "
+                    f"{install_command('docker-cli')} brings docker"
+                )
             yield (
                 "residual R33: that engine makes user namespaces, mounts and network devices of its own, "
                 "so more of the kernel is within the agent's reach (not as root of this machine)"

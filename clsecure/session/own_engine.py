@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from clsecure.errors import BackendUnavailableError
 from clsecure.model import DockerAccess
@@ -15,13 +15,27 @@ from clsecure.terminal import escape
 
 SOCKET = "/run/clsecure/docker.sock"
 _SECONDS = 600
+_GATEWAY = "169.254.1.2"
 
 
 def engine_env(access: DockerAccess) -> dict[str, str]:
     """Return the variables that tell the clients inside where the engine is."""
-    if access is DockerAccess.NONE:
-        return {}
-    return {"DOCKER_HOST": f"unix://{SOCKET}", "CONTAINER_HOST": f"unix://{SOCKET}"}
+    match access:
+        case DockerAccess.NONE:
+            return {}
+        case DockerAccess.OWN:
+            # podman's API has no BuildKit, which docker's clients would ask for by default.
+            builder = {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+            return {"DOCKER_HOST": f"unix://{SOCKET}", "CONTAINER_HOST": f"unix://{SOCKET}", **builder}
+        case DockerAccess.HOST:
+            return {"DOCKER_HOST": f"unix://{SOCKET}"}
+        case _:
+            assert_never(access)
+
+
+def gateway_host(access: DockerAccess) -> str:
+    """Return the address under which programs inside have the gateway."""
+    return _GATEWAY if access is DockerAccess.OWN else "127.0.0.1"
 
 
 def bring_along(images: Sequence[str], worker: str, environ: Mapping[str, str], ui: Ui) -> None:

@@ -116,6 +116,7 @@ class SessionRunner:
             agents_spec = replace(
                 spec,
                 listener=gateway is not None,
+                gateway_token=gateway.token if gateway is not None else None,
                 terminal=terminal_size(0) if context.around.terminal else None,
                 network=plan.network,
                 network_namespace=full.namespace if full else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from clsecure.egress.client import Gateway, start_gateway
 from clsecure.egress.proxies import host_proxies
 from clsecure.egress.wire import GatewayConfig
-from clsecure.model import NetworkPolicy, SandboxSpec
+from clsecure.model import DockerAccess, NetworkPolicy, SandboxSpec
 from clsecure.policy import EgressPolicy
 from clsecure.session.context import Context
 
@@ -52,13 +52,21 @@ def way_out(context: Context, spec: SandboxSpec, session: SessionNetwork) -> Ite
         spec = replace(
             spec,
             listener=gateway is not None,
+            gateway_token=gateway.token if gateway is not None else None,
             network=plan.network,
             network_namespace=session.namespace,
             allow_private=plan.allow_private,
         )
         yield Way(spec=spec, gateway=gateway, tool_env=plan.tool_env)
         return
-    spec = replace(spec, listener=False, network=policy.kind, network_namespace=None, allow_private=False)
+    spec = replace(
+        spec,
+        listener=False,
+        gateway_token=None,
+        network=policy.kind,
+        network_namespace=None,
+        allow_private=False,
+    )
     match policy.kind:
         case NetworkPolicy.NONE:
             yield Way(spec=spec, gateway=None, tool_env={})
@@ -66,10 +74,14 @@ def way_out(context: Context, spec: SandboxSpec, session: SessionNetwork) -> Ite
             from clsecure.egress.full import FullNetwork
 
             with FullNetwork() as network:
+                if spec.docker is DockerAccess.OWN:
+                    # What its containers send would go past what holds the full network.
+                    spec = replace(spec, docker=DockerAccess.NONE, workspace=None)
                 yield Way(spec=replace(spec, network_namespace=network.namespace), gateway=None, tool_env={})
         case NetworkPolicy.API | NetworkPolicy.ALLOWLIST:
             with start_gateway(_gateway_config(context, policy)) as gateway:
-                yield Way(spec=replace(spec, listener=True), gateway=gateway, tool_env=plan.setup_tool_env)
+                spec = replace(spec, listener=True, gateway_token=gateway.token)
+                yield Way(spec=spec, gateway=gateway, tool_env=plan.setup_tool_env)
                 totals = gateway.close()
             if totals.denied:
                 context.warn(

@@ -49,6 +49,7 @@ _PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
 _ENGINE_FILES = (
     "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
 )  # fmt: skip
+_DOCKER_SOCKET = "/run/clsecure/docker.sock"
 _MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
 _KERNEL = ("/proc", "/sys", "/dev", "/sys/fs/cgroup")
 
@@ -171,6 +172,8 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     """Every mount of a real file system is one of the plan's, and read-only unless the plan says not."""
     writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
     known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
+    if spec.docker is not DockerAccess.NONE:
+        known.append(_DOCKER_SOCKET)
     wrong = []
     effective = {}
     for line in map(MountLine.parse, facts.mountinfo):
@@ -205,7 +208,7 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     writable = [home, *(str(m.target) for m in spec.mounts if not m.read_only)]
     sockets = ["/run/clsecure/control"]
     if spec.docker is not DockerAccess.NONE:
-        sockets.append("/run/clsecure/docker.sock")
+        sockets.append(_DOCKER_SOCKET)
     known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
     if spec.program is not None:
         known.append(f"/opt/clsecure/bin/{spec.program.name}")

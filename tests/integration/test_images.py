@@ -297,6 +297,13 @@ def test_a_damaged_archive_is_refused(store, tiny) -> None:
     assert image not in store.ids()
 
 
+def test_an_archive_of_another_image_than_the_locked_one_is_not_loaded(store, tiny) -> None:
+    """What lies in the cache under the name of an image may be anything."""
+    with pytest.raises(ImageError, match="another image than the lock names"):
+        load_checked(store, tiny, quiet, expected=f"sha256:{'1' * 64}")
+    assert store.ids() == {}
+
+
 def test_an_image_that_somebody_tagged_is_not_ours_to_prune(store, tiny, tmp_path) -> None:
     image = load_checked(store, tiny, quiet)
     assert set(ours(store.ids())) == {image}

@@ -19,17 +19,19 @@ from clsecure.privileged.root.kernel import (
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
+    PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
     bind,
+    loopback_address,
     loopback_up,
     mount,
     prctl,
 )
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.processes import exit_code, is_of, keep_only, run_and_exit, uids_of
-from clsecure.privileged.root.registry import RANGE
+from clsecure.privileged.root.seccomp import restrict_engine
 from clsecure.privileged.root.state import write_file
-from clsecure.privileged.root.userspace import credentials_of, enter_user_namespace, write_maps
+from clsecure.privileged.root.userspace import credentials_of, enter_user_namespace, wide_map, write_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from clsecure.privileged.root.view import View
 
 PODMAN = "/usr/bin/podman"
+GATEWAY = "169.254.1.2"
+"""Of the session's own network namespace: the one address under which everything in it has the gateway."""
 OVERFLOW, TTY = 65534, 5
 CONTAINERS_CONF = """# Written by clsecure for this engine, which reads nothing else of the machine's.
 [containers]
@@ -47,6 +51,8 @@ cgroups = "disabled"
 default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]
 log_driver = "k8s-file"
 log_size_max = 10000000
+http_proxy = false
+host_containers_internal_ip = "{gateway}"
 [engine]
 runtime = "{runtime}"
 runtime_supports_nocgroup = ["{runtime}"]
@@ -116,8 +122,7 @@ class Engine:
         self.uids: Map = [(0, uid, 1)]
         self.gids: Map = [(0, uid, 1), (TTY, tty, 1)]
         if wide:
-            self.uids += [(1, entry["range"], RANGE - 1)]
-            self.gids = [(0, uid, 1), (1, entry["range"], RANGE - 1)]
+            self.uids, self.gids = wide_map(entry), wide_map(entry)
         elif images is not None:
             # Who the image's files belong to. Mapped, so that mount points can be made above them; the store
             # itself is read-only here, and the agent is somebody else and has no capability.
@@ -168,7 +173,10 @@ class Engine:
         if name == "runsc":
             write_file(f"{ours}/runsc", RUNSC_WRAPPER.format(path=path).encode(), 0o755)
             path = "/opt/clsecure/etc/runsc"
-        conf = CONTAINERS_CONF.format(files=files, processes=processes, runtime=name, path=path)
+        gateway = GATEWAY if self.wide else ""
+        conf = CONTAINERS_CONF.format(
+            files=files, processes=processes, gateway=gateway, runtime=name, path=path
+        )
         write_file(f"{ours}/containers.conf", conf.encode(), 0o644)
         conf = STORAGE_CONF.format(images=", ".join(stores), single="false" if self.wide else "true")
         write_file(f"{ours}/storage.conf", conf.encode(), 0o644)
@@ -196,8 +204,12 @@ class Engine:
         # The changes of uid took it away: did the helper die meanwhile?
         if select.select([inside], [], [], 0)[0]:
             raise Refused("the helper is gone")
+        # This process is a copy of the helper, and root in here must not read what that knew.
+        prctl(PR_SET_DUMPABLE, 0)
         if self.wide:
             loopback_up()
+            loopback_address(GATEWAY)
+            restrict_engine()
         main = os.fork()
         if main == 0:
             env = {
@@ -212,6 +224,7 @@ class Engine:
             }  # fmt: skip
             if self.proxy:
                 env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), self.proxy)
+                env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1,::1")
             fcntl.fcntl(3, fcntl.F_SETFD, 0)
             os.execve(PODMAN, (PODMAN, "system", "service", "--time=0"), env)
         null = os.open("/dev/null", os.O_RDWR)

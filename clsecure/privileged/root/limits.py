@@ -81,17 +81,25 @@ def cgroup_paths(pid: int | str) -> dict[str, str]:
     return found
 
 
-def cgroup_enter(entry: Entry, pid: int, limits: Limits) -> dict[str, str]:
+def cgroup_enter(
+    entry: Entry, pid: int, limits: Limits, *, beside: dict[str, str] | None = None
+) -> dict[str, str]:
     """Put the first process of a sandbox into groups of its own; return which limits hold there, and how.
 
     All of it can be killed at once then. On systemd a transient scope with delegation, as its single-writer
     rule wants it; else groups below the root. Best effort: the kill by uid in quiesce() stands without it,
     and a limit counts only when the kernel says so.
+
+    :param beside: the groups of what the session started before: one limit holds for both.
     """
     how = "cgroup"
     if os.path.isdir("/run/systemd/system"):
         how = "systemd"
-        cgroup_scope(entry, pid, limits)
+        if beside:
+            for place in set(beside.values()):
+                write_small(f"{place}/cgroup.procs", str(pid))
+        else:
+            cgroup_scope(entry, pid, limits)
     else:
         for place in cgroups(entry):
             with contextlib.suppress(OSError):

@@ -58,15 +58,22 @@ def host_addresses() -> list[str]:
     return sorted(found)
 
 
+def owner_of(namespace: int) -> int:
+    """Return the uid of who made the user namespace that a network namespace belongs to."""
+    owner, spaces = array.array("I", [0]), fcntl.ioctl(namespace, NS_GET_USERNS)
+    try:
+        fcntl.ioctl(spaces, NS_GET_OWNER_UID, owner)
+    finally:
+        os.close(spaces)
+    return owner[0]
+
+
 def close_network(namespace: int, caller: int, addresses: Iterable[str]) -> None:
     """Enter the network namespace of a full network, and load the filter there that the worker can't lift."""
     if fcntl.ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET:
         raise Refused("the descriptor is no network namespace")
     # The caller's own making. Those of root's, the machine's first, can be opened by anybody (/run/netns).
-    owner, spaces = array.array("I", [0]), fcntl.ioctl(namespace, NS_GET_USERNS)
-    fcntl.ioctl(spaces, NS_GET_OWNER_UID, owner)
-    os.close(spaces)
-    if owner[0] != caller:
+    if owner_of(namespace) != caller:
         raise Refused("the network namespace is not the caller's own")
     call("setns", namespace, CLONE_NEWNET)
     ipv6 = [address for address in addresses if ":" in address]

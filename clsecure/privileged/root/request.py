@@ -7,7 +7,7 @@ import re
 import stat
 
 from clsecure.privileged.root.agents import SHA256
-from clsecure.privileged.root.engine import PODMAN, given_listener
+from clsecure.privileged.root.engine import GATEWAY, PODMAN, given_listener
 from clsecure.privileged.root.limits import parse_limits
 from clsecure.privileged.root.messages import Refused, text
 from clsecure.privileged.root.network import CLOSED, PRIVATE
@@ -26,6 +26,7 @@ PROXY_PORT = 3128
 RUNTIME = re.compile(r"/usr/[A-Za-z0-9._/-]{1,200}\Z")
 RUNTIME_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/usr/sbin", "/usr/local/sbin", "/usr/libexec")
 PROGRAM = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+TOKEN = re.compile(r"[0-9a-f]{16,128}\Z")
 
 
 class Request:
@@ -66,6 +67,7 @@ class Request:
         self.plain = self.container is not None and message.get("plain") is True
         self.runtime = parse_runtime(text(message, "runtime")) if message.get("runtime") else None
         self.workspace = text(message, "workspace") if self.docker == "own" else ""
+        self.proxy = parse_proxy(message) if self.docker == "own" and self.listener else None
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -75,6 +77,16 @@ class Request:
         # The session's own engine makes networks in the same namespace, whose containers want it, too.
         # There is no way out of it but that gateway: all addresses are those of the namespace.
         return ("0.0.0.0", PROXY_PORT) if self.docker == "own" else ("127.0.0.1", 0)  # noqa: S104
+
+
+def parse_proxy(message: Message) -> str | None:
+    """Return where the session's own engine finds the gateway; with the token that the agent has, too."""
+    if message.get("gateway_token") is None:
+        return None
+    token = text(message, "gateway_token", 128)
+    if not TOKEN.match(token):
+        raise Refused("the gateway's token is none")
+    return f"http://clsecure:{token}@{GATEWAY}:{PROXY_PORT}"
 
 
 def parse_modes(message: Message) -> tuple[str, str | None, str | None]:

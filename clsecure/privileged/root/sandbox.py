@@ -26,7 +26,7 @@ from clsecure.privileged.root.limits import (
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, processes_of
-from clsecure.privileged.root.request import PROXY_PORT, Request
+from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
 from clsecure.privileged.root.state import (
     RUN,
@@ -35,7 +35,7 @@ from clsecure.privileged.root.state import (
     require_root_owned,
     write_file,
 )
-from clsecure.privileged.root.stores import image_store, wipe_storage
+from clsecure.privileged.root.stores import image_store, storage_of, wipe_storage
 from clsecure.privileged.root.view import user_files
 
 TYPE_CHECKING = False
@@ -79,7 +79,8 @@ class Sandbox:
         """Make what has to be there before the first process; :meth:`end` takes it away."""
         request, tty = self.request, registry.config["range_first"]
         if request.watches_disk:
-            self.disk = Disk(self.entry, request.limits.get("disk", 0))
+            storage = storage_of(self.entry) if request.docker == "own" else None
+            self.disk = Disk(self.entry, request.limits.get("disk", 0), storage=storage)
         if request.container or request.docker:
             self._make_sockets()
         if request.api is not None:
@@ -95,7 +96,7 @@ class Sandbox:
                 self.sockets["docker"],
                 tty=tty,
                 workspace=request.workspace,
-                proxy=f"http://127.0.0.1:{PROXY_PORT}" if request.listener else None,
+                proxy=request.proxy,
                 limits=request.limits,
             )
 
@@ -155,7 +156,7 @@ class Sandbox:
 
     def _limited(self, pid: int) -> None:
         """Put a first process into the session's groups."""
-        self._holds(cgroup_enter(self.entry, pid, self.request.limits))
+        self._holds(cgroup_enter(self.entry, pid, self.request.limits, beside=self.groups))
         self.groups = cgroup_paths(pid)
 
     def _holds(self, held: dict[str, str]) -> None:
@@ -356,8 +357,8 @@ class Sandbox:
         if self.sidecar is not None:
             self.sidecar.end()
         killed = quiesce(self.entry)
-        wipe_storage(self.entry)
         close_home(self.entry)
+        wipe_storage(self.entry)
         return {
             "event": "exit", "status": code, "killed": killed, "interrupted": running,
             "log": "" if self.stage is None else self.channel.drain(),

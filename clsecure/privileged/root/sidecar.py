@@ -19,6 +19,7 @@ from clsecure.privileged.root.kernel import (
 from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.limits import limit_open_files
 from clsecure.privileged.root.messages import Refused, close_all
+from clsecure.privileged.root.network import owner_of
 from clsecure.privileged.root.processes import Stage, is_of, uids_of
 from clsecure.privileged.root.stores import engine_storage
 from clsecure.privileged.root.view import View
@@ -63,7 +64,7 @@ class Sidecar:
         first = self.engine.started(ENGINE_SECONDS)
         self.network = os.open(f"/proc/{first}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         # Had its first process died, this could be anybody's: the machine's own, at worst.
-        if not is_of(self.entry, uids_of(first)):
+        if owner_of(self.network) != self.entry["uid"] or not is_of(self.entry, uids_of(first)):
             raise Refused("the session's engine did not come up")
         self.engine.go()
 
@@ -128,7 +129,7 @@ def run_engine(engine: Engine, view: View, host: str) -> NoReturn:
     socket.sethostname(host)
     view.build(home=False)
     engine.furnish(view)
-    view.enter(host_proc=False, cgroup=True)
+    view.enter(host_proc=False, cgroup=True, open_sys=engine.wide)
     os.umask(0o022)
     engine.run()
 

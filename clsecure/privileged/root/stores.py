@@ -7,18 +7,17 @@ import json
 import os
 import select
 import signal
-import socket
 
-from clsecure.privileged.root.kernel import CLONE_NEWNS
-from clsecure.privileged.root.processes import run_and_exit
-from clsecure.privileged.root.registry import RANGE
+from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.state import STATE, own_directory, write_file
-from clsecure.privileged.root.userspace import credentials_of, enter_user_namespace, write_maps
+from clsecure.privileged.root.userspace import start_as_root_of_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clsecure.privileged.root.messages import Entry
     from clsecure.privileged.root.registry import Registry
+
+WIPE_SECONDS = 600
 
 
 def image_store(registry: Registry, owner: int) -> Entry:
@@ -43,10 +42,16 @@ def image_store(registry: Registry, owner: int) -> Entry:
     return entry
 
 
+def storage_of(entry: Entry) -> str:
+    """Return where the session's own engine stores what it does, in a directory that is there."""
+    # Nobody but root comes through, whoever the storage belongs to: there may be set-uid programs in it.
+    own_directory(f"{STATE}/engines", 0o711)
+    return f"{STATE}/engines/{entry['name']}"
+
+
 def engine_storage(entry: Entry) -> str:
     """Return an empty directory for what the session's own engine stores."""
-    own_directory(f"{STATE}/engines", 0o711)
-    place = f"{STATE}/engines/{entry['name']}"
+    place = storage_of(entry)
     wipe_storage(entry)
     os.mkdir(place, 0o700)
     os.chown(place, entry["uid"], entry["uid"], follow_symlinks=False)
@@ -54,44 +59,34 @@ def engine_storage(entry: Entry) -> str:
 
 
 def wipe_storage(entry: Entry) -> None:
-    """Delete what a session's own engine stored, as root of its user namespace: it can hurt only itself."""
-    place = f"{STATE}/engines/{entry['name']}"
+    """Undo what a session's own engine did to the disk, as root of its user namespace: it hurts only itself.
+
+    What its containers left in the workspace under other uids becomes the worker's, who is to bring it home
+    and to delete it; what they stored is deleted, last: while it is there, both are still to be done.
+    """
+    place = storage_of(entry)
     if "range" not in entry or not os.path.lexists(place):
         return
-    pid, words = _as_root_of_range(entry, "/bin/rm", "-rf", "--one-file-system", "--", place)
+    if os.path.isdir(entry["home"]):
+        others = ("(", "!", "-uid", "0", "-o", "!", "-gid", "0", ")")
+        give = ("-exec", "/bin/chown", "--no-dereference", "0:0", "--", "{}", "+")
+        _as_root_of_range(entry, "/usr/bin/find", entry["home"], "-xdev", *others, *give)
+    _as_root_of_range(entry, "/bin/rm", "-rf", "--one-file-system", "--", place)
+    # It could empty the directory; the one above is root's.
+    try:
+        os.rmdir(place)
+    except OSError as error:
+        raise Refused(f"{place} could not be deleted: {error.strerror}") from error
+
+
+def _as_root_of_range(entry: Entry, *argv: str) -> None:
+    """Run a program to its end, as long as it may take."""
+    pid = start_as_root_of_range(entry, *argv)
     pidfd, ended = os.pidfd_open(pid), False
     try:
-        with words:
-            if credentials_of(words, 5) == pid:
-                ids = [(0, entry["uid"], 1), (1, entry["range"], RANGE - 1)]
-                write_maps(pid, ids, ids)
-                words.send(b"1")
-        ended = bool(select.select([pidfd], [], [], 600)[0])
+        ended = bool(select.select([pidfd], [], [], WIPE_SECONDS)[0])
     finally:
         if not ended:
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(pidfd)
-    # It could empty the directory; the one above is root's.
-    os.rmdir(place)
-
-
-def _as_root_of_range(entry: Entry, *argv: str) -> tuple[int, socket.socket]:
-    """Start a program that waits for the maps of its user namespace; return its pid and the socket to it."""
-    words, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    words.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    with inside:
-        pid = os.fork()
-        if pid == 0:
-
-            def execute() -> None:
-                words.close()
-                os.chdir("/")
-                null = os.open("/dev/null", os.O_RDWR)
-                for fd in (0, 1, 2):
-                    os.dup2(null, fd)
-                enter_user_namespace(entry, inside, CLONE_NEWNS)
-                os.execve(argv[0], argv, {"LC_ALL": "C"})
-
-            run_and_exit(execute)
-    return pid, words

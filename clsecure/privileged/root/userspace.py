@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import struct
 
-from clsecure.privileged.root.kernel import CLONE_NEWUSER, PR_SET_NO_NEW_PRIVS, call, prctl
+from clsecure.privileged.root.kernel import CLONE_NEWNS, CLONE_NEWUSER, PR_SET_NO_NEW_PRIVS, call, prctl
 from clsecure.privileged.root.messages import Refused
+from clsecure.privileged.root.processes import run_and_exit
+from clsecure.privileged.root.registry import RANGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clsecure.privileged.root.messages import Entry
 
     Map = list[tuple[int, int, int]]  # first inside, first outside, how many
@@ -46,3 +51,44 @@ def credentials_of(words: socket.socket, timeout: float) -> int:
             if data and level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 return int(struct.unpack("3i", payload)[0])
     return 0
+
+
+def wide_map(entry: Entry) -> Map:
+    """Return the map of an account with a range: root is the worker, and the range comes after it."""
+    return [(0, entry["uid"], 1), (1, entry["range"], RANGE - 1)]
+
+
+def start_as_root_of_range(
+    entry: Entry, *argv: str, output: int | None = None, first: Callable[[], object] | None = None
+) -> int:
+    """Start a program of the machine's as root of a user namespace of the account's uids; return its pid.
+
+    It can read and delete all that an engine of the account's ever wrote, and nothing of anybody else's.
+
+    :param output: its standard output, nothing by default.
+    :param first: done in the child, still root, before anything else.
+    """
+    words, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with words, inside:
+        pid = os.fork()
+        if pid == 0:
+
+            def execute() -> None:
+                words.close()
+                os.chdir("/")
+                null = os.open("/dev/null", os.O_RDWR)
+                for fd, target in ((null, 0), (null if output is None else output, 1), (null, 2)):
+                    os.dup2(fd, target)
+                if first is not None:
+                    first()
+                enter_user_namespace(entry, inside, CLONE_NEWNS)
+                os.execve(argv[0], argv, {"LC_ALL": "C"})
+
+            run_and_exit(execute)
+        # Without the maps and the word it ends by itself, as this end is closed.
+        if credentials_of(words, 5) == pid:
+            write_maps(pid, wide_map(entry), wide_map(entry))
+            with contextlib.suppress(OSError):
+                words.send(b"1")
+    return pid

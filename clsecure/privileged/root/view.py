@@ -159,13 +159,20 @@ class View:
             os.close(os.open(made, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
         attach(tree, made, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0))
 
-    def enter(self, *, host_proc: bool, cgroup: bool = False) -> None:
-        """Make the new root the only one. ``host_proc``: firejail looks at the host's /proc first."""
+    def enter(self, *, host_proc: bool, cgroup: bool = False, open_sys: bool = False) -> None:
+        """Make the new root the only one.
+
+        :param host_proc: firejail looks at the host's /proc first.
+        :param cgroup: with the sandbox's own groups.
+        :param open_sys: not read-only by mount. The kernel lets user namespaces below have no more than this
+            one, and privileged containers want theirs so; root's files in it stay root's.
+        """
         if host_proc:
             mount("/proc", self.at("/proc"), None, MS_BIND | MS_REC)
             mount("/sys", self.at("/sys"), None, MS_BIND | MS_REC)
         else:
-            mount("sysfs", self.at("/sys"), "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (0 if open_sys else MS_RDONLY)
+            mount("sysfs", self.at("/sys"), "sysfs", flags)
         if cgroup:
             # The sandbox's own groups, and only those: engines want to see what they would put limits on.
             flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
