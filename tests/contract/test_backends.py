@@ -226,7 +226,7 @@ def test_the_gateway_is_reached_and_the_key_stays_outside(contract):
     with MessagesApi([[text("it is me")]]) as api:
         env = {"ANTHROPIC_API_KEY": "sk-ant-of-the-person", "ANTHROPIC_BASE_URL": api.url}
         attack = target.attack(["python3", "-I", "-c", ASK], env=env)
-        assert attack.said.split("\n")[-2] == "it is me", attack.said
+        assert attack.said.strip() == "it is me"
         assert {request.headers.get("x-api-key") for request in api.messages()} == {"sk-ant-of-the-person"}
 
 
