@@ -178,6 +178,37 @@ def test_c14_a_runtime_that_only_passes_through(contained, tmp_path):
     assert "container-root" in said
 
 
+# Does what it was told by the real one, but for one namespace that it leaves out.
+LEAVES_OUT = """#!/usr/bin/python3 -I
+import json, os, sys
+if "create" in sys.argv:
+    name = sys.argv[sys.argv.index("--bundle") + 1] + "/config.json"
+    with open(name) as file:
+        config = json.load(file)
+    linux = config["linux"]
+    linux["namespaces"] = [each for each in linux["namespaces"] if each["type"] != "%s"]
+    with open(name, "w") as file:
+        json.dump(config, file)
+os.execv("%s", sys.argv)
+"""
+ASIDE = Path("/usr/bin/tty")
+"""A file below /usr in whose place the real runtime can be: an engine sees nothing else of the machine."""
+
+
+@by_podman
+@pytest.mark.parametrize("left_out", ["pid", "none"])
+def test_c14_a_runtime_that_leaves_a_namespace_out(contained, tmp_path, left_out):
+    """The container is there as it should be, but the agent would run beside its engine, as the same uid."""
+    change = f"mount --bind /usr/bin/crun {ASIDE}\n" + stub(tmp_path, "crun", LEAVES_OUT % (left_out, ASIDE))
+    ended = changed(contained, change=change)
+    if left_out == "none":
+        assert ended.ran, "the control: with all of them it is a container like any other"
+        return
+    said = assert_refused(ended)
+    assert ended.status == 123, said
+    assert "pid shared with the container's engine" in said
+
+
 @by_podman
 def test_c14_a_runtime_that_does_nothing(contained, tmp_path):
     """Something in crun's place says yes to everything and starts nothing."""
