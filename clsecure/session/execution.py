@@ -123,7 +123,7 @@ class Execution:
             models=self._network.models,
             tool_env={
                 **plan.tool_env,
-                **engine_env(spec.docker),
+                **engine_env(spec.docker, spec.mode),
                 **agents_env(self._workspace.record, spec.account.home),
             },
             extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
