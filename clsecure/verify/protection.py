@@ -89,6 +89,7 @@ RESIDUALS = {
     "R32": "a command that prints a provider's key runs outside, as you",
     "R33": "with --allow-docker more of the kernel is within the agent's reach",
     "R34": "with --allow-docker=host the agent is as good as root",
+    "R45": "limits of single containers have no effect, those of the session do",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
