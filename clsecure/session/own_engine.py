@@ -65,7 +65,7 @@ def session_engine(path: str) -> Any:  # noqa: ANN401  # docker-py has no types
     # With a version nothing is asked before it is told so.
     client = docker.DockerClient(base_url=f"unix://{path}", version=_API, timeout=_SECONDS)
     client.api.trust_env = False
-    client.api._general_configs = {}  # noqa: SLF001  # its headers; docker-py has no other way
+    client.api._general_configs = {}  # its headers; docker-py has no other way
     return client
 
 
