@@ -59,7 +59,7 @@ def podman_image(person: Person, worker_image: Image) -> Image:
 def docker_host(worker_image: Image) -> Iterator[str]:
     """A docker engine of the tests' own that has the worker image, and that the person may use.
 
-    Who asks for it belongs to the group ``docker``: one process starts it and loads the image once.
+    Who asks for it belongs to the group ``containers``: one process starts it and loads the image once.
     """
     from clsecure.images.docker_store import DockerStore
     from clsecure.images.store import load_checked

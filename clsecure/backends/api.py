@@ -57,7 +57,7 @@ class SandboxHandle(Protocol):
 
     @property
     def enforced(self) -> Mapping[str, str]:
-        """Which limits of the spec hold, and by what: ``cgroup``, ``systemd``, ``rlimit``, ``measured``."""
+        """Which limits of the spec hold, and by what: cgroup, systemd, engine, rlimit, measured."""
 
     @property
     def listener(self) -> socket.socket | None:

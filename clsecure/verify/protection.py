@@ -89,15 +89,20 @@ RESIDUALS = {
     "R32": "a command that prints a provider's key runs outside, as you",
     "R33": "with --allow-docker more of the kernel is within the agent's reach",
     "R34": "with --allow-docker=host the agent is as good as root",
+    "R35": "podman, conmon and the OCI runtime are trusted (container)",
+    "R36": "docker's daemon is root, shared and trusted (container with docker)",
+    "R37": "which image a container has is the engine's word",
+    "R38": "a user's image store counts to no quota and stays when the account goes",
+    "R39": "with gVisor, what is mounted inside is gVisor's word",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
 # Where the barrier's facts belong. Everything that it checks has a row.
 _BARRIER: Mapping[str, tuple[Area, tuple[str, ...]]] = {
     "root": (Area.FILES, ()),
-    "own-kernel": (Area.PROCESSES, ("R1",)),
-    "container-root": (Area.FILES, ()),
-    "container-mounts": (Area.FILES, ("R13", "R29")),
+    "own-kernel": (Area.PROCESSES, ("R1", "R39")),
+    "container-root": (Area.FILES, ("R37",)),
+    "container-mounts": (Area.FILES, ("R13", "R29", "R35", "R36")),
     "mounts": (Area.FILES, ("R4", "R13", "R29")),
     "landlock": (Area.FILES, ()),
     "descriptors": (Area.FILES, ()),

@@ -21,9 +21,9 @@ _numbers = itertools.count()
         for name, group in (
             ("user", "contract-local"),
             ("namespace", "contract-local"),
-            # Together with others that have loaded the image already.
-            ("podman", "hostile-container"),
-            ("docker", "docker"),
+            # Both in one process, with others that want the image in both engines.
+            ("podman", "containers"),
+            ("docker", "containers"),
         )
     ],
 )

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import re
 import shlex
@@ -20,7 +21,7 @@ import pytest
 from tests.support import sweep
 from tests.support.homecoming import files_in, files_of, session_key, workspace
 from tests.support.hostile import DEADLINE, Target
-from tests.support.leftovers import traces, wait_until
+from tests.support.leftovers import descendants, started, traces, wait_until
 from tests.support.messages_api import MessagesApi, text
 from tests.support.person import Outcome
 from tests.support.repostate import assert_only_new_branch, snapshot
@@ -159,13 +160,13 @@ def test_a_resumed_session_has_its_workspace_and_home_and_nothing_else(own):
     look = f"cat work.txt ~/notes; for p in {places}; do test ! -e $p/left || echo left in $p; done"
     second = own.attack(look, "--resume")
     assert second.said.split() == ["mine", "mine"]
-    third = own.attack(f"test ! -e ~/notes && {look}")
-    assert third.status != 0
+    third = own.attack(look)
+    assert third.said.count("No such file") == 2
     assert "mine" not in third.said
 
 
 def test_mounts_are_there_as_they_were_said(contract):
-    person, place = contract.person, contract.person.home / "given"
+    person, place = contract.person, contract.person.home / f"given-{contract.repository.name}"
     for name in ("read", "write"):
         person.run(["mkdir", "-p", str(place / name)]).check()
         person.write(place / name / "file", name.encode())
@@ -202,7 +203,8 @@ import json, os, urllib.request
 url = os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages"
 headers = {"content-type": "application/json", "anthropic-version": "2023-06-01",
            "authorization": "Bearer " + os.environ["ANTHROPIC_AUTH_TOKEN"]}
-body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"name": "Bash", "description": "Run", "input_schema": {"type": "object"}}]}
 request = urllib.request.Request(url, json.dumps(body).encode(), headers)
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 print(json.load(opener.open(request, timeout=30))["content"][0]["text"])
@@ -211,7 +213,9 @@ print(json.load(opener.open(request, timeout=30))["content"][0]["text"])
 
 def test_without_network_there_is_loopback_and_nothing_on_it(contract):
     seen = contract.attack(["python3", "-I", "-c", REACH]).evidence
-    assert seen == {"interfaces": ["lo"], "out": ["ENETUNREACH", "ENETUNREACH"], "gateway": None}
+    assert (seen["interfaces"], seen["gateway"]) == (["lo"], None)
+    # Or no address to come from: docker switches IPv6 off altogether.
+    assert set(seen["out"]) <= {"ENETUNREACH", "EADDRNOTAVAIL"}
 
 
 def test_the_gateway_is_reached_and_the_key_stays_outside(contract):
@@ -222,7 +226,7 @@ def test_the_gateway_is_reached_and_the_key_stays_outside(contract):
     with MessagesApi([[text("it is me")]]) as api:
         env = {"ANTHROPIC_API_KEY": "sk-ant-of-the-person", "ANTHROPIC_BASE_URL": api.url}
         attack = target.attack(["python3", "-I", "-c", ASK], env=env)
-        assert attack.said.split("\n")[-2] == "it is me", attack.said
+        assert attack.said.strip() == "it is me"
         assert {request.headers.get("x-api-key") for request in api.messages()} == {"sk-ant-of-the-person"}
 
 
@@ -361,6 +365,32 @@ def test_killed_it_leaves_nothing_but_the_work(own, number):
     branch = done["import"]["branch"]
     shown = [own.person.git(own.repository, "show", f"{branch}:{n}.txt") for n in ("work", "loose")]
     assert shown == ["precious", "loose"]
+
+
+def test_what_root_left_running_ends_with_the_next_start(own, backend):
+    """Root kills helper and command line at once: nobody is left who could end anything."""
+    with own.live("setsid sleep 1000 & echo ready; read _; sleep 1000", finish="keep") as agent:
+        agent.wait_for("ready")
+        uid = int(own.account()["uid"])
+        before = {(pid, started(pid)) for pid in agent.processes()}
+        helper = next(pid for pid in descendants(agent.process.pid) if is_helper(pid))
+        agent.process.send_signal(signal.SIGSTOP)
+        os.kill(helper, signal.SIGKILL)
+        agent.process.kill()
+    if backend in ("user", "podman"):
+        # Of these, every process hangs on the helper.
+        wait_until(lambda: not sweep.processes_of(uid), "nothing runs", 10)
+    again = own.attack("true", "--resume")
+    assert again.outcome.returncode == 0
+    assert not {(pid, when) for pid, when in before if started(pid) == when}
+    assert sweep.processes_of(uid) == []
+    wait_until(lambda: not containers_of(own), "no container is left", 20)
+
+
+def is_helper(pid: int) -> bool:
+    """Whether a process is the root helper."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return words[0].endswith(b"python3") and any(word.endswith(b"/helper") for word in words)
 
 
 @pytest.mark.parametrize("moment", ["account_leased", "agent_ended"])

@@ -104,6 +104,7 @@ print(json.dumps(said))
 class World:
     """What listens on the host while the agents attack, and what two agents of a mode said."""
 
+    target: Target
     ears: dict[str, Ear]
     said: dict[str, dict[str, Any]]
     own_vsock: bool
@@ -212,7 +213,9 @@ def world(target: Target) -> Iterator[World]:
         with_hosts = dataclasses.replace(target, options=tuple(f"--allow-domain={host}" for host in allowed))
         said["allowlist"] = with_hosts.python(ATTACK, json.dumps(plan), env=env).evidence
         assert not ears["tcp"].heard, ears["tcp"].heard
-        yield World(ears=ears, said=said, own_vsock=vsock is not None, requests=len(api.requests))
+        yield World(
+            target=target, ears=ears, said=said, own_vsock=vsock is not None, requests=len(api.requests)
+        )
         if vsock is not None:
             with pytest.raises(BlockingIOError):
                 vsock.accept()

@@ -95,7 +95,7 @@ def test_c8_podman_made_the_container_that_is_promised(contained, worker_image):
             assert not [n for n in spaces if spaces[n] == Path(f"/proc/{engine}/ns/{n}").readlink()]
 
 
-@pytest.mark.xdist_group("docker")
+@pytest.mark.xdist_group("containers")
 def test_c8_docker_made_the_container_that_is_promised(person, worker_image, docker_host):
     """The same of a docker daemon's, which is asked as its administrator would."""
     import docker

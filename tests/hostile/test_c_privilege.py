@@ -72,14 +72,13 @@ def test_c2_set_user_id_programs_raise_nothing(target):
             assert status["Seccomp"] == "2" or status["NSpid"].split()[-1] == "1"
 
 
-def test_c2_the_engine_around_a_container_is_nobody_to_the_machine(target):
+@pytest.mark.xdist_group("hostile-container")
+def test_c2_the_engine_around_a_container_is_nobody_to_the_machine(contained):
     """Whoever takes the engine over has capabilities in its own user namespace, and no way up from there."""
-    if target.mode != "container":
-        pytest.skip("left out: only a container has an engine")
-    with target.live("ls -d /proc/[0-9]*; echo ready; read _") as agent:
+    with contained.live("ls -d /proc/[0-9]*; echo ready; read _") as agent:
         agent.wait_for("ready")
         seen = {int(line[6:]) for line in agent.said.split() if line.startswith(b"/proc/")}
-        uid, inside = target.account()["uid"], agent.inside()
+        uid, inside = contained.account()["uid"], agent.inside()
         engine = [pid for pid in agent.processes() if pid not in inside]
         words = [Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in engine]
         assert {word[0] for word in words} >= {"/usr/bin/podman", "/usr/bin/conmon"}, words
@@ -94,7 +93,7 @@ def test_c2_the_engine_around_a_container_is_nobody_to_the_machine(target):
             # What it has, it has in there: the kernel gives nothing on this machine for it.
             assert not [name for name in host if Path(f"/proc/{pid}/ns/{name}").readlink() == host[name]]
             maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
-            store = Path(f"/var/lib/clsecure/images/{target.person.uid}/account.json")
+            store = Path(f"/var/lib/clsecure/images/{contained.person.uid}/account.json")
             images = str(json.loads(store.read_text())["uid"])
             assert sorted(maps) == sorted([["0", str(uid), "1"], ["65534", images, "1"]])
         # The agent sees its own processes alone, by their numbers inside.

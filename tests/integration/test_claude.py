@@ -26,10 +26,10 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240)]
 KEY = "sk-ant-CANARY-of-the-person"
 _numbers = itertools.count()
 CONTAINERS = [
-    pytest.param("container/podman", marks=pytest.mark.xdist_group("hostile-container")),
-    pytest.param("container/docker", marks=pytest.mark.xdist_group("docker")),
+    pytest.param(f"container/{engine}", marks=pytest.mark.xdist_group("containers"))
+    for engine in ("podman", "docker")
 ]
-"""With those that have loaded the image already."""
+"""With others that want the image in both engines."""
 
 MANIFEST = """
 find . -name .git -prune -o \\( -type f -o -type l \\) -printf '%P\\0' | sort -z |
