@@ -314,6 +314,8 @@ def watch(control: socket.socket, streams: Streams | None) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (1, 2):
         os.dup2(null, fd)
+    # Python would heed this one. Of those that nobody heeds, none comes through to a first process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == child:
