@@ -108,8 +108,8 @@ class Channel:
     def drain(self) -> str:
         """Collect what the sandbox's own programs said, bounded.
 
-        As root of the session's own engine an agent comes to the other end, and can write for ever: nothing
-        else would be heard then, nor anything ended.
+        As root of the session's own engine an agent comes to the other end, and can write for ever: this
+        process is in none of the groups that bound the session.
         """
         with contextlib.suppress(BlockingIOError):
             for _ in range(PIPE_LIMIT // 4096):
