@@ -43,7 +43,10 @@ def choose_mirror(named: str | None) -> Mirror:
     main = next((url for url in found if _last(url) == "debian"), None)
     if main is None:
         return Mirror(main=DEFAULT, security=_security_of(DEFAULT))
-    return Mirror(main=main, security=next((u for u in found if _last(u) == "debian-security"), None))
+    security = next((url for url in found if _last(url) == "debian-security"), None)
+    if security is None and urlsplit(main).hostname == urlsplit(DEFAULT).hostname:
+        security = _security_of(main)  # there it is, whether this machine asks for it or not
+    return Mirror(main=main, security=security)
 
 
 def _security_of(main: str) -> str | None:
