@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class DockerBackend(LocalBackend):
 
             def bring_up() -> None:
                 with _explained("docker did not start the container"):
-                    client.containers.create(plan.image_id, **arguments(plan, spec.limits)).start()
+                    _created(client, plan, arguments(plan, spec.limits)).start()
 
             yield bring_up
 
@@ -115,15 +116,31 @@ def _explained(brief: str) -> Iterator[None]:
         ) from error
 
 
+def _created(client: Any, plan: ContainerPlan, options: dict[str, Any]) -> Any:  # noqa: ANN401  # no types
+    """Return the container, made; one of that name that nobody took away goes first."""
+    from docker.errors import APIError
+
+    try:
+        return client.containers.create(plan.image_id, **options)
+    except APIError as error:
+        if error.status_code != HTTPStatus.CONFLICT:
+            raise
+    remove(plan.name)
+    return client.containers.create(plan.image_id, **options)
+
+
 def remove(name: str) -> None:
-    """Take a container away; it is dead, and docker may be at it already."""
+    """Take a container away; it is dead. Returns when its name is free."""
     import docker
     from docker.errors import DockerException
     from requests.exceptions import RequestException
 
     gone = contextlib.suppress(DockerException, RequestException)
     with gone, contextlib.closing(docker.from_env()) as client:
-        client.api.remove_container(name, v=True, force=True)
+        # That docker is at it already is an error, too.
+        with contextlib.suppress(DockerException):
+            client.api.remove_container(name, v=True, force=True)
+        client.api.wait(name, timeout=_API_SECONDS, condition="removed")
 
 
 def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
