@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.container.spec import HOSTNAME, RUN, ContainerPlan, plan_container
+from clsecure.backends.container.spec import HOSTNAME, MEMORY_SIZE, RUN, ContainerPlan, plan_container
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import BackendUnavailableError, UsageError
 from clsecure.installation import STATE_DIRECTORY
@@ -44,6 +44,8 @@ class DockerBackend(LocalBackend):
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
     ) -> Iterator[Callable[[], None] | None]:
+        import docker
+
         del fds
         with daemon() as client:
             plan = plan_container(
@@ -117,7 +119,10 @@ def _explained(brief: str) -> Iterator[None]:
 
 
 def _created(client: Any, plan: ContainerPlan, options: dict[str, Any]) -> Any:  # noqa: ANN401  # no types
-    """Return the container, made; one of that name that nobody took away goes first."""
+    """Return the container, made; one of that name that nobody took away goes first.
+
+    Of a session that was killed: dead, or between its making and its start, with no process that could be.
+    """
     from docker.errors import APIError
 
     try:
@@ -161,7 +166,7 @@ def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
         "hostname": HOSTNAME,
         "labels": dict(plan.labels),
         "mounts": [bound(mount) for mount in plan.mounts],
-        "tmpfs": dict.fromkeys(plan.memory_mounts, "mode=1777,nosuid,nodev,exec"),
+        "tmpfs": dict.fromkeys(plan.memory_mounts, f"mode=1777,size={MEMORY_SIZE},nosuid,nodev,exec"),
         "read_only": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
@@ -172,6 +177,8 @@ def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
         "working_dir": "/",
         "auto_remove": True,
         "restart_policy": {"Name": "no"},
+        # Of ~/.docker/config.json: proxies with their passwords would become variables of the container.
+        "use_config_proxy": False,
     }
     if limits.memory:
         found |= {"mem_limit": limits.memory, "memswap_limit": limits.memory}
