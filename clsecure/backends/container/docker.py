@@ -44,7 +44,6 @@ class DockerBackend(LocalBackend):
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
     ) -> Iterator[Callable[[], None] | None]:
-        import docker
 
         del fds
         with daemon() as client:
