@@ -301,7 +301,7 @@ def test_the_work_comes_home_byte_for_byte(own):
     script = f"python3 -I -c {shlex.quote(TREE)} && git add deep && git commit -qm 'A part of it'"
     attack = own.attack(script, finish="import")
     assert attack.status == 0, attack.said
-    branch = attack.result["import"]["branch"]
+    branch = attack.outcome.check().json()["import"]["branch"]
     inside = files_of(workspace(own))
     assert len(inside) > 15
     assert files_in(person, repository, branch) == inside

@@ -187,6 +187,9 @@ if "create" in sys.argv:
         config = json.load(file)
     linux = config["linux"]
     linux["namespaces"] = [each for each in linux["namespaces"] if each["type"] != "%s"]
+    for mount in config["mounts"]:
+        if mount["type"] == "proc" and not any(each["type"] == "pid" for each in linux["namespaces"]):
+            mount |= {"type": "bind", "source": "/proc", "options": ["rbind", "nosuid", "noexec", "nodev"]}
     with open(name, "w") as file:
         json.dump(config, file)
 os.execv("%s", sys.argv)

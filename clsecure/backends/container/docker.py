@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ class DockerBackend(LocalBackend):
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
     ) -> Iterator[Callable[[], None] | None]:
-        import docker
 
         del fds
         with daemon() as client:
@@ -58,10 +58,7 @@ class DockerBackend(LocalBackend):
 
             def bring_up() -> None:
                 with _explained("docker did not start the container"):
-                    # Of a session that was killed between the two: it has no process that could have been.
-                    with contextlib.suppress(docker.errors.NotFound):
-                        client.api.remove_container(plan.name, v=True, force=True)
-                    client.containers.create(plan.image_id, **arguments(plan, spec.limits)).start()
+                    _created(client, plan, arguments(plan, spec.limits)).start()
 
             yield bring_up
 
@@ -120,15 +117,34 @@ def _explained(brief: str) -> Iterator[None]:
         ) from error
 
 
+def _created(client: Any, plan: ContainerPlan, options: dict[str, Any]) -> Any:  # noqa: ANN401  # no types
+    """Return the container, made; one of that name that nobody took away goes first.
+
+    Of a session that was killed: dead, or between its making and its start, with no process that could be.
+    """
+    from docker.errors import APIError
+
+    try:
+        return client.containers.create(plan.image_id, **options)
+    except APIError as error:
+        if error.status_code != HTTPStatus.CONFLICT:
+            raise
+    remove(plan.name)
+    return client.containers.create(plan.image_id, **options)
+
+
 def remove(name: str) -> None:
-    """Take a container away; it is dead, and docker may be at it already."""
+    """Take a container away; it is dead. Returns when its name is free."""
     import docker
     from docker.errors import DockerException
     from requests.exceptions import RequestException
 
     gone = contextlib.suppress(DockerException, RequestException)
     with gone, contextlib.closing(docker.from_env()) as client:
-        client.api.remove_container(name, v=True, force=True)
+        # That docker is at it already is an error, too.
+        with contextlib.suppress(DockerException):
+            client.api.remove_container(name, v=True, force=True)
+        client.api.wait(name, timeout=_API_SECONDS, condition="removed")
 
 
 def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
