@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import cases, network, report
+from benchmarks import cases, containers, network, report
 from benchmarks.measuring import Result, measure
 from benchmarks.repositories import generated
 from tests.support.shared_setup import person_with_clsecure
 
-GROUPS = ("quick", "sessions", "large", "gateway")
+GROUPS = ("quick", "sessions", "large", "containers", "gateway")
 _GATEWAY_RUNS = 100
 
 
@@ -61,6 +61,9 @@ def _measure(options: argparse.Namespace) -> Mapping[str, Result]:
         if "large" in wanted:
             _tell(f"making a repository of {options.files} files")
             measured += cases.large(person, generated(person, "large", options.files))
+        if "containers" in wanted:
+            _tell("building the image, and loading it into the engines")
+            measured += stack.enter_context(containers.cases(person, small))
         results = measure(measured, runs=options.runs, tell=_tell)
         if "gateway" in wanted:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -79,16 +79,30 @@ def large(person: Person, repository: Path) -> list[Case]:
 class Session:
     """Sessions of one kind, all without network: the gateway is measured by itself."""
 
-    def __init__(self, person: Person, repository: Path, *, mode: str, finish: str) -> None:
-        self._person, self._repository = person, repository
-        self._options = ("--mode", mode, "--on-finish", finish, "--no-network", "--output", "json")
+    def __init__(
+        self,
+        person: Person,
+        repository: Path,
+        *,
+        mode: str,
+        finish: str,
+        options: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._person, self._repository, self._env = person, repository, env
+        fixed = ("--mode", mode, "--on-finish", finish, "--no-network", "--output", "json")
+        self._options = (*fixed, *options)
         self._worker = ""
 
     def run(self, name: str, *args: str) -> Phases:
         """Run one and return its phases; ``around`` is the command line's own time before and after."""
         start = time.perf_counter()
         done = self._person.clsecure(
-            *self._options, "--session", name, *args, "--", "true", cwd=self._repository, timeout=900
+            *self._options,
+            *("--session", name, *args, "--", "true"),
+            cwd=self._repository,
+            env=self._env,
+            timeout=900,
         )
         took = time.perf_counter() - start
         document = done.check().json()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks import cases, network
+from benchmarks import cases, containers, network
 from benchmarks.measuring import Result
 
 
@@ -51,7 +51,15 @@ def goals(results: Mapping[str, Result]) -> list[Goal]:
             start, floor = until_agent(results[cases.many(mode)]), results[cases.CLONE].median
             name = f"start, {mode}, many files, to clone and checkout"
             found.append(Goal(name=name, limit=2.0, measured=start / floor, unit="x"))
-    return [*found, *_goals_of_the_gateway(results)]
+    return [*found, *_goals_of_containers(results), *_goals_of_the_gateway(results)]
+
+
+def _goals_of_containers(results: Mapping[str, Result]) -> Iterator[Goal]:
+    for engine, floor in containers.FLOORS.items():
+        name = containers.session(engine, "keep")
+        if name in results:
+            start = results[name].median_phases()["start"] / results[floor].median
+            yield Goal(name=f"container's start, to {floor}", limit=1.5, measured=start, unit="x")
 
 
 def _goals_of_the_gateway(results: Mapping[str, Result]) -> Iterator[Goal]:

@@ -53,7 +53,8 @@ _LIBRARY = (
     *(f"privileged/root/{name}.py" for name in ROOT_MODULES),
 )
 _ALONE = (
-    "launcher.py", "unpack.py", "export.py", "portable.py", "prepare.py", "cleanup.py", "inside.py",
+    "launcher.py", "bridge.py", "unpack.py", "export.py", "portable.py", "prepare.py", "cleanup.py",
+    "inside.py",
     "firejail.profile",
 )  # fmt: skip
 PIECES = (

@@ -16,6 +16,10 @@ class IsolationMode(StrEnum):
     CONTAINER = "container"
 
 
+GVISOR = "runsc"
+"""gVisor's OCI runtime."""
+
+
 class Engine(StrEnum):
     """What runs the containers of container mode."""
 
@@ -177,6 +181,11 @@ class ContainerSpec:
     engine: Engine
     image: WorkerImage
     runtime: str | None = None
+
+    @property
+    def is_gvisor(self) -> bool:
+        """The runtime has a kernel of its own; it hands no descriptors through."""
+        return self.runtime is not None and PurePosixPath(self.runtime).name == GVISOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

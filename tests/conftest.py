@@ -49,6 +49,31 @@ def worker_image(person: Person) -> Iterator[Image]:
 
 
 @pytest.fixture(scope="session")
+def podman_image(person: Person, worker_image: Image) -> Image:
+    """The worker image in the person's store, where sessions with podman run it."""
+    person.clsecure("images", "load", worker_image.name, timeout=240).check()
+    return worker_image
+
+
+@pytest.fixture(scope="session")
+def docker_host(worker_image: Image) -> Iterator[str]:
+    """A docker engine of the tests' own that has the worker image, and that the person may use.
+
+    Who asks for it belongs to the group ``containers``: one process starts it and loads the image once.
+    """
+    from clsecure.images.docker_store import DockerStore
+    from clsecure.images.store import load_checked
+    from tests.support.engines import docker_engine
+
+    with docker_engine() as address:
+        socket = Path(address.removeprefix("unix://"))
+        socket.chmod(0o666)
+        socket.parent.chmod(0o711)
+        load_checked(DockerStore(address), worker_image.archive, lambda _: None)
+        yield address
+
+
+@pytest.fixture(scope="session")
 def claude_binary() -> Path:
     """The real Claude Code, named by CLSECURE_TEST_CLAUDE (``./dev test`` fetches it)."""
     named = os.environ.get("CLSECURE_TEST_CLAUDE", "")

@@ -24,6 +24,7 @@ class ProcessFacts:
     :param executable: target of /proc/PID/exe.
     :param landlock_abi: what the launcher applied, 0 for none.
     :param seccomp_filter: the launcher's own filter is on.
+    :param kernel: release and version of the kernel that the launcher sees (uname(2)).
     """
 
     pid: int
@@ -35,6 +36,7 @@ class ProcessFacts:
     executable: str
     landlock_abi: int
     seccomp_filter: bool
+    kernel: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class SandboxHandle(Protocol):
 
     @property
     def enforced(self) -> Mapping[str, str]:
-        """Which limits of the spec hold, and by what: ``cgroup``, ``systemd``, ``rlimit``, ``measured``."""
+        """Which limits of the spec hold, and by what: cgroup, systemd, engine, rlimit, measured."""
 
     @property
     def listener(self) -> socket.socket | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +18,7 @@ from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
 from clsecure.backends.lending import docker_socket, lent
+from clsecure.backends.streams import Streams
 from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
@@ -23,7 +27,9 @@ from clsecure.privileged.client import HelperConnection, SandboxEnd
 class LocalSandbox:
     """A sandbox whose launcher waits at the barrier, or runs the command."""
 
-    def __init__(self, connection: HelperConnection, report: dict[str, Any], fds: list[int]) -> None:
+    def __init__(
+        self, connection: HelperConnection, report: dict[str, Any], fds: list[int], *, plain: bool
+    ) -> None:
         launcher = report["report"]
         self._connection = connection
         self.end: SandboxEnd | None = None
@@ -32,9 +38,16 @@ class LocalSandbox:
         self.facts = _facts(report["facts"], launcher)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
+        self.port: int | None = launcher["port"]
+        self._streams: Streams | None = None
         if launcher["port"] is not None:
             self.listener = socket.socket(fileno=fds.pop(0))
-        if launcher["terminal"]:
+        if plain:
+            count = 2 if launcher["terminal"] else 3
+            self._streams = Streams(fds[:count], terminal=launcher["terminal"])
+            self.terminal = self._streams.terminal
+            del fds[:count]
+        elif launcher["terminal"]:
             self.terminal = fds.pop(0)
         self.engine_socket = socket.socket(fileno=fds.pop(0)) if fds else None
         """Where the sandbox asks for the machine's docker, when the spec lends it."""
@@ -47,7 +60,20 @@ class LocalSandbox:
             "env": dict(command.env),
             "cwd": str(command.cwd),
         }
+        if self._streams is not None:
+            self._connection.send(message)
+            if stdio is not None:
+                self._streams.carry(stdio)
+            return
         self._connection.send(message, stdio or ())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the terminal inside another size."""
+        if self._streams is not None:
+            self._streams.resize(rows, columns)
+        elif self.terminal is not None:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def wait(self, *, timeout: float | None = None) -> int | None:
         """Return the exit status after every process is dead, or None when the time is over.
@@ -93,9 +119,11 @@ class LocalSandbox:
                 self.wait(timeout=60)
         if self.listener is not None:
             self.listener.close()
-        if self.terminal is not None:
+        if self._streams is not None:
+            self._streams.close()
+        elif self.terminal is not None:
             os.close(self.terminal)
-            self.terminal = None
+        self.terminal = None
 
 
 class LocalBackend:
@@ -193,7 +221,8 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        sandbox = LocalSandbox(self._connection, report, received)
+        plain = spec.container is not None and spec.container.is_gvisor
+        sandbox = LocalSandbox(self._connection, report, received, plain=plain)
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
         if lacking:
             sandbox.close()
@@ -247,6 +276,7 @@ def _facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:
         mountinfo=tuple(facts["mountinfo"]),
         descriptors={int(number): target for number, target in facts["descriptors"].items()},
         executable=facts["executable"],
+        kernel=launcher["kernel"],
         landlock_abi=launcher["landlock"],
         seccomp_filter=launcher["seccomp"],
     )

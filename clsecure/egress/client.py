@@ -45,16 +45,18 @@ class Gateway:
         self._log_start = _size(config.log)
         self._totals: EgressTotals | None = None
 
-    def serve(self, listener: socket.socket) -> None:
+    def serve(self, listener: socket.socket, *, port: int | None = None) -> None:
         """Hand a listening socket over and wait until clients are accepted on it.
 
         The caller's own descriptor is closed: were it left open, the port would outlive the gateway.
 
+        :param port: by which it is reached inside, where that is not the socket's own.
         :raises EgressError: the gateway did not start, or refuses the socket.
         """
         # Where it is gone, what it said before tells why.
         with listener, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [wire.encode({"type": "serve"})], [listener.fileno()])
+            order = wire.encode({"type": "serve", "port": port})
+            socket.send_fds(self._control, [order], [listener.fileno()])
         self.residuals = wire.decode_residuals(self._receive("serving"))
 
     def alive(self) -> bool:

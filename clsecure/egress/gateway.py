@@ -57,15 +57,17 @@ class GatewayServer:
         if self._orders is not None:
             self._orders.start()
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: socket.socket, port: int | None = None) -> None:
         """Accept on a listening socket from now on.
 
+        :param port: by which it is reached, where that is not the socket's own.
         :raises EgressError: it is none.
         """
-        if not _is_listening(listener):
+        families = {socket.AF_INET, socket.AF_INET6} if port is None else {socket.AF_INET, socket.AF_UNIX}
+        if not _is_listening(listener, families):
             listener.close()
             raise EgressError("The sandbox handed out something else than a listening socket")
-        port = listener.getsockname()[1]
+        port = port or listener.getsockname()[1]
         listener.setblocking(False)  # noqa: FBT003
         server = await asyncio.get_running_loop().create_server(
             lambda: _Protocol(self, port=port), sock=listener, backlog=_BACKLOG
@@ -142,10 +144,10 @@ class _Protocol(asyncio.StreamReaderProtocol):
                 task.cancel()
 
 
-def _is_listening(listener: socket.socket) -> bool:
+def _is_listening(listener: socket.socket, families: set[socket.AddressFamily]) -> bool:
     try:
         return (
-            listener.family in {socket.AF_INET, socket.AF_INET6}
+            listener.family in families
             and listener.type == socket.SOCK_STREAM
             and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
         )
@@ -189,7 +191,7 @@ class _Control:
     async def _handle(self, message: Mapping[str, Any], descriptors: list[int]) -> bool:
         match message["type"]:
             case "serve" if len(descriptors) == 1:
-                await self._server.serve(socket.socket(fileno=descriptors[0]))
+                await self._server.serve(socket.socket(fileno=descriptors[0]), message["port"])
                 self._socket.send(wire.encode({"type": "serving", "residuals": self._server.residuals}))
                 return True
             case "close":

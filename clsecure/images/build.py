@@ -101,7 +101,8 @@ def _layers(
     packages = fetch_packages(lock, sources, suite=recipe.suite, progress=progress)
     archives = {each.layer: fetch_npm(each, sources, progress=progress) for each in lock.inputs.npm}
     rootfs = work / "root"
-    rootfs.mkdir(mode=0o755)
+    rootfs.mkdir()
+    rootfs.chmod(0o755)  # whatever the umask: mmdebstrap works in it as another account
     root = make_root(packages, rootfs, suite=recipe.suite, epoch=epoch, progress=progress)
     progress("normalising the root file system")
     base = base_layer(root, work / "base.tar", epoch=epoch)

@@ -65,17 +65,25 @@ class DockerStore:
         import docker
         import requests
 
+        path = self._base_url.removeprefix("unix://")
+        if path != self._base_url and not Path(path).is_socket():
+            # Asked here: docker-py leaves a descriptor open when nothing is there.
+            raise _unreachable(self._base_url, "there is no such socket")
         try:
             client = docker.DockerClient(base_url=self._base_url, timeout=_TIMEOUT)
         except docker.errors.DockerException as error:
-            raise BackendUnavailableError(
-                "docker can't be reached",
-                details=f"{self._base_url}: {error}",
-                resolution="is docker running, and may you use it? docker version",
-            ) from error
+            raise _unreachable(self._base_url, str(error)) from error
         try:
             yield client
         except (docker.errors.DockerException, requests.RequestException) as error:
             raise ImageError("docker refused", details=str(error)) from error
         finally:
             client.close()
+
+
+def _unreachable(address: str, why: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "docker can't be reached",
+        details=f"{address}: {why}",
+        resolution="is docker running, and may you use it? docker version",
+    )

@@ -93,7 +93,8 @@ def _command(
 
 def _write_repository(packages: Mapping[LockedPackage, Path], repository: Path) -> None:
     """Make a mirror of these files alone. They are trusted: each has the hash that the lock names."""
-    repository.mkdir(mode=0o755)
+    repository.mkdir()
+    repository.chmod(0o755)  # whatever the umask: mmdebstrap reads it as another account
     rows = []
     for package in sorted(packages, key=lambda each: (each.name, each.architecture)):
         name = f"{package.sha256}.deb"

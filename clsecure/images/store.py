@@ -35,12 +35,19 @@ class ImageStore(Protocol):
         """Remove an image by its id, with all its tags."""
 
 
-def load_checked(store: ImageStore, path: Path, progress: Progress) -> str:
+def load_checked(store: ImageStore, path: Path, progress: Progress, *, expected: str | None = None) -> str:
     """Load an archive, see that the engine has the very image, and return its id.
 
+    :param expected: refuse an archive of another image; None for whatever the user named.
     :raises ImageError: it is no archive of one image, or another image came out.
     """
     image = read_archive(path).image
+    if expected is not None and image != expected:
+        raise ImageError(
+            f"{path} holds another image than the lock names",
+            details=f"{image}, locked {expected}",
+            resolution=f"remove {path} and build it again: clsecure images build",
+        )
     if image not in store.ids():
         store.load(path, progress)
         if image not in store.ids():

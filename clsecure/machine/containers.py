@@ -26,7 +26,7 @@ FIREWALLS = ("nft", "iptables")
 """netavark makes the networks between containers with one of these."""
 
 # Debian and Fedora put programs that nobody calls by hand beside each other in different places.
-_PATH = "/usr/bin:/usr/sbin:/usr/libexec/podman:/usr/lib/podman"
+_PATH = "/usr/local/bin:/usr/bin:/usr/sbin:/usr/libexec/podman:/usr/lib/podman"
 
 
 def find_engine_program(name: str) -> Path | None:

@@ -97,15 +97,14 @@ def run_hook(fd: int, seconds: float) -> dict[str, Any]:
         return run(["/bin/sh", path], seconds, pass_fds=(fd,))
 
 
-def clean_up(level: str, seconds: float, *, docker: bool) -> dict[str, Any]:
+def clean_up(seconds: float, *, docker: bool) -> dict[str, Any]:
     """Return what was done and what came of it."""
     try:
         fd = open_hook()
         if fd is not None:
             return {"what": "hook", **run_hook(fd, seconds)}
         if docker and has_compose_file():
-            everything = ("-v", "--remove-orphans") if level == "purge" else ()
-            return {"what": "compose", **run(("docker", "compose", "down", *everything), seconds)}
+            return {"what": "compose", **run(("docker", "compose", "down"), seconds)}
     except (Unusable, OSError) as error:
         return {"what": "unusable", "why": str(error)[:300]}
     return {"what": "nothing"}
@@ -113,8 +112,8 @@ def clean_up(level: str, seconds: float, *, docker: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Clean up and report."""
-    level, seconds, *further = sys.argv[1:]
-    report = clean_up(level, float(seconds), docker="docker" in further)
+    seconds, *further = sys.argv[1:]
+    report = clean_up(float(seconds), docker="docker" in further)
     os.write(1, json.dumps(report).encode() + b"\n")
 
 

@@ -46,9 +46,16 @@ from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
-from clsecure.privileged.root.sandbox import Sandbox, remove_sockets
+from clsecure.privileged.root.sandbox import Sandbox
 from clsecure.privileged.root.sidecar import ImageStore
-from clsecure.privileged.root.state import LOCK_SECONDS, configuration, locked, require_root_owned
+from clsecure.privileged.root.state import (
+    LOCK_SECONDS,
+    RUN,
+    configuration,
+    locked,
+    remove_directory,
+    require_root_owned,
+)
 from clsecure.privileged.root.stores import image_store, wipe_storage
 
 TYPE_CHECKING = False
@@ -133,7 +140,7 @@ class Service:
         try:
             reaped = quiesce(entry)
             # Of a session whose helper was killed.
-            remove_sockets(entry)
+            remove_directory(f"{RUN}/{entry['name']}")
             wipe_storage(entry)
             with self.registry.lock():
                 ensure_account(entry)

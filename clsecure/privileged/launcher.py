@@ -21,6 +21,7 @@ import stat
 import struct
 import sys
 import termios
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module typing takes longer to import than this program to run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # the module typing takes longer to import than this program 
     Message = dict[str, Any]
 
 MESSAGE_LIMIT = 256 * 1024
-CONTROL = "/run/clsecure/control"
+CONTROL, STREAMS = "/run/clsecure/control", "/run/clsecure/streams"
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
 SECCOMP_MODE_FILTER = 2
@@ -253,7 +254,50 @@ def execute(message: Message, stdio: list[int]) -> None:
     raise failure
 
 
-def watch(control: socket.socket) -> None:
+class Streams:
+    """Standard input and output by sockets of the host, where no descriptors can be handed in or out."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self.fds = {tag: self._connect(tag) for tag in (("t", "w") if terminal else ("0", "1", "2"))}
+        self.pump = 0
+
+    def _connect(self, tag: str) -> int:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.connect(STREAMS)
+        stream.sendall(tag.encode())
+        return stream.detach()
+
+    def start(self, master: int | None, listener: socket.socket | None) -> None:
+        """Start what carries bytes to them; it has this process's restrictions."""
+        if listener:
+            bridge("gateway", listener.fileno())
+        if master is not None:
+            self.pump = bridge("terminal", master, self.fds["t"], self.fds["w"])
+
+    def drained(self) -> None:
+        """Wait until what was shown is out."""
+        deadline = time.monotonic() + 3
+        while self.pump and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(self.pump, os.WNOHANG)[0]:
+                    return
+            time.sleep(0.01)
+
+
+def bridge(what: str, *fds: int) -> int:
+    """Start a program that carries bytes; return its pid."""
+    child = os.fork()
+    if child == 0:
+        for fd in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.set_inheritable(fd, fd in fds)
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bridge.py")
+        argv = ("/usr/bin/python3", "-I", "-S", program, what, *map(str, fds))
+        os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin"})
+    return child
+
+
+def watch(control: socket.socket, streams: Streams | None) -> None:
     """Go on as a child. The parent, a container's first process, waits for it and says how it ended.
 
     Whoever is left in the container then dies with the parent.
@@ -273,6 +317,8 @@ def watch(control: socket.socket) -> None:
         pid, status = os.waitpid(-1, 0)
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
+            if streams:
+                streams.drained()
             report(control, {"status": 128 - code if code < 0 else code})
             os._exit(0)
 
@@ -299,6 +345,7 @@ def main() -> None:
         orders, _ = receive(control)
         terminal = make_terminal(orders["terminal"]) if orders["terminal"] else None
         listener = make_listener(*orders["listener"]) if orders["listener"] else None
+        streams = Streams(terminal=bool(terminal)) if orders["plain"] else None
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "no_new_privs")
         if orders["processes"]:
@@ -309,6 +356,9 @@ def main() -> None:
         port = listener.getsockname()[1] if listener else None
         # Closed before the host looks: it must see no descriptor but those that the agent may have.
         sent = ([listener.fileno()] if listener else []) + ([terminal[0]] if terminal else [])
+        if streams:
+            streams.start(terminal[0] if terminal else None, listener)
+            sent = []
         report(control, {"event": "made"}, sent)
         if listener:
             listener.close()
@@ -322,11 +372,14 @@ def main() -> None:
                 "seccomp": filtered,
                 "port": port,
                 "terminal": terminal is not None,
+                "kernel": " ".join(os.uname()[2:4]),
             },
         )
         message, stdio = receive(control)
         if orders["status"]:
-            watch(control)
+            watch(control, streams)
+        if streams and not terminal:
+            stdio = [streams.fds[tag] for tag in ("0", "1", "2")]
         if terminal:
             stdio = [terminal[1]] * 3
             if os.getsid(0) != os.getpid():

@@ -22,7 +22,7 @@ from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway
 from clsecure.errors import ClsecureError, StateError
 from clsecure.installation import Installation
-from clsecure.model import SandboxSpec, WorkerAccount
+from clsecure.model import DockerAccess, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
 from clsecure.session.dependencies import agents_env, agents_path
@@ -68,7 +68,8 @@ def _stands_in(record: SessionRecord, level: CleanupLevel) -> bool:
 
     Nothing is left of an engine of its own. At a purge nobody has said that docker may be used again.
     """
-    return level is CleanupLevel.STOP and record.docker and not record.skip_docker_autodetect
+    lent = record.docker_access == DockerAccess.HOST
+    return level is CleanupLevel.STOP and lent and not record.skip_docker_autodetect
 
 
 def clean_up(
@@ -199,7 +200,7 @@ def _run(
                 gateway_token=gateway.token if gateway is not None else None,
             ),
             program=installation.cleanup,
-            arguments=(level.value, str(seconds), *(("docker",) if _stands_in(record, level) else ())),
+            arguments=(str(seconds), *(("docker",) if _stands_in(record, level) else ())),
             cwd=Path(str(record.workspace)),
             environ=through(gateway, make),
             log=output,

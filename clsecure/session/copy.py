@@ -14,7 +14,7 @@ from clsecure import logs
 from clsecure.agents.request import AgentHome, HomeRequest
 from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
-from clsecure.model import DockerAccess, SandboxSpec, StartState
+from clsecure.model import SandboxSpec, StartState
 from clsecure.session.boxes import recorded
 from clsecure.session.cleanup_hook import has_hook, purge
 from clsecure.session.context import Context
@@ -167,7 +167,6 @@ class PrivateCopy:
             base_tree=start.top.base_tree,
             cleanup_hook=has_hook(repository.top),
             cleanup_hook_timeout=plan.cleanup_hook_timeout,
-            docker=plan.docker is DockerAccess.HOST,
             skip_docker_autodetect=plan.skip_docker_autodetect,
             updated=time.time(),
         )

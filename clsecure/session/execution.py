@@ -11,7 +11,7 @@ from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
-from clsecure.model import CheckStatus, DockerAccess, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.model import CheckStatus, DockerAccess, Engine, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session import limits
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
@@ -87,13 +87,12 @@ class Execution:
             )
 
     def _serve(self, sandbox: LocalSandbox) -> int | None:
-        if self._gateway is None or sandbox.listener is None:
+        if self._gateway is None or sandbox.listener is None or sandbox.port is None:
             return None
-        port: int = sandbox.listener.getsockname()[1]
         with self._context.clock.phase("gateway"):
-            self._gateway.serve(sandbox.listener)
+            self._gateway.serve(sandbox.listener, port=sandbox.port)
         self._context.warnings.extend(self._gateway.residuals)
-        return port
+        return sandbox.port
 
     def _banner(self) -> list[str]:
         plan, agent = self._context.plan, self._context.agent
@@ -124,6 +123,7 @@ class Execution:
             tool_env={
                 **plan.tool_env,
                 **engine_env(spec.docker, spec.mode),
+                **_root_env(spec),
                 **agents_env(self._workspace.record, spec.account.home),
             },
             extra_path=[*agents_path(self._workspace.record, spec.account.home), *mounted_path(plan)],
@@ -202,3 +202,9 @@ class Execution:
         if plan.shell:
             return agent.argv_shell
         return agent.argv_resume if self._workspace.resumed else agent.argv_unattended
+
+
+def _root_env(spec: SandboxSpec) -> dict[str, str]:
+    """Tell agents that won't work as root what podman's containers are: the worker is called 0 there."""
+    podman = spec.container is not None and spec.container.engine is Engine.PODMAN
+    return {"IS_SANDBOX": "1"} if podman else {}

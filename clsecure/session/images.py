@@ -94,7 +94,7 @@ def _have(
         _offer_to_build(name, ui)
         build_image(reference, cache, wanted.mirror, ui)
     with ui.progress(f"loading the image into {store.engine}") as tell:
-        load_checked(store, archive, tell)
+        load_checked(store, archive, tell, expected=reference.image)
 
 
 def _offer_to_build(name: str, ui: Ui) -> None:

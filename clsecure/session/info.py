@@ -89,7 +89,7 @@ def look(
         tried = Tried(
             spec=spec,
             files=bait.files,
-            port=sandbox.listener.getsockname()[1] if sandbox.listener else None,
+            port=sandbox.port if sandbox.listener else None,
             limits=_limits(spec.limits, sandbox.enforced),
             inside=inside,
             outside=outside[0],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from clsecure.agents.spec import AgentSpec, GatewayAccess, environment
-from clsecure.backends.local import LocalBackend
+from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import StateError
 from clsecure.model import SandboxCommand, SandboxSpec, WorkerAccount
@@ -152,18 +151,17 @@ def inner_environment(
 
 def through(
     gateway: Gateway | None, make: Callable[[GatewayAccess | None], Mapping[str, str]]
-) -> Callable[[socket.socket | None], Mapping[str, str]]:
+) -> Callable[[LocalSandbox], Mapping[str, str]]:
     """Return what serves a sandbox's listening socket by a gateway and makes the environment for it.
 
     :param make: gets what leads there, None where there is no gateway.
     """
 
-    def environ(listener: socket.socket | None) -> Mapping[str, str]:
-        if listener is None or gateway is None:
+    def environ(sandbox: LocalSandbox) -> Mapping[str, str]:
+        if sandbox.listener is None or sandbox.port is None or gateway is None:
             return make(None)
-        port: int = listener.getsockname()[1]
-        gateway.serve(listener)
-        return make(GatewayAccess(port=port, token=gateway.token))
+        gateway.serve(sandbox.listener, port=sandbox.port)
+        return make(GatewayAccess(port=sandbox.port, token=gateway.token))
 
     return environ
 
@@ -175,7 +173,7 @@ def run_inside(
     program: Path,
     arguments: Sequence[str],
     cwd: Path,
-    environ: Callable[[socket.socket | None], Mapping[str, str]],
+    environ: Callable[[LocalSandbox], Mapping[str, str]],
     log: OutputLog,
     seconds: float,
     feed: bytes = b"",
@@ -185,7 +183,7 @@ def run_inside(
     Every process of it is dead afterwards, whatever happened.
 
     :param cwd: absolute path inside.
-    :param environ: gets the listening socket that the spec asked for, to be served, and returns the whole
+    :param environ: gets the sandbox, whose listening socket is to be served, and returns the whole
         environment.
     :param seconds: all that it may take.
     :param feed: its standard input.
@@ -194,7 +192,7 @@ def run_inside(
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(backend.open(spec))
         require(check_barrier(sandbox.facts, spec))
-        env = environ(sandbox.listener)
+        env = environ(sandbox)
         in_read, in_write = _pipe(stack)
         out_read, out_write = _pipe(stack)
         err_read, err_write = _pipe(stack)

@@ -88,7 +88,7 @@ def _wake(fd: int) -> None:
 def _pump(
     sandbox: LocalSandbox, master: int, stdin: int, stdout: int, wake: int, deadline: float | None
 ) -> bool:
-    resize(stdin, master)
+    sandbox.resize(*terminal_size(stdin))
     typed, reading = b"", [stdin, master, wake, sandbox.fileno()]
     while sandbox.end is None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -97,7 +97,7 @@ def _pump(
             return False
         if wake in readable:
             os.read(wake, 4096)
-            resize(stdin, master)
+            sandbox.resize(*terminal_size(stdin))
         if stdin in readable:
             data = _typed(stdin)
             if not data:
@@ -143,13 +143,6 @@ def reset_terminal(fd: int) -> None:
     _, columns = terminal_size(fd)
     # A line's worth of spaces ends on this line when it is empty, and on the next one when it is not.
     write_all(fd, _RESET_TERMINAL + b" " * columns + b"\r")
-
-
-def resize(source: int, target: int) -> None:
-    """Give the agent's terminal the size of the user's."""
-    rows, columns = terminal_size(source)
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(target, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def write_all(fd: int, data: bytes) -> None:

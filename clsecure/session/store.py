@@ -64,7 +64,6 @@ class SessionRecord:
     :param venv: among them, in a virtual environment.
     :param cleanup_hook: the repository had a cleanup hook when the workspace was made.
     :param cleanup_hook_timeout: seconds.
-    :param docker: the session had the machine's docker: what it started there does not end by itself.
     :param docker_access: what of an engine the last run's agent could use: ``none``, ``own`` or ``host``.
     :param engine: what ran its container, in container mode, and with which OCI runtime if one was chosen.
     :param image: name of the image; ``image_id`` is the image.
@@ -92,7 +91,6 @@ class SessionRecord:
     venv: bool = False
     cleanup_hook: bool = False
     cleanup_hook_timeout: int = 30
-    docker: bool = False
     docker_access: str = "none"
     engine: str | None = None
     runtime: str | None = None

@@ -5,6 +5,7 @@ A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from clsecure.backends.api import ProcessFacts
 from clsecure.errors import VerificationError
 from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
 from clsecure.model import (
+    GVISOR,
     CheckResult,
     CheckStatus,
     DockerAccess,
@@ -41,6 +43,8 @@ _SYSTEM = (
 )
 
 
+_OWN_KERNEL = "own-kernel"
+_OF_GVISOR = frozenset({"account", "groups", "no-new-privileges", "seccomp", "namespaces", _OWN_KERNEL})
 _PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
 _ENGINE_FILES = (
     "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
@@ -137,7 +141,18 @@ def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         or facts.namespaces[name] == facts.host_namespaces[name]
     ]
     expected = f"own {', '.join(wanted)}"
-    return _equal(expected, expected if not shared else f"shared with the host: {', '.join(shared)}")
+    if shared:
+        return _equal(expected, f"shared with the host: {', '.join(shared)}")
+    if _beside_engine(facts, spec):
+        return _equal(expected, "pid shared with the container's engine, which has capabilities")
+    return _equal(expected, expected)
+
+
+def _beside_engine(facts: ProcessFacts, spec: SandboxSpec) -> bool:
+    """Tell whether a process could see and trace podman, which is the same uid: that is one namespace up."""
+    numbers = facts.status.get("NSpid", "").split()
+    gvisor = spec.container is not None and spec.container.is_gvisor
+    return _engine(spec) is Engine.PODMAN and not gvisor and len(numbers) < 3
 
 
 def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
@@ -228,6 +243,13 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         if not line.read_only and line.kind not in _PSEUDO and not _below(line.target, [*writable, *sockets])
     ]
     return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+
+
+def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    host = " ".join(os.uname()[2:4])
+    sees = "the host's kernel" if facts.kernel == host else "another kernel"
+    name = PurePosixPath(facts.executable).name
+    return _equal(f"{GVISOR}, another kernel", f"{name}, {sees}")
 
 
 def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
@@ -328,14 +350,30 @@ BARRIER_CHECKS: tuple[Check, ...] = (
         threats=("A1", "A11", "C8"),
         observe=_container_mounts,
     ),
+    Check(
+        check_id=_OWN_KERNEL,
+        property="the kernel inside is gVisor's",
+        modes=_CONTAINER,
+        threats=("C14",),
+        observe=_own_kernel,
+    ),
 )
+
+
+def _concerns(check: Check, spec: SandboxSpec) -> bool:
+    """Tell whether a check is one of this sandbox."""
+    gvisor = spec.container is not None and spec.container.is_gvisor
+    if gvisor:
+        # What the host sees is gVisor's own process: what the agent may is that kernel's business.
+        return check.check_id in _OF_GVISOR
+    return spec.mode in check.modes and check.check_id != _OWN_KERNEL
 
 
 def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
     """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
     results = []
     for check in BARRIER_CHECKS:
-        if spec.mode not in check.modes:
+        if not _concerns(check, spec):
             continue
         seen = check.observe(facts, spec)
         status = {True: CheckStatus.PASS, False: CheckStatus.FAIL, None: CheckStatus.SKIP}[seen.holds]

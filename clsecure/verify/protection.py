@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
-from clsecure.model import CheckResult, CheckStatus, Mount, NetworkPolicy, SandboxSpec
+from clsecure.model import CheckResult, CheckStatus, IsolationMode, Mount, NetworkPolicy, SandboxSpec
 from clsecure.verify.bait import OWN_ADDRESS
 from clsecure.verify.host import BARRIER_CHECKS
 
@@ -89,6 +89,11 @@ RESIDUALS = {
     "R32": "a command that prints a provider's key runs outside, as you",
     "R33": "with --allow-docker more of the kernel is within the agent's reach",
     "R34": "with --allow-docker=host the agent is as good as root",
+    "R35": "podman, conmon and the OCI runtime are trusted (container)",
+    "R36": "docker's daemon is root, shared and trusted (container with docker)",
+    "R37": "which image a container has is the engine's word",
+    "R38": "a user's image store counts to no quota and stays when the account goes",
+    "R39": "with gVisor, what is mounted inside is gVisor's word",
     "R45": "limits of single containers have no effect, those of the session do",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
@@ -96,8 +101,9 @@ RESIDUALS = {
 # Where the barrier's facts belong. Everything that it checks has a row.
 _BARRIER: Mapping[str, tuple[Area, tuple[str, ...]]] = {
     "root": (Area.FILES, ()),
-    "container-root": (Area.FILES, ()),
-    "container-mounts": (Area.FILES, ("R13", "R29")),
+    "own-kernel": (Area.PROCESSES, ("R1", "R39")),
+    "container-root": (Area.FILES, ("R37",)),
+    "container-mounts": (Area.FILES, ("R13", "R29", "R35", "R36")),
     "mounts": (Area.FILES, ("R4", "R13", "R29")),
     "landlock": (Area.FILES, ()),
     "descriptors": (Area.FILES, ()),
@@ -115,6 +121,8 @@ _PLAIN_DEVICES = frozenset(
     [
         *("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "mqueue"),
         *("fd", "stdin", "stdout", "stderr", "console", "log"),
+        # A link that OCI runtimes make, to a file of /proc that they cover.
+        "core",
     ]
 )
 _LIMITS: Mapping[str, tuple[str, str, str | None]] = {
@@ -331,11 +339,15 @@ def _processes(tried: Tried) -> Iterator[Row]:
 def _privileges(tried: Tried) -> Iterator[Row]:
     root = tried.inside["root_uid"]
     status = tried.inside["status"]
+    # podman's containers: the barrier has seen from outside that this is the worker, without a capability.
+    named = tried.spec.mode is IsolationMode.CONTAINER and status.get("Uid", "?").split()[0] == "0"
+    bare = all(status.get(name, "?").strip("0") == "" for name in ("CapEff", "CapBnd"))
+    became = "the worker is called 0 inside" if named else root or "works"
     yield _row(
         Area.PRIVILEGES,
         "root is not to be had",
-        held=root is not None and status.get("NoNewPrivs") == "1",
-        evidence=f"becoming root: {root or 'works'}; uid {status.get('Uid', '?').partition(' ')[0]}, "
+        held=(root is not None or (named and bare)) and status.get("NoNewPrivs") == "1",
+        evidence=f"becoming root: {became}; uid {status.get('Uid', '?').partition(' ')[0]}, "
         f"NoNewPrivs {status.get('NoNewPrivs', '?')}, CapBnd {status.get('CapBnd', '?')}",
     )
     calls = {name: error for name, error in tried.inside["calls"].items() if name not in _TERMINAL}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.built_images import Image
 from tests.support.hostile import Target
 from tests.support.person import Person
 
@@ -20,12 +21,19 @@ from tests.support.person import Person
 )
 def mode(request: pytest.FixtureRequest) -> str:
     """The isolation mode."""
+    if request.param == "container":
+        request.getfixturevalue("podman_image")
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest, person: Person, mode: str) -> Target:
+def target(person: Person, mode: str) -> Target:
     """A sample repository whose sessions are discarded; its worker account lives as long as the tests."""
-    if mode == "container":
-        request.getfixturevalue("worker_image")
     return Target(person=person, mode=mode, repository=person.repository(f"hostile-{mode}"))
+
+
+@pytest.fixture(scope="session")
+def contained(person: Person, podman_image: Image) -> Target:
+    """A target in container mode, for tests of what only that mode has (group ``hostile-container``)."""
+    del podman_image
+    return Target(person=person, mode="container", repository=person.repository("hostile-contained"))

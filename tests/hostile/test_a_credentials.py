@@ -131,13 +131,16 @@ def own_provider(person: Person) -> Iterator[Callable[[str, str], None]]:
             ("namespace", COMMAND, "command"),
             ("namespace", API_KEY, "api-key"),
             ("namespace", OAUTH, "oauth"),
+            ("container", API_KEY, "api-key"),
         )
     ],
 )
 def test_a3_a4_a_task_is_done_and_the_key_is_nowhere_inside(
-    person, path, subscribed, own_provider, mode, kind
+    request, person, path, subscribed, own_provider, mode, kind
 ):
     """An API key, an OAuth token, a command's, and the subscription's file, whose token is renewed."""
+    if mode == "container":
+        request.getfixturevalue("podman_image")
     keys = [kind.prefix + canary()]
     environ = {"PATH": path}
     if kind.command:

@@ -55,13 +55,14 @@ for place, directories, names in os.walk("/"):
                 sockets.append(path)
         except OSError:
             pass
-for address in json.loads(sys.argv[5]):
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
-            connected.append(address)
-        except OSError:
-            pass
+for address in [*json.loads(sys.argv[5]), *sockets]:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            try:
+                probe.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
+                connected.append(address)
+            except OSError:
+                pass
 environments = {}
 for pid in os.listdir("/proc"):
     if pid.isdigit():
@@ -356,7 +357,7 @@ def test_a7_tokens_in_git_configuration(world):
 def test_a10_sockets_of_the_host(world):
     """Agents of ssh and gpg, buses, displays, tmux, docker and podman: by path, by abstract name."""
     assert world.seen["connected"] == []
-    assert world.seen["sockets"] == []
+    assert world.seen["sockets"] == world.target.own_sockets
     assert world.seen["abstract"] == []
     assert {name: ear.heard for name, ear in world.listeners.items() if ear.heard} == {}
 
@@ -490,8 +491,13 @@ def test_a11_another_session(target):
     other.attack(f"echo {word} >mine; chmod -R a+rwX $HOME", finish="keep")
     home = Path(other.account()["home"])
     assert word in (home / other.repository.name / "mine").read_text()
-    seen = target.attack(f"id -u; ls {home}; cat {home}/{other.repository.name}/mine; ls /home")
-    assert int(seen.said.split()[0]) == target.account()["uid"] != other.account()["uid"]
+    script = f"cat /proc/self/uid_map; echo; ls {home}; cat {home}/{other.repository.name}/mine; ls /home"
+    seen = target.attack(script)
+    # Its number inside is what the map of its user namespace makes of the worker's: 0 in a container.
+    maps = [[int(word) for word in line.split()] for line in seen.said.partition("\n\n")[0].splitlines()]
+    uid = target.account()["uid"]
+    assert [line for line in maps if line[1] <= uid < line[1] + line[2]]
+    assert not [line for line in maps if line[1] <= other.account()["uid"] < line[1] + line[2] < 2**31]
     assert word not in seen.said
     assert seen.said.count("No such file or directory") == 2
     # And without the view, by permissions alone, as the other worker on the host itself.

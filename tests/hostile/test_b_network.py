@@ -94,6 +94,8 @@ for top in ("/run", "/tmp", "/var", "/dev", "/home", "/opt", "/srv", "/mnt", "/m
             except OSError:
                 pass
 said["sockets in sight"] = found
+kinds = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)
+said["connected"] = [(path, attempt(socket.AF_UNIX, kind, path)) for path in found for kind in kinds]
 print(json.dumps(said))
 """
 
@@ -102,6 +104,7 @@ print(json.dumps(said))
 class World:
     """What listens on the host while the agents attack, and what two agents of a mode said."""
 
+    target: Target
     ears: dict[str, Ear]
     said: dict[str, dict[str, Any]]
     own_vsock: bool
@@ -210,7 +213,9 @@ def world(target: Target) -> Iterator[World]:
         with_hosts = dataclasses.replace(target, options=tuple(f"--allow-domain={host}" for host in allowed))
         said["allowlist"] = with_hosts.python(ATTACK, json.dumps(plan), env=env).evidence
         assert not ears["tcp"].heard, ears["tcp"].heard
-        yield World(ears=ears, said=said, own_vsock=vsock is not None, requests=len(api.requests))
+        yield World(
+            target=target, ears=ears, said=said, own_vsock=vsock is not None, requests=len(api.requests)
+        )
         if vsock is not None:
             with pytest.raises(BlockingIOError):
                 vsock.accept()
@@ -265,7 +270,9 @@ def test_b4_unix_sockets_of_the_host(world):
     for name, end in world.about("path"):
         assert end in ("ENOENT", "EACCES"), name
     for network in NETWORKS:
-        assert world.said[network]["sockets in sight"] == []
+        assert world.said[network]["sockets in sight"] == world.target.own_sockets
+        # The way to the host before the start: the helper has closed it.
+        assert {end for _, end in world.said[network]["connected"]} <= {"ECONNREFUSED", "EPROTOTYPE"}
     world.silent("abstract", *(name for name in world.ears if name.startswith("path ")))
 
 

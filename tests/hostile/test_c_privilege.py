@@ -57,14 +57,12 @@ def test_c2_set_user_id_programs_raise_nothing(target):
         assert b"found su" in agent.said, "nothing to attack with"
         assert b"raised by" not in agent.said
         uid = target.account()["uid"]
-        seen = 0
-        for pid in agent.processes():
+        # firejail's own parent and a container's engine wait outside of what they made; the agent can't reach
+        # them: another PID namespace, and firejail is another user's.
+        inside = agent.inside()
+        assert inside
+        for pid in inside:
             status = status_of(pid)
-            # firejail's own parent waits outside of what it made; the agent can't reach it: another PID
-            # namespace and another user. Everything of the agent's is below it.
-            if status["Name"] == "firejail":
-                continue
-            seen += 1
             assert status["Uid"].split() == [str(uid)] * 4
             assert status["Gid"].split() == [str(uid)] * 4
             assert set(status["Groups"].split()) <= {str(uid)}
@@ -72,7 +70,34 @@ def test_c2_set_user_id_programs_raise_nothing(target):
             assert {status[name] for name in _CAPABILITIES} == {"0" * 16}
             # The first process of the PID namespace is the helper's own: it waits, and nothing can trace it.
             assert status["Seccomp"] == "2" or status["NSpid"].split()[-1] == "1"
-        assert seen
+
+
+@pytest.mark.xdist_group("hostile-container")
+def test_c2_the_engine_around_a_container_is_nobody_to_the_machine(contained):
+    """Whoever takes the engine over has capabilities in its own user namespace, and no way up from there."""
+    with contained.live("ls -d /proc/[0-9]*; echo ready; read _") as agent:
+        agent.wait_for("ready")
+        seen = {int(line[6:]) for line in agent.said.split() if line.startswith(b"/proc/")}
+        uid, inside = contained.account()["uid"], agent.inside()
+        engine = [pid for pid in agent.processes() if pid not in inside]
+        words = [Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in engine]
+        assert {word[0] for word in words} >= {"/usr/bin/podman", "/usr/bin/conmon"}, words
+        host = {
+            name: Path(f"/proc/self/ns/{name}").readlink() for name in ("user", "mnt", "pid", "net", "ipc")
+        }
+        for pid in engine:
+            status = status_of(pid)
+            assert status["Uid"].split() == [str(uid)] * 4
+            assert set(status["Groups"].split()) <= {str(uid)}
+            assert status["NoNewPrivs"] == "1"
+            # What it has, it has in there: the kernel gives nothing on this machine for it.
+            assert not [name for name in host if Path(f"/proc/{pid}/ns/{name}").readlink() == host[name]]
+            maps = [line.split() for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+            store = Path(f"/var/lib/clsecure/images/{contained.person.uid}/account.json")
+            images = str(json.loads(store.read_text())["uid"])
+            assert sorted(maps) == sorted([["0", str(uid), "1"], ["65534", images, "1"]])
+        # The agent sees its own processes alone, by their numbers inside.
+        assert len(seen) <= len(inside)
 
 
 # ---------------------------------------------------------------- C1
@@ -357,8 +382,20 @@ for profile in globals python3 python3.11 launcher default server clsecure firej
             'ignore restrict-namespaces\nkeep-dev-shm\nnoprofile\n' >"$HOME/.config/firejail/$profile.$kind"
     done
 done
-printf '[containers]\nprivileged=true\n' >"$HOME/.config/containers/containers.conf"
-for program in firejail sudo python3 sh git cat ls grep env unshare; do
+cd "$HOME/.config/containers"
+printf '[containers]\nprivileged=true\nseccomp_profile="unconfined"\nvolumes=["/:/host"]\n%s\n%s\n%s\n' \
+    'default_capabilities=["SYS_ADMIN"]' 'read_only=false' '[engine]' >containers.conf
+printf 'runtime="mine"\nhooks_dir=["%s/hooks"]\n[engine.runtimes]\nmine=["%s/bin/crun"]\n' \
+    "$HOME" "$HOME" >>containers.conf
+printf '[storage]\ndriver="vfs"\ngraphroot="%s/graph"\nrunroot="%s/run"\n' "$HOME" "$HOME" >storage.conf
+printf 'unqualified-search-registries=["registry.invalid"]\n' >registries.conf
+printf '/etc:/host-etc\n' >mounts.conf
+mkdir -p "$HOME/.docker" "$HOME/hooks" && cd
+printf '{"credsStore": "mine", "credHelpers": {"*": "mine"}}' >"$HOME/.docker/config.json"
+printf '{"version": "1.0.0", "when": {"always": true}, "stages": ["createRuntime"], "hook": {"path": "%s"}}' \
+    "$HOME/bin/crun" >"$HOME/hooks/mine.json"
+for program in firejail sudo python3 sh git cat ls grep env unshare podman crun conmon tini \
+    docker-credential-mine; do
     for directory in .local/bin bin .npm-global/bin; do
         printf '#!/bin/sh\necho %s >>"$HOME/hijacked"\nexec "/usr/bin/%s" "$@"\n' $program $program \
             >"$HOME/$directory/$program"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -35,6 +36,8 @@ from tests.support.repostate import assert_only_new_branch, snapshot
 pytestmark = pytest.mark.root
 
 _NAMESPACES = ("mnt", "net", "pid", "ipc", "uts")
+_NS_GET_PARENT = 0xB702
+"""Source: ioctl_ns(2)."""
 
 
 @dataclass(slots=True)
@@ -66,12 +69,12 @@ class Sampler:
                     self._exporter(pid)
             if not self.exporters:
                 continue
-            inside = {namespaces["pid"] for namespaces in self.exporters.values()}
+            own = {seen[name] for seen in self.exporters.values() for name in ("pid", "around")}
             for pid in pids:
                 with contextlib.suppress(OSError):
                     # firejail's own parent waits outside of the namespaces that it made.
                     name = Path(f"/proc/{pid}/comm").read_text().strip()
-                    if name != "firejail" and os.readlink(f"/proc/{pid}/ns/pid") not in inside:  # noqa: PTH115
+                    if name != "firejail" and os.readlink(f"/proc/{pid}/ns/pid") not in own:  # noqa: PTH115
                         self.strangers.add(Path(f"/proc/{pid}/cmdline").read_text())
 
     def _exporter(self, pid: int) -> None:
@@ -82,7 +85,22 @@ class Sampler:
         for name in ("NoNewPrivs", "CapEff", "CapBnd", "Seccomp"):
             found = re.search(rf"^{name}:\s*(\S+)$", status, re.MULTILINE)
             links[name] = found[1] if found else ""
+        links["around"] = _around(pid)
         self.exporters[pid] = links
+
+
+def _around(pid: int) -> str:
+    """Return the PID namespace around a process's own, where it is not this one: that of its engine."""
+    fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY)
+    try:
+        outer = fcntl.ioctl(fd, _NS_GET_PARENT)
+    finally:
+        os.close(fd)
+    try:
+        name = f"pid:[{os.fstat(outer).st_ino}]"
+    finally:
+        os.close(outer)
+    return "" if name == os.readlink("/proc/self/ns/pid") else name  # noqa: PTH115
 
 
 # What the agent does to a repository with everything in it; then processes stay that go on changing files.

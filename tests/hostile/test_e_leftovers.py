@@ -59,7 +59,7 @@ def owned(uid: int) -> list[str]:
 
 def test_e2_nothing_is_scheduled(mine):
     """crontab, at, batch, a unit of the user's systemd and lingering: asked for, never there."""
-    uid = mine.attack(
+    mine.attack(
         """
         echo '* * * * * touch /tmp/marker' | timeout 5 crontab - 2>&1
         echo 'touch /tmp/marker' | timeout 5 at now 2>&1; echo true | timeout 5 batch 2>&1
@@ -68,12 +68,10 @@ def test_e2_nothing_is_scheduled(mine):
         for d in /var/spool/cron/crontabs /var/spool/at /var/lib/systemd/linger /etc/cron.d; do
             mkdir -p $d 2>/dev/null; touch $d/$(id -un) 2>/dev/null && echo "planted in $d"
         done
-        id -u
         """,
         finish="keep",
-    ).said.split()[-1]
+    )
     account = mine.account()
-    assert account["uid"] == int(uid)
     for spool in (*_SPOOLS, "/var/lib/systemd/linger", "/etc/cron.d"):
         assert not os.path.lexists(f"{spool}/{account['name']}"), spool
         assert not [entry for entry in _listed(spool) if entry.owner_uid == account["uid"]], spool

@@ -122,12 +122,14 @@ def without(place: str, target: Target, command: str, *options: str) -> Outcome:
 
 
 @pytest.fixture
-def fill(person: Person, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def fill(request: pytest.FixtureRequest, person: Person, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Run an agent whose home is on a small disk, and bring its work home; return the session's result."""
     repository = person.repository(f"fill-{secrets.token_hex(3)}")
     with small_homes(person, tmp_path) as run:
 
         def session(mode: str, size: str, script: str, *options: str) -> Any:
+            if mode == "container":
+                request.getfixturevalue("podman_image")
             words = ("--mode", mode, "--agent", "demo", "--no-network", "--output", "json")
             argv = (*words, "--on-finish", "import", *options, "--", "/bin/sh", "-c", script)
             result = run(repository, size, *argv).json()
@@ -140,18 +142,25 @@ def fill(person: Person, tmp_path: Path) -> Iterator[Callable[..., Any]]:
                 person.clsecure("cleanup", str(worker["name"]), "--yes").check()
 
 
+small_disks = pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, marks=pytest.mark.xdist_group(group))
+        for mode, group in (
+            ("user", "disk_full"), ("namespace", "disk_full"), ("container", "hostile-container"),
+        )
+    ],
+)  # fmt: skip
 _RESERVE = "the disk is nearly full, and a reserve of it stays free"
 
 
-@pytest.mark.xdist_group("disk_full")
-@pytest.mark.parametrize("mode", ["user", "namespace"])
+@small_disks
 def test_f3_the_disk_keeps_its_reserve_and_the_work_comes_home(fill: Callable[..., Any], mode: str) -> None:
     result = fill(mode, "60m", 'echo work >work; cat /dev/zero >"$HOME/filler"; sleep 60')
     assert any(_RESERVE in warning for warning in result["warnings"])
 
 
-@pytest.mark.xdist_group("disk_full")
-@pytest.mark.parametrize("mode", ["user", "namespace"])
+@small_disks
 def test_f3_a_limit_of_the_disk_ends_the_session_and_the_work_comes_home(
     fill: Callable[..., Any], mode: str
 ) -> None:
@@ -161,8 +170,7 @@ def test_f3_a_limit_of_the_disk_ends_the_session_and_the_work_comes_home(
     assert any("took more than 10M" in warning for warning in result["warnings"])
 
 
-@pytest.mark.xdist_group("disk_full")
-@pytest.mark.parametrize("mode", ["user", "namespace"])
+@small_disks
 def test_f5_inodes_keep_a_reserve_too(fill: Callable[..., Any], mode: str) -> None:
     script = 'echo work >work; mkdir "$HOME/many"; cd "$HOME/many"; seq 200000 | xargs touch; sleep 60'
     result = fill(mode, "60m,nr_inodes=4000", script)

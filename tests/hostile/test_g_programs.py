@@ -141,7 +141,7 @@ def test_c5_a_group_that_the_worker_was_given_meanwhile_is_not_there(person, tar
             f"id -G; {quoted(*read)}; {again}",
             "--fresh", "--mount", str(shared),
         )  # fmt: skip
-        assert attack.said.splitlines()[0].split() == [str(target.account()["uid"])]
+        assert attack.said.splitlines()[0].split() == [target.number_inside]
         assert "Permission denied" in attack.said, "the file is there"
         assert secret not in attack.outcome.errors + attack.outcome.text
     finally:

@@ -34,10 +34,8 @@ print(json.dumps({
 
 
 @pytest.fixture
-def own(request: pytest.FixtureRequest, person: Person, mode: str) -> Target:
+def own(person: Person, mode: str) -> Target:
     """A repository of these tests alone, without any settings yet."""
-    if mode == "container":
-        request.getfixturevalue("worker_image")
     repository = person.home / f"settings-{mode}"
     if not repository.exists():
         person.repository(repository.name)

@@ -119,6 +119,13 @@ def _socket() -> int:
         return os.dup(made.fileno())
 
 
+def _listener() -> int:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("")  # the kernel chooses an abstract name
+        made.listen()
+        return os.dup(made.fileno())
+
+
 def _pipe() -> int:
     read, write = os.pipe()
     os.close(write)
@@ -151,6 +158,7 @@ _KINDS: dict[str, Callable[[], int]] = {
     "namespace": lambda: os.open("/proc/self/ns/mnt", os.O_RDONLY),
     "deleted": _deleted,
     "socket": _socket,
+    "listener": _listener,
     "pipe": _pipe,
     "pty": _pty,
     "memfd": _memfd,
@@ -404,6 +412,34 @@ def test_h10_mounts_go_where_they_may_and_nowhere_else(person, baseline, mode):
         assert ready.get("event") == "ready", ready
         assert mount_points(ready) - baseline[mode] == Counter(good)
         assert helper.ask({"verb": "kill"})["event"] == "exit"
+
+
+def test_h10_sandboxes_of_one_connection_leave_no_descriptor_and_no_child(person):
+    """Built, ended, refused half-way: what the helper holds afterwards is what it held before."""
+    attempts = [
+        ("ready", {"mode": "user"}, []),
+        ("ready", {"mode": "namespace"}, []),
+        ("ready", {"mode": "user", "docker": "host"}, []),
+        ("error", {"mode": "user", "mounts": [{"target": "/etc/x"}]}, ["directory"]),
+        ("error", {"mode": "user", "terminal": [0, 0]}, []),
+        ("error", {"mode": "user", "docker": "own", "workspace": "/etc"}, []),
+        ("error", {"mode": "container", "engine": "podman"}, ["socket"]),
+        ("error", {"mode": "container", "engine": "podman", "limits": {"swap": 1}}, ["listener"]),
+    ]
+    with RawHelper(person) as helper:
+        lease(helper)
+        own = Path("/proc", str(helper.pid()))
+        before = len(list((own / "fd").iterdir()))
+        for outcome, attempt, kinds in 2 * attempts:
+            with opened(kinds) as fds:
+                answer = helper.ask({"verb": "run", **attempt}, fds)
+            assert outcome in (*answer, answer.get("event")), (attempt, answer)
+            if outcome == "ready":
+                assert helper.ask({"verb": "kill"})["event"] == "exit"
+            # What came along is given back behind the answer, before the next message is read.
+            assert "protocol" in helper.ask({"verb": "hello"})
+            assert len(list((own / "fd").iterdir())) == before, (attempt, answer)
+            assert (own / "task" / own.name / "children").read_text() == "", (attempt, answer)
 
 
 def test_h10_an_agents_file_is_kept_only_under_its_own_hash_and_for_its_owner(person):

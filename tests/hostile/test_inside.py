@@ -6,11 +6,14 @@ Nothing of it runs on the host, goes out past the policy, outlives its time, or 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
+import os
 import secrets
 import shutil
+import socket
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -231,13 +234,28 @@ def test_e7_the_token_of_the_setup_is_nowhere_afterwards(place: Target) -> None:
     assert (state_of(place) / "setup.log").read_text().count("********") >= 2
 
 
+@contextlib.contextmanager
+def docker_socket(person: Person, directory: Path) -> Iterator[None]:
+    """Listen where the person's docker would."""
+    path = directory / "socket"
+    with socket.socket(socket.AF_UNIX) as docker:
+        docker.bind(str(path))
+        docker.listen()
+        os.chown(path, person.uid, person.gid)
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
 def test_e8_a_compose_file_at_cleanup_is_read_inside_only(place: Target) -> None:
-    """With an engine, no hook and a hostile compose file; the docker on the user's PATH is never asked."""
+    """With docker lent, no hook and a hostile compose file; the docker on the user's PATH is never asked."""
     person, mark = place.person, canary()
     tools = person.home / "docker-tools"
     person.run(["mkdir", "-p", str(tools)]).check()
     person.write(tools / "docker", f"#!/bin/sh\necho >{person.home}/{mark}\n".encode(), mode=0o755)
-    env = {"PATH": f"{tools}:{SYSTEM_PATH}"}
+    env = {"PATH": f"{tools}:{SYSTEM_PATH}", "DOCKER_HOST": f"unix://{tools}/socket"}
+    lent = ("--allow-docker=host", "--yes")
     hostile = (
         b"services:\n  x: {image: x, volumes: ['/:/host'], env_file: /etc/shadow}\ninclude: [/dev/zero]\n"
     )
@@ -246,19 +264,17 @@ def test_e8_a_compose_file_at_cleanup_is_read_inside_only(place: Target) -> None
         "mkdir -p ~/.local/bin; printf '#!/bin/sh\\necho \"docker $*\" as $(id -u); exit 5\\n' "
         ">~/.local/bin/docker; chmod +x ~/.local/bin/docker"
     )
-    done = place.attack(fake, finish="keep", env=env)
-    assert done.result["warnings"] == []
-    uid = place.account()["uid"]
-    # What a session with docker access writes down of itself.
-    record = state_of(place) / "session.json"
-    person.write(record, json.dumps({**json.loads(record.read_text()), "docker": True}).encode(), mode=0o600)
-    stopped = place.attack("true", "--resume", finish="keep", env=env)
+    with docker_socket(person, tools):
+        stopped = place.attack(fake, *lent, finish="keep", env=env)
     assert any(
-        f"docker compose down failed with status 5: docker compose down as {uid}" in warning
+        "docker compose down failed with status 5: docker compose down as " in warning
         for warning in stopped.result["warnings"]
     )
+    # Nobody says that docker may be used again: neither a session that goes on, nor a removal.
+    again = place.attack("true", "--resume", finish="keep", env=env)
+    assert not any("docker" in warning for warning in again.result["warnings"])
     removed = person.clsecure("cleanup", "--yes", str(place.account()["name"]), env=env).check()
-    assert f"docker compose down -v --remove-orphans as {uid}" in removed.errors
+    assert "docker" not in removed.errors
     assert not (person.home / mark).exists()
 
 
@@ -269,12 +285,12 @@ def test_e8_compose_files_count_neither_without_an_engine_nor_where_the_user_say
     place.attack(fake, finish="keep")
     record = state_of(place) / "session.json"
     said = json.loads(record.read_text())
-    assert said["docker"] is False
-    person.write(
-        record, json.dumps({**said, "docker": True, "skip_docker_autodetect": True}).encode(), mode=0o600
-    )
-    done = place.attack("true", "--resume", finish="keep")
-    assert done.result["warnings"] == []
+    assert said["docker_access"] == "none"
+    tools = person.home / "docker-socket"
+    person.run(["mkdir", "-p", str(tools)]).check()
+    env = {"DOCKER_HOST": f"unix://{tools}/socket", "CLSECURE_SKIP_DOCKER_AUTODETECT": "true"}
+    with docker_socket(person, tools):
+        done = place.attack("true", "--fresh", "--allow-docker=host", "--yes", finish="keep", env=env)
     assert "cleanup" not in done.result["phases"]
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,11 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240)]
 
 KEY = "sk-ant-CANARY-of-the-person"
 _numbers = itertools.count()
-both_modes = pytest.mark.parametrize("mode", ["user", "namespace"])
+CONTAINERS = [
+    pytest.param(f"container/{engine}", marks=pytest.mark.xdist_group("containers"))
+    for engine in ("podman", "docker")
+]
+"""With others that want the image in both engines."""
 
 MANIFEST = """
 find . -name .git -prune -o \\( -type f -o -type l \\) -printf '%P\\0' | sort -z |
@@ -80,8 +85,24 @@ def tokens(api: MessagesApi) -> set[str]:
     return {request.headers.get("x-api-key", "") for request in api.messages()}
 
 
-@both_modes
-def test_its_work_comes_home_and_the_key_never_goes_in(person, repo, path, mode):
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, mode: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The options of a mode, and what it takes of the environment. No claude of the host's for containers."""
+    if "/" not in mode:
+        return ("--mode", mode), {"PATH": request.getfixturevalue("path")}
+    kind, _, engine = mode.partition("/")
+    if engine == "docker":
+        env = {"DOCKER_HOST": request.getfixturevalue("docker_host")}
+    else:
+        request.getfixturevalue("podman_image")
+        env = {}
+    return ("--mode", kind, "--engine", engine), {"PATH": SYSTEM_PATH, **env}
+
+
+@pytest.mark.parametrize("mode", ["user", "namespace", *CONTAINERS])
+def test_its_work_comes_home_and_the_key_never_goes_in(person, repo, backend, mode):
+    options, env = backend
+    assert "/" not in mode or shutil.which("claude", path=env["PATH"]) is None
     work = """
         echo 'print("changed")' >src/main.py && git rm -q src/run.sh && git commit -qam 'One less'
         mkdir new && echo made >new/file && chmod +x new/file && ln -s file new/link && rm README.md
@@ -95,15 +116,15 @@ def test_its_work_comes_home_and_the_key_never_goes_in(person, repo, path, mode)
     before = snapshot(repo)
     with MessagesApi(turns) as api:
         done = person.clsecure(
-            "--mode", mode, "--on-finish", "import", "--output", "json",
+            *options, "--on-finish", "import", "--output", "json",
             "--", "claude", "--dangerously-skip-permissions", "-p", "do it",
-            cwd=repo, env=surroundings(api, path),
+            cwd=repo, env=surroundings(api, env.pop("PATH")) | env,
         ).check()  # fmt: skip
         assert tokens(api) == {KEY}
         assert all(request.body["stream"] is True for request in api.messages())
     document = done.json()
     schema.check(document, schema.load("result"))
-    assert (document["network"], document["agent"], document["mode"]) == ("api", "claude", mode)
+    assert (document["network"], document["agent"], document["mode"]) == ("api", "claude", options[1])
     assert b"All is done." in done.stderr
     branch = document["import"]["branch"]
     assert_only_new_branch(before, snapshot(repo), branch)
@@ -155,10 +176,11 @@ def test_a_resumed_conversation_goes_on_with_a_new_token(person, repo, path):
     assert_without_key(Path(str(account["home"])))
 
 
-@both_modes
-def test_talking_to_it_on_a_terminal_until_the_import(person, repo, path, mode):
+@pytest.mark.parametrize("mode", ["user", "namespace", CONTAINERS[0]])
+def test_talking_to_it_on_a_terminal_until_the_import(person, repo, backend, mode):
+    options, env = backend
     turns = [[bash("echo made >made; git add made; git commit -qm 'By the agent'")], [text("It is made.")]]
-    with MessagesApi(turns) as api, talking(person, repo, api, path, "--mode", mode) as child:
+    with MessagesApi(turns) as api, talking(person, repo, api, env["PATH"], *options) as child:
         seen = converse(child, "make it", "It is made")
         assert [dialog for dialog in DIALOGS if squeezed(dialog.encode()) in seen] == []
         leave(child)

@@ -25,10 +25,10 @@ from clsecure.images.lock import Lock, read_lock
 from clsecure.images.podman_store import PodmanStore
 from clsecure.images.reference import image_reference, machine_architecture
 from clsecure.images.store import ImageStore, load_checked, ours
-from tests.support import schema
-from tests.support.built_images import Image, built_image, sources
+from tests.support import schema, sweep
+from tests.support.built_images import RUN, Image, built_image, sources
 from tests.support.engines import docker_engine, podman_service
-from tests.support.person import SYSTEM_PATH
+from tests.support.person import SYSTEM_PATH, Person, make_person
 
 # One process for all of them: the engines are started once.
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("images")]
@@ -49,6 +49,16 @@ def minimal() -> Iterator[Image]:
 def worker() -> Iterator[Image]:
     with built_image("worker") as image:
         yield image
+
+
+@pytest.fixture(scope="module")
+def plain(worker_id: str) -> Iterator[Person]:
+    """A plain account. No session is started here, so it needs none of the root-owned pieces."""
+    name = f"{RUN}-{worker_id}-images"
+    try:
+        yield make_person(name, ())
+    finally:
+        sweep.remove_person(name)
 
 
 @pytest.fixture(scope="module")
@@ -161,23 +171,23 @@ def test_an_agent_with_another_hash_than_the_locks_is_refused_and_not_kept(tmp_p
 # ------------------------------------------------------------ what comes out
 
 
-def test_two_builds_are_one_image_also_by_a_plain_user(minimal, person) -> None:
+def test_two_builds_are_one_image_also_by_a_plain_user(minimal, plain) -> None:
     """Root's build and that of a plain user, by the command line; a fresh lock is none the command knows."""
     if minimal.afresh:
         pytest.skip("locked afresh")
-    place = person.home / ".cache/clsecure/images/packages"
-    person.run(["mkdir", "-p", str(place)]).check()
+    place = plain.home / ".cache/clsecure/images/packages"
+    plain.run(["mkdir", "-p", str(place)]).check()
     for package in minimal.lock.inputs.packages:
         shutil.copy(sources().cache / "packages" / f"{package.sha256}.deb", place)
     if shutil.which("newuidmap", path=SYSTEM_PATH) is None:
         pytest.skip("left out: not installed: newuidmap")
-    done = person.clsecure("images", "build", "worker-minimal", "--output", "json", timeout=280).check()
+    done = plain.clsecure("images", "build", "worker-minimal", "--output", "json", timeout=280).check()
     document = done.json()
     schema.check(document, schema.load("images"))
     (built,) = document["images"]
     assert built["image"] == minimal.image
     assert filecmp.cmp(built["archive"], minimal.archive, shallow=False)
-    listed = person.clsecure("images", "list", "--output", "json").check().json()
+    listed = plain.clsecure("images", "list", "--output", "json").check().json()
     schema.check(listed, schema.load("images"))
     assert {each["name"]: each["archive"] for each in listed["images"]} == {
         "worker": None,
@@ -287,6 +297,13 @@ def test_a_damaged_archive_is_refused(store, tiny) -> None:
     assert image not in store.ids()
 
 
+def test_an_archive_of_another_image_than_the_locked_one_is_not_loaded(store, tiny) -> None:
+    """What lies in the cache under the name of an image may be anything."""
+    with pytest.raises(ImageError, match="another image than the lock names"):
+        load_checked(store, tiny, quiet, expected=f"sha256:{'1' * 64}")
+    assert store.ids() == {}
+
+
 def test_an_image_that_somebody_tagged_is_not_ours_to_prune(store, tiny, tmp_path) -> None:
     image = load_checked(store, tiny, quiet)
     assert set(ours(store.ids())) == {image}
@@ -299,24 +316,24 @@ def test_an_engine_that_is_not_there_is_said(tmp_path) -> None:
         DockerStore(f"unix://{tmp_path}/none").ids()
 
 
-def test_the_command_loads_saves_and_prunes_with_docker(docker, minimal, person, tmp_path) -> None:
-    """As a user of docker would: the socket belongs to the person's group here."""
+def test_the_command_loads_saves_and_prunes_with_docker(docker, minimal, plain) -> None:
+    """As a user of docker would; who may use the socket is docker's business."""
     socket = Path(docker.removeprefix("unix://"))
     socket.chmod(0o666)
     socket.parent.chmod(0o711)
     env = {"DOCKER_HOST": docker}
-    archive = person.home / "image.tar"
+    archive = plain.home / "image.tar"
     shutil.copy(minimal.archive, archive)
-    loaded = person.clsecure("images", "load", str(archive), "--output", "json", env=env).check().json()
+    loaded = plain.clsecure("images", "load", str(archive), "--output", "json", env=env).check().json()
     schema.check(loaded, schema.load("images"))
     assert loaded["images"][0]["loaded"] == ["docker"]
     assert minimal.image in DockerStore(docker).ids()
     if not minimal.afresh:
-        saved = person.home / "saved.tar"
-        shutil.rmtree(person.home / ".cache/clsecure/images/archives", ignore_errors=True)
-        person.clsecure("images", "save", "worker-minimal", str(saved), env=env).check()
+        saved = plain.home / "saved.tar"
+        shutil.rmtree(plain.home / ".cache/clsecure/images/archives", ignore_errors=True)
+        plain.clsecure("images", "save", "worker-minimal", str(saved), env=env).check()
         assert read_archive(saved).image == minimal.image
-        pruned = person.clsecure("images", "prune", "--output", "json", env=env).check().json()
+        pruned = plain.clsecure("images", "prune", "--output", "json", env=env).check().json()
         schema.check(pruned, schema.load("images"))
         assert pruned["removed"] == {"docker": []}
         assert minimal.image in DockerStore(docker).ids()

@@ -80,6 +80,18 @@ def test_setup_has_the_root_owned_pieces_as_they_are_in_the_checkout(installed):
         assert found[str(SETUP_DIRECTORY / piece.target)] == hashlib.sha256(data).hexdigest()
 
 
+def test_the_recipes_and_locks_of_images_come_along(installed):
+    asked = "from clsecure.images.recipe import DATA; print(DATA)"
+    data = Path(run(installed / "python3", "-I", "-c", asked).stdout.strip())
+    assert data.is_relative_to(installed.parent)
+    ours = CHECKOUT / "clsecure" / "images" / "data"
+    expected = {path.relative_to(ours): path.read_bytes() for path in ours.rglob("*") if path.is_file()}
+    assert {
+        path.relative_to(data): path.read_bytes() for path in data.rglob("*.*") if path.is_file()
+    } == expected
+    assert len(expected) >= 6
+
+
 def test_h9_a_hostile_directory_and_pythonpath(installed, hostile, tmp_path):
     """A repository brings sitecustomize.py, modules and programs with well-known names."""
     variables = {"PYTHONPATH": str(hostile), "PYTHONSTARTUP": "json.py", "PYTHONUSERBASE": str(hostile)}

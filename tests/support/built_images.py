@@ -24,8 +24,11 @@ from clsecure.images.reference import machine_architecture
 from clsecure.images.resolve import lock_image
 from tests.support.person import Person
 
-_RUN = os.environ.get("CLSECURE_TEST_RUN") or str(os.getppid())
-_SHARED = Path(f"/var/tmp/clsecure-test-images-{_RUN}")
+RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
+"""Names what belongs to this run of the tests."""
+
+_PREFIX = "/var/tmp/clsecure-test-images-"
+_SHARED = Path(f"{_PREFIX}{RUN}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,11 @@ def built_image(name: str) -> Iterator[Image]:
             holder.unlink()
             if not _holders("*"):
                 shutil.rmtree(_SHARED)
+
+
+def sweep(run: str) -> None:
+    """Remove what a killed run left."""
+    shutil.rmtree(f"{_PREFIX}{run}", ignore_errors=True)
 
 
 def _build(name: str) -> tuple[str, Path, str]:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_images import RUN
 from tests.support.person import SYSTEM_PATH
 
 _START = 60.0
+_PREFIX = "clsecure-engine-"
 
 CONTAINERS_CONF = """\
 [engine]
@@ -79,7 +81,7 @@ def podman_service() -> Iterator[str]:
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
     # Short: a socket's path has 108 bytes at most. On a disk: overlay has no upper directory on overlay.
-    place = Path(tempfile.mkdtemp(prefix="cls-engine-", dir="/var/tmp"))
+    place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{RUN}-", dir="/var/tmp"))
     try:
         yield place
     finally:
@@ -91,7 +93,8 @@ def _directory() -> Iterator[Path]:
 def _running(command: list[str], place: Path, env: Mapping[str, str]) -> Iterator[None]:
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
-            command,
+            # A test process that is killed takes its engine along.
+            ["setpriv", "--pdeathsig", "TERM", *command],
             env={"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "HOME": str(place), **env},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -110,6 +113,13 @@ def _running(command: list[str], place: Path, env: Mapping[str, str]) -> Iterato
         # dockerd's containerd goes with it; what is left of the session was cut off from its parent.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def sweep(run: str) -> None:
+    """Remove what the engines of a killed run left; they have ended with it."""
+    for place in Path("/var/tmp").glob(f"{_PREFIX}{run}-*"):
+        _unmount_below(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _answered(address: Path, path: str, place: Path) -> socket.socket:

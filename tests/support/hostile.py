@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ class Target:
     repository: Path
     session: str = "default"
     options: tuple[str, ...] = ("--agent", "demo", "--no-network")
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """What the person's environment holds at every start."""
 
     def argv(self, program: list[str], *options: str, finish: str = "discard") -> list[str]:
         """Return the command line that runs a program as the session's agent."""
@@ -107,12 +109,24 @@ class Target:
         begin, end = f"begin-{secrets.token_hex(6)}", f"end-{secrets.token_hex(6)}"
         inner = ["/bin/sh", "-c", program] if isinstance(program, str) else program
         argv = self.argv(["/bin/sh", "-c", _FRAME, "sh", begin, end, *inner], *options, finish=finish)
+        env = {**self.environ, **(env or {})}
         outcome = self.person.run(argv, cwd=cwd or self.repository, env=env, input=input, timeout=timeout)
         found = re.search(rf"^{begin}\r?\n(.*?)^{end} (\d+)\r?$", outcome.errors, re.DOTALL | re.MULTILINE)
         assert found, (
             f"the attack did not run to its end ({outcome.returncode}):\n{outcome.text}\n{outcome.errors}"
         )
         return Attack(outcome=outcome, said=found[1], status=int(found[2]))
+
+    @property
+    def number_inside(self) -> str:
+        """What the worker's uid and gid are called inside: podman's containers call them 0."""
+        podman = self.mode == "container" and "docker" not in self.options
+        return "0" if podman else str(self.account()["uid"])
+
+    @property
+    def own_sockets(self) -> list[str]:
+        """Sockets that an agent sees of its own sandbox; nothing listens at them any more."""
+        return ["/run/clsecure/control"] if self.mode == "container" else []
 
     def python(self, source: str, *arguments: str, **options: Any) -> Attack:
         """Run Python source as the agent, by the system's python3 inside."""
@@ -125,7 +139,7 @@ class Target:
         mark = f"ran-{secrets.token_hex(6)}"
         # The words that the agent would say are not in its argument vector: an error may quote that.
         argv = self.argv(["/bin/sh", "-c", f"printf %s%s {mark[:5]} {mark[5:]}"], *options)
-        outcome = self.person.run(argv, cwd=cwd or self.repository, env=env)
+        outcome = self.person.run(argv, cwd=cwd or self.repository, env={**self.environ, **(env or {})})
         assert mark not in outcome.errors + outcome.text, "the agent ran"
         assert outcome.returncode in REFUSED, outcome
         return outcome
@@ -148,7 +162,7 @@ class Target:
         process = self.person.spawn(
             self.argv(inner, *options, finish=finish),
             cwd=self.repository,
-            env=env,
+            env={**self.environ, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -203,6 +217,10 @@ class LiveAgent:
     def processes(self) -> list[int]:
         """Return the pids, on the host, of everything that runs under the worker's uid."""
         return sweep.processes_of(int(self.target.account()["uid"]))
+
+    def inside(self) -> list[int]:
+        """Return the pids, on the host, of the agent and what it started, without what holds it."""
+        return sweep.innermost(self.processes())
 
     def finish(self) -> Outcome:
         """End the agent's standard input and return what the session left."""

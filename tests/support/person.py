@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,8 @@ def make_person(name: str, groups: tuple[int, ...]) -> Person:
         capture_output=True,
     )
     entry = pwd.getpwnam(name)
+    # Of an account that had the same number, and was not removed by these tests.
+    shutil.rmtree(sweep.IMAGES / str(entry.pw_uid), ignore_errors=True)
     home = Path(entry.pw_dir)
     home.chmod(0o755)
     person = Person(name=name, uid=entry.pw_uid, gid=entry.pw_gid, home=home, groups=groups)

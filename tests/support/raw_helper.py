@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.support.person import Person
@@ -75,6 +76,13 @@ class RawHelper:
         assert answer is not None, f"the helper went away: {self._last_words()}"
         return answer
 
+    def pid(self) -> int:
+        """Return the helper's process: sudo's only child, or what sudo became."""
+        pid = self._process.pid
+        while f"{DIRECTORY}/helper".encode() != _program(pid):
+            (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return pid
+
     def _last_words(self) -> str:
         """Return how sudo ended and what it and the helper said."""
         _, said = self._process.communicate(timeout=DEADLINE)
@@ -104,6 +112,14 @@ class RawHelper:
             # sudo passes nothing on for SIGKILL; the helper ends by its closed socket, sooner or later.
             self._process.kill()
             raise
+
+
+def _program(pid: int) -> bytes:
+    """Return the script that a python runs; nothing for any other process."""
+    if not Path(f"/proc/{pid}/exe").readlink().name.startswith("python"):
+        return b""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return next((word for word in words[1:] if not word.startswith(b"-")), b"")
 
 
 def talk(person: Person, messages: Iterable[tuple[Mapping[str, Any] | bytes, Sequence[int]]]) -> Conversation:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tests.support import sweep
+from tests.support import built_images, engines, sweep
 from tests.support.person import CHECKOUT, Person, clsecure_command, make_person
 
 DIRECTORY = Path("/usr/local/lib/clsecure")
@@ -173,5 +173,7 @@ def _group_exists() -> bool:
 
 if __name__ == "__main__":
     _status = sweep.main(sys.argv[1])
+    engines.sweep(sys.argv[1])
+    built_images.sweep(sys.argv[1])
     abandoned()
     sys.exit(_status)

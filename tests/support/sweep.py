@@ -21,6 +21,7 @@ from pathlib import Path
 HELPERS = (Path("/usr/local/lib/clsecure/helper"), Path("/usr/lib/clsecure/helper"))
 REGISTRY = Path("/var/lib/clsecure/registry")
 AGENTS = Path("/var/lib/clsecure/agents")
+IMAGES = Path("/var/lib/clsecure/images")
 DEADLINE = 30.0
 
 
@@ -41,6 +42,19 @@ def processes_of(uid: int) -> list[int]:
             if str(uid) in uids and "Z" not in state:
                 found.append(int(entry.name))
     return found
+
+
+def innermost(pids: list[int]) -> list[int]:
+    """Return those of some processes that are in the innermost PID namespace: a session's agent and its own.
+
+    Whatever else runs as the worker waits around it: firejail's parent, a container's engine.
+    """
+    depths = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            depths[pid] = len(next(line for line in lines if line.startswith("NSpid:")).split()) - 1
+    return [pid for pid, depth in depths.items() if depth == max(depths.values())]
 
 
 def kill_processes(uid: int) -> None:
@@ -115,7 +129,8 @@ def remove_person(name: str) -> None:
         raise SweepError(f"userdel {name}: {done.stderr}")
     shutil.rmtree(entry.pw_dir, ignore_errors=True)
     Path("/var/mail", name).unlink(missing_ok=True)
-    shutil.rmtree(AGENTS / str(entry.pw_uid), ignore_errors=True)
+    for kept in (AGENTS, IMAGES):
+        shutil.rmtree(kept / str(entry.pw_uid), ignore_errors=True)
 
 
 def main(run: str) -> int:

@@ -126,9 +126,10 @@ def test_what_the_repository_narrows_is_said_and_shown(place: Path) -> None:
     assert "network    the model's API and the allowed hosts (--allow-domain)\n" in shown
 
 
-def test_container_mode_of_the_repository_is_refused_as_any(place: Path) -> None:
-    (place / "repo/.clsecure/config").write_text("mode = container\n")
-    assert "container mode is not there yet" in refused(place)
+def test_container_mode_of_the_repository_counts_as_the_stronger_one(place: Path) -> None:
+    file = place / "repo/.clsecure/config"
+    file.write_text("mode = container\n")
+    assert f"mode       container ({file}:1)\n" in plan(place)[0]
     assert "mode       user (--mode)" in plan(place, "--mode", "user")[0]
 
 

@@ -146,6 +146,18 @@ def test_what_the_probe_could_do_is_not_held(changes, row) -> None:
     assert broken(tried(changes)) == [row]
 
 
+def test_the_root_of_a_container_is_the_worker_unless_it_has_a_capability() -> None:
+    spec = SandboxSpec(mode=IsolationMode.CONTAINER, account=_ACCOUNT)
+    status = {"NoNewPrivs": "1", "Uid": "0 0 0 0", "CapEff": "0" * 16, "CapBnd": "0" * 16}
+    assert broken(tried({"root_uid": None, "status": status}, spec=spec)) == []
+    for worse in ({"CapBnd": "0" * 15 + "1"}, {"CapEff": "0" * 15 + "1"}, {"NoNewPrivs": "0"}):
+        subject = tried({"root_uid": None, "status": {**status, **worse}}, spec=spec)
+        assert broken(subject) == ["root is not to be had"]
+    # docker's have the worker's own number: there becoming root is what it is anywhere else.
+    status["Uid"] = "1 1 1 1"
+    assert broken(tried({"root_uid": None, "status": status}, spec=spec)) == ["root is not to be had"]
+
+
 @pytest.mark.parametrize("label", _SOCKETS)
 def test_the_hosts_ear_decides_whatever_the_probe_says(label) -> None:
     assert len(broken(tried(heard_inside=frozenset({label})))) == 1

@@ -45,7 +45,6 @@ class DockerBackend(LocalBackend):
     ) -> Iterator[Callable[[], None] | None]:
         del fds
         with daemon() as client:
-            request["engine"] = "docker"
             plan = plan_container(
                 spec,
                 pieces=self._connection.directory,
@@ -53,6 +52,7 @@ class DockerBackend(LocalBackend):
                 uid=spec.account.uid,
                 sources=_sources(spec),
             )
+            request |= {"engine": "docker", "plain": plan.plain}
 
             def bring_up() -> None:
                 with _explained("docker did not start the container"):
@@ -128,7 +128,7 @@ def remove(name: str) -> None:
 
 def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
     """Return the container as docker-py takes it."""
-    from docker.types import LogConfig
+    from docker.types import LogConfig, Ulimit
     from docker.types import Mount as DockerMount
 
     def bound(mount: Mount) -> Any:  # noqa: ANN401  # docker-py has no types
@@ -162,6 +162,8 @@ def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
         found["nano_cpus"] = int(limits.cpus * 1_000_000_000)
     if limits.pids:
         found["pids_limit"] = limits.pids
+    if limits.open_files:
+        found["ulimits"] = [Ulimit(name="nofile", soft=limits.open_files, hard=limits.open_files)]
     if plan.runtime is not None:
         found["runtime"] = plan.runtime
     return found

@@ -32,7 +32,8 @@ class PodmanBackend(LocalBackend):
         plan = plan_container(spec, pieces=self._connection.directory, run=RUN, uid=0, sources={})
         with api_socket() as (address, listener):
             fds.insert(0, listener.fileno())
-            request["engine"] = "podman"
+            # The API of podman 4 knows no runtime of one container: the whole engine has it.
+            request |= {"engine": "podman", "plain": plan.plain, "runtime": plan.runtime}
 
             def bring_up() -> None:
                 # An engine that died must not leave a socket behind that takes connections.
@@ -118,6 +119,4 @@ def arguments(plan: ContainerPlan) -> dict[str, Any]:
         "stdin_open": False,
         "tty": False,
     }
-    if plan.runtime is not None:
-        found["runtime"] = plan.runtime
     return found

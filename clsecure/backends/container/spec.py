@@ -38,6 +38,7 @@ class ContainerPlan:
     own_network: bool
     labels: Mapping[str, str]
     runtime: str | None = None
+    plain: bool = False
 
 
 def plan_container(
@@ -59,6 +60,10 @@ def plan_container(
         Mount(source=run / "group", target=Path("/etc/group")),
         Mount(source=account.home, target=account.home, read_only=False),
     ]
+    if spec.container.is_gvisor:
+        ours += [
+            Mount(source=run / name, target=RUN / name, read_only=False) for name in ("streams", "gateway")
+        ]
     if spec.program is not None:
         place = BIN / spec.program.name
         ours.append(Mount(source=sources.get(place, place), target=place))
@@ -79,4 +84,5 @@ def plan_container(
         own_network=spec.network_namespace is None and spec.docker is not DockerAccess.OWN,
         labels={"clsecure.worker": account.name, "clsecure.image": spec.container.image.name},
         runtime=spec.container.runtime,
+        plain=spec.container.is_gvisor,
     )

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar, assert_never
 
 from clsecure.cli import render
 from clsecure.cli.options import ImagesAction, ImagesOptions, Invocation
-from clsecure.errors import BackendUnavailableError, ImageError, UsageError
+from clsecure.errors import BackendUnavailableError, HelperError, ImageError, UsageError
 from clsecure.images.fetch import cache_directory
-from clsecure.images.known import remember
+from clsecure.images.known import forget, remember
 from clsecure.images.recipe import image_names, load_recipe
 from clsecure.images.reference import ImageRef, image_reference
 from clsecure.images.store import load_checked, ours
@@ -73,7 +73,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     return 0
 
 
-def stores(environ: Mapping[str, str]) -> tuple[ImageStore, ...]:
+def stores(environ: Mapping[str, str], ui: Ui) -> tuple[ImageStore, ...]:
     """Return the engines that may hold images; whether one answers is seen when it is asked."""
     from clsecure.images.docker_store import DockerStore, docker_address
     from clsecure.installation import require_installation
@@ -82,7 +82,11 @@ def stores(environ: Mapping[str, str]) -> tuple[ImageStore, ...]:
 
     found: list[ImageStore] = []
     if not any(lacking(Engine.PODMAN)):
-        found.append(image_store(Engine.PODMAN, require_installation()))
+        # Images are built also where nothing is set up, such as for another machine.
+        try:
+            found.append(image_store(Engine.PODMAN, require_installation()))
+        except BackendUnavailableError as error:
+            ui.warn(f"podman is left out: {error.brief}")
     address = docker_address(environ)
     if address is not None:
         found.append(DockerStore(address))
@@ -143,7 +147,7 @@ def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> 
     if not archive.is_file():
         build_image(reference, cache, load(invocation.layers).image_mirror, ui)
         ui.note(f"built {reference.name} ({human_size(archive.stat().st_size)}): {archive}")
-    loaded = _load_everywhere(archive, ui)
+    loaded = _load_everywhere(archive, ui, expected=reference.image)
     if not loaded:
         ui.note(
             "no engine to load it into: that is done when a session starts, or with: clsecure images load"
@@ -152,8 +156,10 @@ def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> 
 
 
 def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
+    expected = None
     if what in image_names():
-        archive = image_reference(what).archive(cache)
+        reference = image_reference(what)
+        archive, expected = reference.archive(cache), reference.image
         if not archive.is_file():
             raise ImageError(f"the image {what} is not built", resolution=f"clsecure images build {what}")
     else:
@@ -165,7 +171,7 @@ def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
     from clsecure.images.archive import read_archive
 
     content = read_archive(archive)
-    loaded = _load_everywhere(archive, ui)
+    loaded = _load_everywhere(archive, ui, expected=expected)
     if not loaded:
         raise BackendUnavailableError(
             "there is no engine to load it into", resolution="apt-get install podman   (or docker.io)"
@@ -178,10 +184,10 @@ def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
     }
 
 
-def _load_everywhere(archive: Path, ui: Ui) -> list[str]:
+def _load_everywhere(archive: Path, ui: Ui, *, expected: str | None) -> list[str]:
     def load(store: ImageStore) -> str:
         with ui.progress(f"loading the image into {store.engine}") as tell:
-            image = load_checked(store, archive, tell)
+            image = load_checked(store, archive, tell, expected=expected)
         remember(Store().root, store.engine, image)
         ui.note(f"{store.engine} has {image}")
         return image
@@ -227,6 +233,7 @@ def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
         old = [image for image in ours(store.ids()) if image not in wanted]
         for image in old:
             store.remove(image)
+            forget(Store().root, store.engine, image)
         return old
 
     with ui.phase("looking for old images"):
@@ -243,9 +250,9 @@ def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
 def _ask_all(question: Callable[[ImageStore], _Answer], ui: Ui) -> dict[str, _Answer]:
     """Ask each engine; one that does not answer is named and left out."""
     answers: dict[str, _Answer] = {}
-    for store in stores(os.environ):
+    for store in stores(os.environ, ui):
         try:
             answers[store.engine] = question(store)
-        except BackendUnavailableError as error:
+        except (BackendUnavailableError, HelperError) as error:
             ui.warn(f"{error.brief}: {error.details}" if error.details else error.brief)
     return answers

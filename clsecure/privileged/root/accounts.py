@@ -11,7 +11,7 @@ from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.processes import tool
 from clsecure.privileged.root.registry import known
-from clsecure.privileged.root.state import own_directory
+from clsecure.privileged.root.state import RUN, own_directory, remove_directory
 from clsecure.privileged.root.stores import wipe_storage
 
 TYPE_CHECKING = False
@@ -72,7 +72,9 @@ def remove_account(registry: Registry, entry: Entry) -> None:
     """
     name = entry["name"]
     quiesce(entry)
+    # Where a helper was killed these are there still.
     wipe_storage(entry)
+    remove_directory(f"{RUN}/{name}")
     wipe_home(entry)
     with registry.lock():
         with contextlib.suppress(FileNotFoundError):

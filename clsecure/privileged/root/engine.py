@@ -54,10 +54,13 @@ log_size_max = 10000000
 http_proxy = false
 host_containers_internal_ip = "{gateway}"
 [engine]
-runtime = "crun"
-runtime_supports_nocgroups = ["crun", "runsc", "kata", "krun", "youki", "crun-vm"]
+runtime = "{runtime}"
+runtime_supports_nocgroup = ["{runtime}"]
+runtime_supports_nocgroups = ["{runtime}"]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[engine.runtimes]
+{runtime} = ["{path}"]
 [network]
 network_backend = "netavark"
 """
@@ -71,6 +74,22 @@ additionalimagestores = [{images}]
 ignore_chown_errors = "{single}"
 """
 IMAGES = "/opt/clsecure/images"
+CRUN = "/usr/bin/crun"
+# No network and no groups: both are those of the engine's sandbox. Sockets: the launcher talks to the helper.
+# What podman says about groups is crun's alone.
+RUNSC_WRAPPER = """#!/bin/sh
+left=$#
+while [ "$left" -gt 0 ]; do
+    word=$1 left=$((left - 1))
+    shift
+    case $word in
+    --cgroup-manager) shift && left=$((left - 1)) ;;
+    --cgroup-manager=*) ;;
+    *) set -- "$@" "$word" ;;
+    esac
+done
+exec {path} --root=/run/runsc --network=none --host-uds=open --ignore-cgroups "$@"
+"""
 
 
 class Engine:
@@ -81,6 +100,7 @@ class Engine:
     :param api: the listening socket, handed over as systemd does it (sd_listen_fds(3)).
     :param images: the owner's image store, read-only; None without one.
     :param storage: a directory of the engine's own for what it stores, None for memory.
+    :param runtime: path of the OCI runtime.
     :param wide: with the account's range of further uids, and a network namespace to build networks in.
     """
 
@@ -94,9 +114,10 @@ class Engine:
         storage: str | None = None,
         wide: bool = False,
         proxy: str | None = None,
+        runtime: str = CRUN,
     ) -> None:
         self.entry, self.api, self.images, self.storage = entry, api, images, storage
-        self.wide, self.proxy = wide, proxy
+        self.wide, self.proxy, self.runtime = wide, proxy, runtime
         uid = entry["uid"]
         self.uids: Map = [(0, uid, 1)]
         self.gids: Map = [(0, uid, 1), (TTY, tty, 1)]
@@ -148,7 +169,14 @@ class Engine:
             n if 0 <= n < most else most for n, most in zip(hard, (1 << 20, 1 << 22), strict=True)
         )
         ours = view.directory("/opt/clsecure/etc")
-        conf = CONTAINERS_CONF.format(files=files, processes=processes, gateway=GATEWAY if self.wide else "")
+        name, path = os.path.basename(self.runtime), self.runtime
+        if name == "runsc":
+            write_file(f"{ours}/runsc", RUNSC_WRAPPER.format(path=path).encode(), 0o755)
+            path = "/opt/clsecure/etc/runsc"
+        gateway = GATEWAY if self.wide else ""
+        conf = CONTAINERS_CONF.format(
+            files=files, processes=processes, gateway=gateway, runtime=name, path=path
+        )
         write_file(f"{ours}/containers.conf", conf.encode(), 0o644)
         conf = STORAGE_CONF.format(images=", ".join(stores), single="false" if self.wide else "true")
         write_file(f"{ours}/storage.conf", conf.encode(), 0o644)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FIREJAIL = "/usr/bin/firejail"
 PROXY_PORT = 3128
+RUNTIME = re.compile(r"/usr/[A-Za-z0-9._/-]{1,200}\Z")
+RUNTIME_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/usr/sbin", "/usr/local/sbin", "/usr/libexec")
 PROGRAM = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 TOKEN = re.compile(r"[0-9a-f]{16,128}\Z")
 
@@ -36,6 +38,14 @@ class Request:
         if self.container == "podman":
             require_root_owned(PODMAN)
             self.api = given_listener(fds)
+        try:
+            self._take_in(entry, message, fds)
+        except BaseException:
+            if self.api is not None:
+                self.api.close()
+            raise
+
+    def _take_in(self, entry: Entry, message: Message, fds: list[int]) -> None:
         self.network: int | None = None
         if message.get("network_namespace") is True:
             self.network, *fds = fds
@@ -53,6 +63,9 @@ class Request:
         self.watches_disk = message.get("disk_reserve") is True or "disk" in self.limits
         self.terminal = parse_terminal(message)
         self.listener = message.get("listener") is True
+        # A runtime with a kernel of its own hands no descriptors through.
+        self.plain = self.container is not None and message.get("plain") is True
+        self.runtime = parse_runtime(text(message, "runtime")) if message.get("runtime") else None
         self.workspace = text(message, "workspace") if self.docker == "own" else ""
         self.proxy = parse_proxy(message) if self.docker == "own" and self.listener else None
 
@@ -97,6 +110,16 @@ def parse_agent(message: Message, entry: Entry) -> KeptAgent:
     if not SHA256.match(digest) or not PROGRAM.match(name) or not os.path.isdir(directory):
         raise Refused("the agent is not in the store")
     return directory, name
+
+
+def parse_runtime(wanted: str) -> str:
+    """Return the path of an OCI runtime: root's own, and where an engine sees it."""
+    places = [wanted] if "/" in wanted else [f"{directory}/{wanted}" for directory in RUNTIME_DIRECTORIES]
+    found = next((path for path in places if os.path.isfile(path)), None)
+    if found is None or not RUNTIME.match(found):
+        raise Refused(f"there is no OCI runtime {wanted!r} below /usr")
+    require_root_owned(os.path.realpath(found))
+    return found
 
 
 def parse_terminal(message: Message) -> list[int] | None:

@@ -7,12 +7,13 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import time
 
 from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel
 from clsecure.privileged.root.disk import Disk
-from clsecure.privileged.root.engine import PODMAN, Engine, listen
+from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -23,11 +24,17 @@ from clsecure.privileged.root.limits import (
     struck,
 )
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
-from clsecure.privileged.root.modes import RUN, DockerMode, NamespaceMode, PodmanMode, UserMode
+from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, processes_of
 from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
-from clsecure.privileged.root.state import own_directory, require_root_owned, write_file
+from clsecure.privileged.root.state import (
+    RUN,
+    own_directory,
+    remove_directory,
+    require_root_owned,
+    write_file,
+)
 from clsecure.privileged.root.stores import image_store, storage_of, wipe_storage
 from clsecure.privileged.root.view import user_files
 
@@ -53,9 +60,6 @@ class Sandbox:
         self.entry, self.pieces = entry, pieces
         self.request = Request(entry, message, fds)
         self.disk: Disk | None = None
-        if self.request.watches_disk:
-            storage = storage_of(entry) if self.request.docker == "own" else None
-            self.disk = Disk(entry, self.request.limits.get("disk", 0), storage=storage)
         self.engine: Engine | None = None
         self.sidecar: Sidecar | None = None
         self.stage: Stage | None = None
@@ -71,16 +75,18 @@ class Sandbox:
         self.struck: dict[str, int] = {}
         self.status: int | None = None
 
-    # -------- up to the first process
-
     def prepare(self, registry: Registry) -> None:
         """Make what has to be there before the first process; :meth:`end` takes it away."""
         request, tty = self.request, registry.config["range_first"]
+        if request.watches_disk:
+            storage = storage_of(self.entry) if request.docker == "own" else None
+            self.disk = Disk(self.entry, request.limits.get("disk", 0), storage=storage)
         if request.container or request.docker:
             self._make_sockets()
         if request.api is not None:
             images = image_store(registry, self.entry["owner"])
-            self.engine = Engine(self.entry, request.api, tty=tty, images=images)
+            runtime = request.runtime or CRUN
+            self.engine = Engine(self.entry, request.api, tty=tty, images=images, runtime=runtime)
         if request.docker == "own":
             require_root_owned(PODMAN)
             with registry.lock():
@@ -103,6 +109,10 @@ class Sandbox:
             path = f"{self.run_directory}/control"
             self.sockets["control"] = listen(path, socket.SOCK_SEQPACKET, uid=uid, gid=uid, mode=0o600)
             inside = uid if self.request.container == "docker" else 0
+            if self.request.plain:
+                for name in ("streams", "gateway"):
+                    path = f"{self.run_directory}/{name}"
+                    self.sockets[name] = listen(path, socket.SOCK_STREAM, uid=uid, gid=uid, mode=0o600)
             for name, content in user_files(self.entry, inside).items():
                 write_file(f"{self.run_directory}/{name}", content.encode(), 0o644)
         if self.request.docker:
@@ -166,14 +176,13 @@ class Sandbox:
         orders = {
             "listener": list(request.address) if request.address else None,
             "status": bool(request.container),
+            "plain": request.plain,
             "terminal": request.terminal,
             "writable": [self.entry["home"], *(t for t, read_only, _ in request.mounts if not read_only)],
             # The launcher lowers it: firejail makes its user namespace as root, who has processes of its own.
             "processes": request.limits["pids"] if "pids" in self.rlimited else None,
         }
         self.channel.tell(orders)
-
-    # -------- the barrier
 
     def barrier(self, conn: socket.socket) -> bool:
         """Wait for the launcher, look at that very process, and hand everything to the caller."""
@@ -193,6 +202,9 @@ class Sandbox:
             while report.get("event") == "made":
                 if not awaited():
                     return False
+                if self.request.plain and not fds:
+                    # It connects before it says a word.
+                    self._take_streams(fds)
                 report, pid = self.channel.word(fds)
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
@@ -215,6 +227,23 @@ class Sandbox:
             self._give_orders()
         return connected
 
+    def _take_streams(self, fds: array.array[int]) -> None:
+        """Take in what the gateway is to serve, and the launcher's connections by their tags."""
+        listener = self.sockets.pop("streams")
+        listener.settimeout(LAUNCHER_SECONDS)
+        found: dict[bytes, int] = {}
+        with listener:
+            for _ in range(2 if self.request.terminal else 3):
+                stream, _ = listener.accept()
+                peer = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+                stream.settimeout(LAUNCHER_SECONDS)
+                tag = stream.recv(1) if struct.unpack("3i", peer)[1] == self.entry["uid"] else b""
+                stream.settimeout(None)
+                found[tag] = stream.detach()
+        if self.request.listener:
+            fds.append(self.sockets.pop("gateway").detach())
+        fds.extend(found[tag] for tag in sorted(found))
+
     def _enforced(self, pid: int) -> dict[str, str]:
         """Return which limits hold for the launcher, and how: only what the kernel says."""
         limits = self.request.limits
@@ -223,8 +252,6 @@ class Sandbox:
             self.groups = cgroup_paths(pid)
         enforced = dict.fromkeys(by_rlimit(pid, limits) & set(self.rlimited), "rlimit")
         return enforced | ({"disk": "measured"} if "disk" in limits else {}) | (self.held or {})
-
-    # -------- from the start to the end
 
     def serve(self, conn: socket.socket) -> None:
         """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
@@ -346,13 +373,5 @@ class Sandbox:
         if self.stage is not None:
             self.channel.control.close()
         close_all(fd for fd in (*self.output, self.main_pidfd) if fd >= 0)
-        remove_sockets(self.entry)
-
-
-def remove_sockets(entry: Entry) -> None:
-    """Take away the places where an account's sandbox met the helper; one that was killed left them there."""
-    directory = f"{RUN}/{entry['name']}"
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(directory):
-            os.unlink(f"{directory}/{name}")
-        os.rmdir(directory)
+        if self.run_directory:
+            remove_directory(self.run_directory)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clsecure.privileged.root.messages import Message
 
 STATE = "/var/lib/clsecure"
+RUN = "/run/clsecure"
 CONFIG = "/etc/clsecure/helper.json"
 LOCK_SECONDS = 30.0
 DISK_RESERVE = 1024**3
@@ -48,6 +49,14 @@ def own_directory(path: str, mode: int) -> str:
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
         raise Refused(f"{path} is not a directory of root's own")
     return path
+
+
+def remove_directory(path: str) -> None:
+    """Take away a directory of root's own, with the files and sockets in it; it may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            os.unlink(f"{path}/{name}")
+        os.rmdir(path)
 
 
 def require_root_owned(path: str, also: int = 0) -> None:
