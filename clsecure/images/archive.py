@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ REPOSITORY = "localhost/clsecure"
 """Under which our images are tagged; a tag decides nothing, an image is used by its id."""
 
 _MAX_JSON = 1 << 20
+_MAX_PARTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ def read_archive(path: Path) -> ArchiveContent:
     :raises ImageError: it is no archive of one image.
     """
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             manifest = _json(tar, "manifest.json")
             if not isinstance(manifest, list) or len(manifest) != 1:
                 raise ImageError(f"{path} does not hold exactly one image")
@@ -109,8 +111,26 @@ def read_archive(path: Path) -> ArchiveContent:
                 labels={str(key): str(value) for key, value in labels.items()},
                 tags=tuple(map(str, tags)),
             )
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        tarfile.TarError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ImageError(f"{path} is no image archive", details=str(error)) from error
+
+
+class _Bounded(io.FileIO):
+    """A file of which nobody reads much at once: tar has headers whose length is what the archive says."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read no more than a part of ours can hold, or refuse."""
+        if size is None or not 0 <= size <= _MAX_JSON + tarfile.RECORDSIZE:
+            raise ValueError("a header of the archive is too long")
+        return super().read(size) or b""
 
 
 def _json(tar: tarfile.TarFile, name: str) -> Any:  # noqa: ANN401  # JSON
@@ -118,7 +138,9 @@ def _json(tar: tarfile.TarFile, name: str) -> Any:  # noqa: ANN401  # JSON
 
 
 def _bytes(tar: tarfile.TarFile, name: str) -> bytes:
-    member = tar.getmember(name)
+    member = next((each for each in itertools.islice(tar, _MAX_PARTS) if each.name == name), None)
+    if member is None:
+        raise KeyError(f"there is no {name[:200]!r}")
     file = tar.extractfile(member) if member.isreg() and member.size <= _MAX_JSON else None
     if file is None:
         raise ValueError(f"{name[:200]!r} is not what it should be")

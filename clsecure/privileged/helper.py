@@ -27,6 +27,7 @@ import os
 import pwd
 import re
 import resource
+import select
 import signal
 import socket
 import stat
@@ -41,12 +42,13 @@ if __name__ == "__main__":
 
 from clsecure.privileged.root.accounts import ensure_account, remove_account, wipe_home
 from clsecure.privileged.root.agents import SHA256, keep_agent
+from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import PODMAN, given_listener
 from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
-from clsecure.privileged.root.sandbox import Sandbox
+from clsecure.privileged.root.sandbox import TICK_SECONDS, Sandbox
 from clsecure.privileged.root.sidecar import ImageStore
 from clsecure.privileged.root.state import (
     LOCK_SECONDS,
@@ -194,9 +196,13 @@ class Service:
     def _fill(self, store: ImageStore) -> None:
         quiesce(store.entry)
         try:
+            # What lies there counts to no quota of the caller's.
+            disk = Disk(store.entry, 0)
             store.launch()
             send(self.conn, {"event": "ready"})
-            self.conn.recv(1, socket.MSG_PEEK)
+            while not select.select([self.conn], [], [], TICK_SECONDS)[0]:
+                if disk.low():
+                    raise Refused("there is too little room on the disk of the images: free some")
         except Refused as refused:
             raise Refused(f"{refused}: {store.said() or 'no word from it'}") from None
         finally:

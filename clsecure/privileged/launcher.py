@@ -302,17 +302,20 @@ def watch(control: socket.socket, streams: Streams | None) -> None:
 
     Whoever is left in the container then dies with the parent.
     """
+    # The agent has the same uid, and nothing to look for in here. Done before there is a child, which may be
+    # faster; what that executes can be looked into again.
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     child = os.fork()
     if child == 0:
         os.setsid()
         return
-    # The agent has the same uid, and nothing to look for in here.
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     os.closerange(0, control.fileno())
     os.closerange(control.fileno() + 1, 1024)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (1, 2):
         os.dup2(null, fd)
+    # Python would heed this one. Of those that nobody heeds, none comes through to a first process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == child:

@@ -15,6 +15,8 @@ from clsecure.terminal import escape
 
 SOCKET = "/run/clsecure/docker.sock"
 _SECONDS = 600
+_API = "1.40"
+"""What podman's API takes, of all versions."""
 _GATEWAY = "169.254.1.2"
 _CLIENT_CONF = "/run/clsecure/containers.conf"
 
@@ -52,13 +54,25 @@ def bring_along(images: Sequence[str], worker: str, environ: Mapping[str, str], 
     """
     if not images:
         return
-    import docker
-
-    target = docker.DockerClient(base_url=f"unix:///run/clsecure/{worker}/docker.sock", timeout=_SECONDS)
-    with contextlib.closing(target):
+    with contextlib.closing(session_engine(f"/run/clsecure/{worker}/docker.sock")) as target:
         for name in images:
             with ui.phase(f"copying the image {escape(name)}"), _found(name, environ) as image:
                 target.images.load(_Stream(image.save(named=name if ":" in name else True)))
+
+
+def session_engine(path: str) -> Any:  # noqa: ANN401  # docker-py has no types
+    """Return a client of the session's own engine, in whose memory the agent can look later.
+
+    It is told nothing of the user's: what ~/.netrc has for everybody and ~/.docker/config.json for every
+    engine would be sent otherwise.
+    """
+    import docker
+
+    # With a version nothing is asked before it is told so.
+    client = docker.DockerClient(base_url=f"unix://{path}", version=_API, timeout=_SECONDS)
+    client.api.trust_env = False
+    client.api._general_configs = {}  # its headers; docker-py has no other way
+    return client
 
 
 @contextlib.contextmanager

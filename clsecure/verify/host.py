@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
 from clsecure.errors import VerificationError
@@ -51,7 +51,12 @@ _ENGINE_FILES = (
 )  # fmt: skip
 _DOCKER_SOCKET = "/run/clsecure/docker.sock"
 _MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
-_KERNEL = ("/proc", "/sys", "/dev", "/sys/fs/cgroup")
+_KERNEL = ("/proc", "/sys", "/dev")
+_GROUPS = frozenset({"cgroup", "cgroup2"})
+# Each sandbox has ones of its own: one whose number is mounted outside, too, is the machine's. Of control
+# groups there is only one.
+_OF_ONE = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "mqueue"})
+_DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +81,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountLine:
-    """One line of mountinfo. Source: proc_pid_mountinfo(5)."""
+    """One line of mountinfo. Source: proc_pid_mountinfo(5).
 
+    :param device: number of the file system.
+    :param root: what of it is mounted.
+    """
+
+    device: str
+    root: str
     target: str
     kind: str
     read_only: bool
@@ -87,7 +98,13 @@ class MountLine:
         """Parse one line; octal escapes of the target stay as they are."""
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
-        return cls(target=fields[4], kind=right.split(" ")[0], read_only="ro" in fields[5].split(","))
+        return cls(
+            device=fields[2],
+            root=fields[3],
+            target=fields[4],
+            kind=right.split(" ")[0],
+            read_only="ro" in fields[5].split(","),
+        )
 
 
 def _equal(expected: str, observed: str) -> Observation:
@@ -223,18 +240,20 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
     if spec.program is not None:
         known.append(f"/opt/clsecure/bin/{spec.program.name}")
+    machines = _machine_devices()
     wrong = []
     effective = {}
     for line in map(MountLine.parse, facts.mountinfo):
         effective[line.target] = line
-        own = line.kind in _PSEUDO and (_below(line.target, _MEMORY) or line.target in _KERNEL)
+        shared = line.kind in _OF_ONE and line.device in machines
+        if shared and not _is_device(line) and not _below(line.target, known):
+            wrong.append(f"{line.target} is the machine's")
+        own = line.kind in _PSEUDO - _GROUPS and (_below(line.target, _MEMORY) or line.target in _KERNEL)
         hidden = line.kind in ("tmpfs", "devtmpfs", "proc", "sysfs") and _below(
             line.target, ("/proc", "/sys")
         )
         device = line.kind in ("devtmpfs", "tmpfs", "devpts", "mqueue") and _below(line.target, ("/dev",))
-        groups = (
-            line.kind in ("cgroup", "cgroup2") and _below(line.target, ("/sys/fs/cgroup",)) and line.read_only
-        )
+        groups = line.kind in _GROUPS and _below(line.target, ("/sys/fs/cgroup",)) and line.read_only
         if not (own or groups or hidden or device or line.target == "/" or _below(line.target, known)):
             wrong.append(line.target)
     wrong += [
@@ -243,6 +262,17 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         if not line.read_only and line.kind not in _PSEUDO and not _below(line.target, [*writable, *sockets])
     ]
     return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+
+
+def _machine_devices() -> frozenset[str]:
+    """Return the device numbers of the file systems that are mounted outside."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    return frozenset(MountLine.parse(line).device for line in lines.splitlines())
+
+
+def _is_device(line: MountLine) -> bool:
+    """Tell whether a mount is one of the plain devices, which engines take from the machine's /dev."""
+    return line.root in _DEVICES and _below(line.target, ("/dev", "/proc", "/sys"))
 
 
 def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:

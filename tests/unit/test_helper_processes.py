@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +120,24 @@ def test_a_resource_limit_counts_only_when_the_kernel_says_so() -> None:
     assert by_rlimit(os.getpid(), {"open_files": int(hard)}) == {"open_files"}
     assert by_rlimit(os.getpid(), {"open_files": int(hard) - 1}) == set()
     assert by_rlimit(os.getpid(), {}) == set()
+
+
+def test_words_without_end_are_read_in_bounds() -> None:
+    """Whoever comes to the other end of the log writes as fast as it is read."""
+    log, words = os.pipe2(os.O_NONBLOCK)
+    pid = os.fork()
+    if pid == 0:
+        os.set_blocking(words, True)
+        run_and_exit(lambda: [os.write(words, b"x" * 65536) for _ in range(1 << 20)])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        channel = Channel(ours, log, -1)
+        rounds = 0
+        while not channel.log_closed:
+            assert len(channel.drain()) <= 16 * 1024
+            rounds += 1
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(log)
+    os.close(words)
+    assert rounds > 1

@@ -266,6 +266,39 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
         read_archive(tmp_path / "x.tar")
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_i2_a_header_as_long_as_a_disk_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """A terabyte that takes no room: it must not come into memory."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 1 << 40
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match="is no image archive"):
+        read_archive(tmp_path / "x.tar")
+
+
+def test_i2_an_archive_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "x:") as tar:
+        for number in range(5000):
+            tar.addfile(entry(f"{number}"))
+        data = json.dumps([{"Config": "manifest.json"}]).encode()
+        tar.addfile(entry("manifest.json", size=len(data)), io.BytesIO(data))
+    with pytest.raises(ImageError) as refused:
+        read_archive(tmp_path / "x.tar")
+    assert "there is no 'manifest.json'" in (refused.value.details or "")
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 100_000, b'[{"Config": []}]', b'[{"Config": "manifest.json"}]', b"[7]"]
+)
+def test_i2_hostile_words_of_an_archive_are_refused(tmp_path: Path, data: bytes) -> None:
+    with tarfile.open(tmp_path / "x.tar", "x:") as tar:
+        tar.addfile(entry("manifest.json", size=len(data)), io.BytesIO(data))
+    with pytest.raises(ImageError, match="is no image archive"):
+        read_archive(tmp_path / "x.tar")
+
+
 def test_an_archive_of_two_images_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "x:") as tar:
         data = json.dumps([{"Config": "a.json"}, {"Config": "b.json"}]).encode()

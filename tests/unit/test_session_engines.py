@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from clsecure.model import (
 )
 from clsecure.session import opening
 from clsecure.session.opening import docker_lines, opening_lines
-from clsecure.session.own_engine import engine_env, gateway_host
+from clsecure.session.own_engine import engine_env, gateway_host, session_engine
 from clsecure.session.plan import SessionPlan
 from clsecure.session.result import ContainerResult, SessionResult
 from clsecure.session.store import SessionRecord, SessionStatus, Store
@@ -213,3 +216,36 @@ def test_a_machine_without_a_client_is_named_at_the_start(monkeypatch: pytest.Mo
     assert any("podman --remote only" in line for line in local)
     container = docker_lines(plan(docker=DockerAccess.OWN, mode=IsolationMode.CONTAINER))
     assert not any("podman --remote only" in line for line in container)
+
+
+def test_a3_the_sessions_own_engine_hears_nothing_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent can look into that engine's memory later."""
+    (tmp_path / ".netrc").write_text("default login somebody password CANARY\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker/config.json").write_text(
+        json.dumps({"HttpHeaders": {"X-Token": "CANARY"}, "auths": {"x": {"auth": "YTpDQU5BUlk="}}})
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HTTP_PROXY", "http://CANARY@localhost:9")
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def answer() -> None:
+            conn, _ = listener.accept()
+            with conn:
+                heard.append(conn.recv(65536))
+                conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with contextlib.closing(session_engine(str(tmp_path / "s"))) as client:
+            assert client.images.list() == []
+        thread.join(10)
+    (said,) = heard
+    assert said.startswith(b"GET /v1.40/images/json")
+    assert not any(secret in said for secret in (b"CANARY", b"uthorization", b"YTpDQU5BUlk="))

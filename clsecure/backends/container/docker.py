@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.container.spec import HOSTNAME, RUN, ContainerPlan, plan_container
+from clsecure.backends.container.spec import HOSTNAME, MEMORY_SIZE, RUN, ContainerPlan, plan_container
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import BackendUnavailableError, UsageError
 from clsecure.installation import STATE_DIRECTORY
@@ -43,6 +43,8 @@ class DockerBackend(LocalBackend):
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
     ) -> Iterator[Callable[[], None] | None]:
+        import docker
+
         del fds
         with daemon() as client:
             plan = plan_container(
@@ -56,6 +58,9 @@ class DockerBackend(LocalBackend):
 
             def bring_up() -> None:
                 with _explained("docker did not start the container"):
+                    # Of a session that was killed between the two: it has no process that could have been.
+                    with contextlib.suppress(docker.errors.NotFound):
+                        client.api.remove_container(plan.name, v=True, force=True)
                     client.containers.create(plan.image_id, **arguments(plan, spec.limits)).start()
 
             yield bring_up
@@ -144,7 +149,7 @@ def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
         "hostname": HOSTNAME,
         "labels": dict(plan.labels),
         "mounts": [bound(mount) for mount in plan.mounts],
-        "tmpfs": dict.fromkeys(plan.memory_mounts, "mode=1777,nosuid,nodev,exec"),
+        "tmpfs": dict.fromkeys(plan.memory_mounts, f"mode=1777,size={MEMORY_SIZE},nosuid,nodev,exec"),
         "read_only": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
@@ -155,6 +160,8 @@ def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
         "working_dir": "/",
         "auto_remove": True,
         "restart_policy": {"Name": "no"},
+        # Of ~/.docker/config.json: proxies with their passwords would become variables of the container.
+        "use_config_proxy": False,
     }
     if limits.memory:
         found |= {"mem_limit": limits.memory, "memswap_limit": limits.memory}

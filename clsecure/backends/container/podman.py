@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.container.spec import HOSTNAME, RUN, ContainerPlan, plan_container
+from clsecure.backends.container.spec import HOSTNAME, MEMORY_SIZE, RUN, ContainerPlan, plan_container
 from clsecure.backends.local import LocalBackend
 from clsecure.errors import BackendUnavailableError
 from clsecure.model import IsolationMode, SandboxSpec
@@ -96,7 +96,9 @@ def arguments(plan: ContainerPlan) -> dict[str, Any]:
         {"type": "bind", "source": str(m.source), "target": str(m.target), "read_only": m.read_only}
         for m in plan.mounts
     ]
-    memory = [{"type": "tmpfs", "target": path, "mode": "1777"} for path in plan.memory_mounts]
+    memory = [
+        {"type": "tmpfs", "target": path, "mode": "1777", "size": MEMORY_SIZE} for path in plan.memory_mounts
+    ]
     found: dict[str, Any] = {
         "name": plan.name,
         "command": list(plan.argv),

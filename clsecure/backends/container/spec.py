@@ -13,6 +13,8 @@ RUN = Path("/run/clsecure")
 
 BIN = Path("/opt/clsecure/bin")
 MEMORY = ("/tmp", "/var/tmp", "/run")  # noqa: S108  # paths of the inside
+MEMORY_SIZE = "25%"
+"""Of the machine's memory, for each: together they leave some, also where nothing limits the session."""
 HOSTNAME = "clsecure"
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from clsecure.privileged.root.messages import Message
 
-LOG_LIMIT = 16 * 1024
+LOG_LIMIT, PIPE_LIMIT = 16 * 1024, 64 * 1024
+PATIENCE = 1 << 20
+"""Bytes of words after which none is waited for any more."""
 WORD_LIMIT = 4096
 
 
@@ -34,7 +36,7 @@ class Channel:
     def __init__(self, control: socket.socket, log: int, pidfd: int) -> None:
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.control, self.log, self.pidfd = control, log, pidfd
-        self.log_closed, self._words = False, b""
+        self.log_closed, self._words, self._patience = False, b"", PATIENCE
 
     def accept(self, uid: int, awaited: Callable[[], bool]) -> bool:
         """Take the first connection of a process of this uid; False when it was given up meanwhile."""
@@ -104,11 +106,19 @@ class Channel:
         return (understood(data) or {}) if data else None
 
     def drain(self) -> str:
-        """Collect what the sandbox's own programs said, bounded."""
+        """Collect what the sandbox's own programs said, bounded.
+
+        As root of the session's own engine an agent comes to the other end, and can write for ever: this
+        process is in none of the groups that bound the session.
+        """
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.log, 4096):
+            for _ in range(PIPE_LIMIT // 4096):
+                data = os.read(self.log, 4096)
                 self._words = (self._words + data)[-LOG_LIMIT:]
-            self.log_closed = True
+                self._patience -= len(data)
+                if not data or self._patience < 0:
+                    self.log_closed = True
+                    break
         return self._words.decode("utf-8", "replace").strip()
 
 

@@ -36,7 +36,7 @@ class Disk:
     def __init__(self, entry: Entry, limit: int, *, storage: str | None = None) -> None:
         self.entry, self.limit, self.pipe, self.pid = entry, limit, -1, 0
         self.next, self.until, self.counted = 0.0, 0.0, -1
-        self.places: list[str] = [entry["home"], *([storage] if storage else [])]
+        self.storage = storage
         # The storage itself comes and goes, what it lies in stays.
         self.watched: list[str] = [entry["home"], *([os.path.dirname(storage)] if storage else [])]
         if low := self.low():
@@ -88,13 +88,18 @@ class Disk:
         return None
 
     def _start(self, words: int) -> int:
-        argv = ("/usr/bin/du", "-s", "-x", "-c", "--block-size=1", "--", *self.places)
+        argv = ["/usr/bin/du", "-s", "-x", "-c", "--block-size=1", "--", self.entry["home"]]
         most = (resource.RLIMIT_CPU, (COUNT_SECONDS, COUNT_SECONDS))
-        if len(self.places) > 1:
-            # What containers wrote belongs to uids of the range, and may be closed to the worker itself.
-            return start_as_root_of_range(
-                self.entry, *argv, output=words, first=lambda: resource.setrlimit(*most)
-            )
+        if self.storage is not None:
+            # What containers wrote belongs to uids of the range, and may be closed to the worker itself. The
+            # way to it is root's alone, so it begins there.
+            place = self.storage
+
+            def begin() -> None:
+                resource.setrlimit(*most)
+                os.chdir(place)
+
+            return start_as_root_of_range(self.entry, *argv, ".", output=words, first=begin)
         pid = os.fork()
         if pid == 0:
             null = os.open("/dev/null", os.O_RDWR)

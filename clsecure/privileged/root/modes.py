@@ -186,6 +186,7 @@ class DockerMode(UserMode):
         """Become the worker, and wait to be killed."""
         del control
         os.closerange(3, 1024 * 1024)
+        own_keyring()
         become(self.entry, empty_bounding_set=True)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         while True:

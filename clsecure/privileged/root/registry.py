@@ -67,14 +67,21 @@ class Registry:
         return entry
 
     def give_range(self, entry: Entry) -> None:
-        """Give an account further uids that nobody else has, for the containers of an engine of its own."""
+        """Give an account further uids that nobody else has, for the containers of an engine of its own.
+
+        Of those that are free, the one that was given back the longest ago: with a worker's accomplice who
+        keeps a set-uid file of such a uid, whoever has it next could be disturbed.
+        """
         if "range" in entry:
             return
         taken, others = {e.get("range") for e in self.entries()}, subordinate_ranges()
         first = self.config["range_first"]
-        for start in range(first + RANGE, first + (1 + self.config["range_count"]) * RANGE, RANGE):
+        starts = range(first + RANGE, first + (1 + self.config["range_count"]) * RANGE, RANGE)
+        last = self._counter(".last-range", first)
+        for start in (*(s for s in starts if s > last), *(s for s in starts if s <= last)):
             if start not in taken and not any(a < start + RANGE and start < b for a, b in others):
                 entry["range"] = start
+                write_file(f"{self.directory}/.last-range", str(start).encode())
                 write_file(f"{self.directory}/{entry['name']}", json.dumps(entry).encode())
                 return
         raise Refused(f"all ranges of uids are in use; remove workers, or set others in {CONFIG}")
@@ -99,20 +106,23 @@ class Registry:
 
     def free_uid(self) -> int:
         """Return the next uid of the range. The counter only rises: a uid is never used twice."""
-        counter = f"{self.directory}/.next-uid"
         first, end = self.config["uid_first"], self.config["uid_first"] + self.config["uid_count"]
-        try:
-            with open(counter, encoding="ascii") as file:
-                uid: int = max(first, int(file.read()))
-        except FileNotFoundError:
-            uid = first
+        uid: int = max(first, self._counter(".next-uid", first))
         ranges = subordinate_ranges()
         while known(pwd.getpwuid, uid) or known(grp.getgrgid, uid) or any(a <= uid < b for a, b in ranges):
             uid += 1
         if uid >= end:
             raise Refused(f"the range of worker uids is used up; set another in {CONFIG}")
-        write_file(counter, str(uid + 1).encode())
+        write_file(f"{self.directory}/.next-uid", str(uid + 1).encode())
         return uid
+
+    def _counter(self, name: str, first: int) -> int:
+        """Return a number that outlives the accounts."""
+        try:
+            with open(f"{self.directory}/{name}", encoding="ascii") as file:
+                return int(file.read())
+        except FileNotFoundError:
+            return first
 
 
 def known(lookup: Callable[[Any], object], key: object) -> bool:

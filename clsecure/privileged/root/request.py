@@ -115,8 +115,10 @@ def parse_agent(message: Message, entry: Entry) -> KeptAgent:
 def parse_runtime(wanted: str) -> str:
     """Return the path of an OCI runtime: root's own, and where an engine sees it."""
     places = [wanted] if "/" in wanted else [f"{directory}/{wanted}" for directory in RUNTIME_DIRECTORIES]
-    found = next((path for path in places if os.path.isfile(path)), None)
-    if found is None or not RUNTIME.match(found):
+    # Looked for below /usr only: elsewhere root would say what is there, or wait for somebody's file system.
+    plain = [path for path in places if RUNTIME.match(path) and path == os.path.normpath(path)]
+    found = next((path for path in plain if os.path.isfile(path)), None)
+    if found is None:
         raise Refused(f"there is no OCI runtime {wanted!r} below /usr")
     require_root_owned(os.path.realpath(found))
     return found

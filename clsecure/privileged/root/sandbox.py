@@ -25,7 +25,7 @@ from clsecure.privileged.root.limits import (
 )
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
-from clsecure.privileged.root.processes import Stage, facts_of, processes_of
+from clsecure.privileged.root.processes import Stage, facts_of, is_of, processes_of, uids_of
 from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
 from clsecure.privileged.root.state import (
@@ -208,14 +208,27 @@ class Sandbox:
                 report, pid = self.channel.word(fds)
             if report.get("event") != "ready":
                 raise Refused(f"the launcher gave up: {report.get('error')}")
-            self.main, self.main_pidfd = facts_of(pid), os.pidfd_open(pid)
-            enforced = self._enforced(pid)
+            enforced = self._looked_at(pid)
             if self.request.docker == "host":
                 fds.append(self.sockets.pop("docker").detach())
             send(conn, {"event": "ready", "report": report, "facts": self.main, "enforced": enforced}, fds)
         finally:
             close_all(fds)
         return True
+
+    def _looked_at(self, pid: int) -> dict[str, str]:
+        """Take in what /proc says of the launcher; return which limits hold for it.
+
+        In a container it is a program of the caller's choice, which may end while its words lie here unread:
+        another's process would have its number then, and be told about.
+        """
+        with contextlib.suppress(OSError):
+            self.main_pidfd = os.pidfd_open(pid)
+            if is_of(self.entry, uids_of(pid)):
+                self.main, enforced = facts_of(pid), self._enforced(pid)
+                if not select.select([self.main_pidfd], [], [], 0)[0]:
+                    return enforced
+        raise Refused("the launcher has ended")
 
     def _connected(self, awaited: Callable[[], bool]) -> bool:
         """Wait for the launcher in the container: the first process of the worker's that connects."""
@@ -250,7 +263,11 @@ class Sandbox:
         if self.request.container == "docker":
             self._holds(dict.fromkeys(confirmed(pid, limits), "engine"))
             self.groups = cgroup_paths(pid)
-        enforced = dict.fromkeys(by_rlimit(pid, limits) & set(self.rlimited), "rlimit")
+        rlimited = by_rlimit(pid, limits) & set(self.rlimited)
+        if self.sidecar is not None:
+            # The kernel counts processes by uid, and containers of the session's own engine have many.
+            rlimited.discard("pids")
+        enforced = dict.fromkeys(rlimited, "rlimit")
         return enforced | ({"disk": "measured"} if "disk" in limits else {}) | (self.held or {})
 
     def serve(self, conn: socket.socket) -> None:

@@ -44,8 +44,9 @@ def image_store(registry: Registry, owner: int) -> Entry:
 
 def storage_of(entry: Entry) -> str:
     """Return where the session's own engine stores what it does, in a directory that is there."""
-    # Nobody but root comes through, whoever the storage belongs to: there may be set-uid programs in it.
-    own_directory(f"{STATE}/engines", 0o711)
+    # Nobody but root comes through: root of an engine can open its own storage to everybody, with set-uid
+    # programs of its uids in it.
+    os.chmod(own_directory(f"{STATE}/engines", 0o700), 0o700)
     return f"{STATE}/engines/{entry['name']}"
 
 
@@ -70,8 +71,8 @@ def wipe_storage(entry: Entry) -> None:
     if os.path.isdir(entry["home"]):
         others = ("(", "!", "-uid", "0", "-o", "!", "-gid", "0", ")")
         give = ("-exec", "/bin/chown", "--no-dereference", "0:0", "--", "{}", "+")
-        _as_root_of_range(entry, "/usr/bin/find", entry["home"], "-xdev", *others, *give)
-    _as_root_of_range(entry, "/bin/rm", "-rf", "--one-file-system", "--", place)
+        _as_root_of_range(entry, "/", "/usr/bin/find", entry["home"], "-xdev", *others, *give)
+    _as_root_of_range(entry, place, "/usr/bin/find", ".", "-xdev", "-mindepth", "1", "-delete")
     # It could empty the directory; the one above is root's.
     try:
         os.rmdir(place)
@@ -79,9 +80,9 @@ def wipe_storage(entry: Entry) -> None:
         raise Refused(f"{place} could not be deleted: {error.strerror}") from error
 
 
-def _as_root_of_range(entry: Entry, *argv: str) -> None:
-    """Run a program to its end, as long as it may take."""
-    pid = start_as_root_of_range(entry, *argv)
+def _as_root_of_range(entry: Entry, directory: str, *argv: str) -> None:
+    """Run a program to its end in a directory, as long as it may take."""
+    pid = start_as_root_of_range(entry, *argv, first=lambda: os.chdir(directory))
     pidfd, ended = os.pidfd_open(pid), False
     try:
         ended = bool(select.select([pidfd], [], [], WIPE_SECONDS)[0])

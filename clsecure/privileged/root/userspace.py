@@ -66,7 +66,7 @@ def start_as_root_of_range(
     It can read and delete all that an engine of the account's ever wrote, and nothing of anybody else's.
 
     :param output: its standard output, nothing by default.
-    :param first: done in the child, still root, before anything else.
+    :param first: done in the child, still root, before anything else; its directory is / otherwise.
     """
     words, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     words.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

@@ -1,0 +1,136 @@
+"""C8, C14: what the host sees of a container's mounts, and which of them stop the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clsecure.backends.api import ProcessFacts
+from clsecure.model import (
+    CheckStatus,
+    ContainerSpec,
+    DockerAccess,
+    Engine,
+    IsolationMode,
+    Mount,
+    SandboxSpec,
+    WorkerAccount,
+    WorkerImage,
+)
+from clsecure.verify.host import MountLine, check_barrier
+
+HOME = Path("/home/claude-worker-x")
+SPEC = SandboxSpec(
+    mode=IsolationMode.CONTAINER,
+    account=WorkerAccount(name="claude-worker-x", uid=1_900_000_000, gid=1_900_000_000, home=HOME),
+    mounts=(Mount(source=Path("/srv/in"), target=Path("/srv/in")),),
+    container=ContainerSpec(
+        engine=Engine.PODMAN, image=WorkerImage(name="worker", image_id=f"sha256:{'0' * 64}")
+    ),
+    docker=DockerAccess.OWN,
+)
+# What both engines make, as it was seen: device, what of it, where, how, of which kind. Devices above 9000
+# are mounted nowhere outside.
+ENGINES = """
+0:9001 / / ro overlay
+0:9002 / /proc rw proc
+0:9002 /sys /proc/sys ro proc
+0:9003 / /proc/acpi ro tmpfs
+0:6 /null /proc/keys ro devtmpfs
+0:9004 / /dev rw tmpfs
+0:9005 / /dev/pts rw devpts
+0:9006 / /dev/mqueue rw mqueue
+0:9007 / /dev/shm rw tmpfs
+0:6 /null /dev/null rw devtmpfs
+0:6 /urandom /dev/urandom rw devtmpfs
+0:9008 / /sys ro sysfs
+0:9009 / /sys/firmware ro tmpfs
+0:9010 / /sys/fs/cgroup rw tmpfs
+0:38 / /sys/fs/cgroup ro cgroup2
+0:38 / /sys/fs/cgroup/pids ro cgroup
+0:9011 / /run rw tmpfs
+0:9012 / /tmp rw tmpfs
+0:9013 / /var/tmp rw tmpfs
+254:0 /run/clsecure/x/passwd /etc/passwd ro ext4
+0:9014 /userdata/hosts /etc/hosts ro tmpfs
+0:9014 /userdata/hostname /etc/hostname ro tmpfs
+254:0 /run/clsecure/x/control//deleted /run/clsecure/control rw ext4
+254:0 /run/clsecure/x/docker.sock /run/clsecure/docker.sock rw ext4
+254:0 /usr/local/lib/clsecure /usr/local/lib/clsecure ro ext4
+254:0 /home/claude-worker-x /home/claude-worker-x rw ext4
+254:0 /srv/in /srv/in ro ext4
+""".strip().splitlines()
+
+
+def mountinfo(line: str) -> str:
+    device, root, target, options, kind = line.split(" ")
+    return f"100 99 {device} {root} {target} {options},relatime - {kind} {kind} rw"
+
+
+def seen(*lines: str) -> str:
+    """Return what the check of the mounts says of them."""
+    facts = ProcessFacts(
+        pid=1, status={}, namespaces={}, host_namespaces={}, mountinfo=tuple(map(mountinfo, lines)),
+        descriptors={}, executable="", landlock_abi=0, seccomp_filter=False,
+    )  # fmt: skip
+    (found,) = [each for each in check_barrier(facts, SPEC) if each.check_id == "container-mounts"]
+    assert (found.status is CheckStatus.PASS) == (found.observed == "as planned")
+    return found.observed
+
+
+def machines(kind: str) -> str:
+    """Return the device number of a file system of this machine's."""
+    lines = map(MountLine.parse, Path("/proc/self/mountinfo").read_text().splitlines())
+    return next(line.device for line in lines if line.kind == kind)
+
+
+def test_c8_what_engines_mount_is_as_planned() -> None:
+    assert seen(*ENGINES) == "as planned"
+
+
+def test_c8_the_sockets_and_mounts_may_lie_in_memory_of_the_machine() -> None:
+    """Its /run does, and what the user gives may."""
+    shared = machines("tmpfs")
+    assert seen(
+        f"{shared} /clsecure/x/control /run/clsecure/control rw tmpfs",
+        f"{shared} /clsecure/x/passwd /etc/passwd ro tmpfs",
+        f"{shared} /in /srv/in ro tmpfs",
+        f"{shared} / /home/claude-worker-x rw tmpfs",
+    ) == "as planned"  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["/tmp", "/run", "/run/user/1000", "/dev/shm", "/dev", "/var/tmp/x"])
+def test_c14_memory_of_the_machine_is_not_taken_for_the_containers_own(target: str) -> None:
+    assert seen(*ENGINES, f"{machines('tmpfs')} / {target} rw tmpfs") == f"{target} is the machine's"
+
+
+def test_c14_a_device_of_the_machine_is_not_a_plain_one() -> None:
+    shared = machines("tmpfs")
+    assert seen(*ENGINES, f"{shared} /null /dev/null rw tmpfs") == "as planned"
+    assert seen(*ENGINES, f"{shared} /vda /dev/vda rw tmpfs") == "/dev/vda is the machine's"
+
+
+@pytest.mark.parametrize("target", ["/proc", "/proc/sys"])
+def test_c14_the_processes_of_the_machine_are_not_shown(target: str) -> None:
+    assert seen(*ENGINES, f"{machines('proc')} / {target} rw proc") == f"{target} is the machine's"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0:38 / /sys/fs/cgroup rw cgroup2", "/sys/fs/cgroup"),
+        ("0:38 / /sys/fs/cgroup/memory rw cgroup", "/sys/fs/cgroup/memory"),
+        ("0:38 / /mnt ro cgroup2", "/mnt"),
+        ("0:9050 / /home ro tmpfs", "/home"),
+        ("254:0 / /mnt ro ext4", "/mnt"),
+        ("254:0 /run/docker.sock /run/docker.sock rw ext4", "/run/docker.sock"),
+        ("254:0 /x /proc/sys/x ro ext4", "/proc/sys/x"),
+        ("254:0 /sda /dev/sda rw ext4", "/dev/sda"),
+        ("254:0 /x /usr/local/lib/clsecure rw ext4", "/usr/local/lib/clsecure is writable"),
+        ("254:0 /srv/in /srv/in rw ext4", "/srv/in is writable"),
+        ("0:9051 / / rw overlay", "/ is writable"),
+    ],
+)  # fmt: skip
+def test_c14_what_is_not_planned_stops_the_start(line: str, said: str) -> None:
+    assert said in seen(*ENGINES, line)
