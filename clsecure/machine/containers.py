@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clsecure.errors import BackendUnavailableError, UsageError
-from clsecure.machine.probe import find_program, install_command, parse_version
+from clsecure.machine.probe import find_program, install_command, parse_version, words
 from clsecure.model import Engine
 
 DOCKER_SOCKET = Path("/run/docker.sock")
@@ -20,6 +20,8 @@ OWN_ENGINE_PROGRAMS = ("podman", "crun", "netavark", "aardvark-dns")
 """What a session's own engine needs, in every mode; besides, one of :data:`FIREWALLS`."""
 MINIMUM_KERNEL = (5, 11)
 """The first with overlay file systems in user namespaces."""
+RIGHT_STATUS = (4, 6)
+"""The first podman whose API tells docker's client how a container ended that is removed at once."""
 FIREWALLS = ("nft", "iptables")
 """netavark makes the networks between containers with one of these."""
 
@@ -65,6 +67,16 @@ def own_engine_lacking() -> Iterator[str]:
     yield from (name for name in OWN_ENGINE_PROGRAMS if find_engine_program(name) is None)
     if not any(find_program(name) for name in FIREWALLS):
         yield FIREWALLS[0]
+
+
+def own_engine_misreports() -> str | None:
+    """Return the version of a podman whose API calls every end of ``docker run --rm`` a success, else None.
+
+    Source: https://github.com/containers/podman/issues/18889.
+    """
+    path = find_engine_program("podman")
+    version = parse_version(words(str(path), "--version")) if path is not None else ()
+    return ".".join(map(str, version)) if () < version < RIGHT_STATUS else None
 
 
 def docker_socket_usable() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from clsecure.egress.wire import GatewayConfig
+from clsecure.machine.containers import own_engine_misreports
 from clsecure.machine.probe import find_program, install_command
 from clsecure.model import Credentials, DockerAccess, IsolationMode, NetworkPolicy
 from clsecure.policy import HOST_ALIAS, Budget, NetworkRule
@@ -60,6 +61,11 @@ def docker_lines(plan: SessionPlan) -> Iterator[str]:
                 yield (
                     "docker: no client is inside, the agent has podman --remote only: "
                     f"{install_command('docker-cli')} brings docker"
+                )
+            if (version := own_engine_misreports()) is not None:
+                yield (
+                    f"docker: with podman {version} docker run --rm says that all went well, whatever did; "
+                    "without --rm, and with compose, the status is right"
                 )
             yield (
                 "residual R33: that engine makes user namespaces, mounts and network devices of its own, "

@@ -204,10 +204,7 @@ def test_pulls_and_builds_go_out_through_the_gateway_only(project: Target, regis
     assert "told {}" in lines
     assert "built" in lines
     assert registry.asked.count("/v2/") >= 3
-    denied = (
-        {each["host"] for each in done.result["network"]["blocked"]} if "network" in done.result else set()
-    )
-    assert "registry.example.org:443" in str(done.result), denied
+    assert "registry.example.org:443" in done.outcome.errors + json.dumps(done.result)
 
 
 def test_images_of_the_users_own_engine_come_along(project: Target) -> None:
@@ -253,7 +250,8 @@ def test_the_machines_docker_is_lent_for_a_session(project: Target) -> None:
         env = {"DOCKER_HOST": address}
         done = lent.attack(script, env=env, timeout=180)
         assert done.status == 0, done.said
-        lines = done.said.replace("\r", "").splitlines()
+        # script shows the end of its own input as ^@.
+        lines = done.said.replace("\r", "").replace("^@", "").splitlines()
         assert lines[0] == "half-closed"
         assert lines[1].endswith("/dev/pts/0")
         assert lines[2:5] == ["20", "1", "1"], lines

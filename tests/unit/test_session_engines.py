@@ -15,6 +15,7 @@ import pytest
 
 from clsecure.cli import render
 from clsecure.cli.commands import run
+from clsecure.machine import containers
 from clsecure.model import (
     ContainerSpec,
     DockerAccess,
@@ -84,6 +85,16 @@ def test_what_docker_opens_is_said_with_its_number(access: DockerAccess, number:
     assert residual.startswith(f"residual {number}: ")
     assert words in residual
     assert number in RESIDUALS
+
+
+@pytest.mark.parametrize(("said", "told"), [("4.3.1", True), ("4.6.0", False), ("5.4.2", False), ("", False)])
+def test_a_podman_that_calls_every_end_a_success_is_named(
+    monkeypatch: pytest.MonkeyPatch, said: str, told: bool
+) -> None:
+    monkeypatch.setattr(containers, "find_engine_program", lambda _: Path("/usr/bin/podman"))
+    monkeypatch.setattr(containers, "words", lambda *_: f"podman version {said}\n")
+    lines = list(docker_lines(plan(docker=DockerAccess.OWN)))
+    assert any("docker run --rm" in line for line in lines) is told
 
 
 def test_images_that_are_copied_are_named() -> None:
