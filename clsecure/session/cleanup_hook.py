@@ -155,7 +155,7 @@ def _environment(
     plan: SessionPlan | None,
 ) -> Callable[[GatewayAccess | None], dict[str, str]]:
     account = spec.account
-    tool_env = {**(plan.tool_env if plan else {}), **engine_env(spec.docker)}
+    tool_env = {**(plan.tool_env if plan else {}), **engine_env(spec.docker, spec.mode)}
 
     def make(access: GatewayAccess | None) -> dict[str, str]:
         env = inner_environment(

@@ -122,7 +122,7 @@ class Execution:
             models=self._network.models,
             tool_env={
                 **plan.tool_env,
-                **engine_env(spec.docker),
+                **engine_env(spec.docker, spec.mode),
                 **_root_env(spec),
                 **agents_env(self._workspace.record, spec.account.home),
             },

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from clsecure.errors import BackendUnavailableError
-from clsecure.model import DockerAccess
+from clsecure.model import DockerAccess, IsolationMode
 from clsecure.session.ui import Ui
 from clsecure.terminal import escape
 
@@ -18,17 +18,23 @@ _SECONDS = 600
 _API = "1.40"
 """What podman's API takes, of all versions."""
 _GATEWAY = "169.254.1.2"
+_CLIENT_CONF = "/run/clsecure/containers.conf"
 
 
-def engine_env(access: DockerAccess) -> dict[str, str]:
+def engine_env(access: DockerAccess, mode: IsolationMode) -> dict[str, str]:
     """Return the variables that tell the clients inside where the engine is."""
     match access:
         case DockerAccess.NONE:
             return {}
         case DockerAccess.OWN:
             # podman's API has no BuildKit, which docker's clients would ask for by default.
-            builder = {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
-            return {"DOCKER_HOST": f"unix://{SOCKET}", "CONTAINER_HOST": f"unix://{SOCKET}", **builder}
+            env = {
+                "DOCKER_HOST": f"unix://{SOCKET}",
+                "CONTAINER_HOST": f"unix://{SOCKET}",
+                "DOCKER_BUILDKIT": "0",
+            }
+            # Worker images have docker's client only.
+            return env if mode is IsolationMode.CONTAINER else {**env, "CONTAINERS_CONF": _CLIENT_CONF}
         case DockerAccess.HOST:
             return {"DOCKER_HOST": f"unix://{SOCKET}"}
         case _:

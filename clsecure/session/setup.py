@@ -182,7 +182,7 @@ class Setup:
                 account=spec.account,
                 session=context.plan.session,
                 access=access,
-                tool_env={**way.tool_env, **engine_env(way.spec.docker)},
+                tool_env={**way.tool_env, **engine_env(way.spec.docker, spec.mode)},
                 extra_path=[*agents_path(workspace.record, spec.account.home), *mounted_path(context.plan)],
                 late_path=late_path(context.plan),
             )

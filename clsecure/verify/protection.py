@@ -94,7 +94,8 @@ RESIDUALS = {
     "R37": "which image a container has is the engine's word",
     "R38": "a user's image store counts to no quota and stays when the account goes",
     "R39": "with gVisor, what is mounted inside is gVisor's word",
-    "R55": "uids of containers beside a session are given out again, late",
+    "R40": "limits of single containers have no effect, those of the session do",
+    "R41": "uids of containers beside a session are given out again, late",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 

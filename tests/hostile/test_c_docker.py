@@ -45,14 +45,15 @@ EVERYTHING = ("--privileged", "--cap-add", "ALL", "--security-opt", "seccomp=unc
 
 
 def run(*words: str, image: str = "clsecure-web", shell: str) -> list[str]:
-    return ["docker", "run", "--rm", *words, image, "sh", "-c", shell]
+    # Not with --rm: podman 4.3 says that all of those ended well.
+    return ["docker", "run", *words, image, "sh", "-c", shell]
 
 
 def python(*words: str, source: str, arguments: tuple[str, ...] = ()) -> list[str]:
     """Python of this machine in a container: what the engine sees of it."""
     usr = [word for path in ("/usr", "/lib", "/lib64") for word in ("-v", f"{path}:{path}:ro")]
     command = ["clsecure-web", "/usr/bin/python3", "-I", "-S", "-c", source, *arguments]
-    return ["docker", "run", "--rm", *usr, *words, *command]
+    return ["docker", "run", *usr, *words, *command]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,8 @@ def test_privileged_containers_see_and_change_nothing_of_the_host(project):
             {
                 "control": run("-v", "/:/host", shell=f"echo {word} >/tmp/w; grep -rl {word} /tmp"),
                 "files": run(
-                    *everything, shell=f"grep -rl {word} /host/home /host/root /host/srv /host/var; :"
+                    *everything,
+                    shell=f"grep -rl {word} /host/home /host/root /host/srv /host/opt /host/tmp; :",
                 ),
                 "homes": run(*everything, shell="ls /host/home /host/root /host/run /host/var/lib"),
                 "shadow": run(*everything, shell="cat /host/etc/shadow"),
@@ -146,8 +148,7 @@ def test_privileged_containers_see_and_change_nothing_of_the_host(project):
             },
         )
     assert told["control"] == (0, "/tmp/w\n")
-    assert word not in told["files"][1]
-    assert told["files"][1] == ""
+    assert told["files"] == (0, "")
     assert set(told["homes"][1].split()) & {person.name, word, "docker"} == set()
     assert told["processes"][0] == 0
     assert "podman system service" in told["processes"][1]

@@ -228,7 +228,7 @@ def test_i2_another_image_of_the_same_name_is_not_taken(contained, podman_image)
     )  # fmt: skip
     person.clsecure("images", "load", str(archive)).check()
     assert other.removeprefix("sha256:") in loaded(person), "the other image is not there"
-    attack = contained.attack("ls -d /usr/hijacked; git --version", finish="keep")
+    attack = contained.attack("ls -d /usr/hijacked; git --version")
     assert "git version" in attack.said
     assert "hijacked" not in attack.said.replace("cannot access '/usr/hijacked'", "")
     held = attack.result["container"]
@@ -282,9 +282,7 @@ def test_i5_the_store_is_its_owners_and_nobody_writes_it_in_a_session(contained)
     """The worker, the engine around it, another member of the group, another account: none can change it."""
     person, store = contained.person, store_of(contained.person)
     before = {path: path.lstat().st_mtime_ns for path in store.rglob("*") if not path.is_symlink()}
-    with contained.live(
-        "find / -xdev -newer /proc/1 -user 0 -name 'images*' 2>/dev/null; echo ready; read _"
-    ) as agent:
+    with contained.live("echo ready; read _") as agent:
         agent.wait_for("ready")
         # As the engine itself, with all capabilities of its user namespace.
         for attempt in (

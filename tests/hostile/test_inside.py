@@ -6,6 +6,7 @@ Nothing of it runs on the host, goes out past the policy, outlives its time, or 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -233,6 +234,20 @@ def test_e7_the_token_of_the_setup_is_nowhere_afterwards(place: Target) -> None:
     assert (state_of(place) / "setup.log").read_text().count("********") >= 2
 
 
+@contextlib.contextmanager
+def docker_socket(person: Person, directory: Path) -> Iterator[None]:
+    """Listen where the person's docker would."""
+    path = directory / "socket"
+    with socket.socket(socket.AF_UNIX) as docker:
+        docker.bind(str(path))
+        docker.listen()
+        os.chown(path, person.uid, person.gid)
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
 def test_e8_a_compose_file_at_cleanup_is_read_inside_only(place: Target) -> None:
     """With docker lent, no hook and a hostile compose file; the docker on the user's PATH is never asked."""
     person, mark = place.person, canary()
@@ -249,10 +264,7 @@ def test_e8_a_compose_file_at_cleanup_is_read_inside_only(place: Target) -> None
         "mkdir -p ~/.local/bin; printf '#!/bin/sh\\necho \"docker $*\" as $(id -u); exit 5\\n' "
         ">~/.local/bin/docker; chmod +x ~/.local/bin/docker"
     )
-    with socket.socket(socket.AF_UNIX) as docker:
-        docker.bind(f"{tools}/socket")
-        docker.listen()
-        os.chown(f"{tools}/socket", person.uid, person.gid)
+    with docker_socket(person, tools):
         stopped = place.attack(fake, *lent, finish="keep", env=env)
     assert any(
         "docker compose down failed with status 5: docker compose down as " in warning
@@ -277,10 +289,7 @@ def test_e8_compose_files_count_neither_without_an_engine_nor_where_the_user_say
     tools = person.home / "docker-socket"
     person.run(["mkdir", "-p", str(tools)]).check()
     env = {"DOCKER_HOST": f"unix://{tools}/socket", "CLSECURE_SKIP_DOCKER_AUTODETECT": "true"}
-    with socket.socket(socket.AF_UNIX) as docker:
-        docker.bind(f"{tools}/socket")
-        docker.listen()
-        os.chown(f"{tools}/socket", person.uid, person.gid)
+    with docker_socket(person, tools):
         done = place.attack("true", "--fresh", "--allow-docker=host", "--yes", finish="keep", env=env)
     assert "cleanup" not in done.result["phases"]
 

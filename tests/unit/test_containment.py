@@ -208,6 +208,13 @@ def test_docker_takes_runtimes_by_name(tools: Path, docker: None) -> None:
         contain(settings(mode="container", engine="docker", runtime="/x"), Heard())
 
 
+def test_an_engine_of_the_sessions_own_does_not_go_with_docker_as_the_engine(
+    tools: Path, docker: None
+) -> None:
+    with pytest.raises(UsageError, match=r"\(--docker\) does not go with the engine docker \(--engine\)"):
+        contain(settings(mode="container", engine="docker", docker="own"), Heard())
+
+
 # ------------------------------------------------------------ the machine's docker
 
 

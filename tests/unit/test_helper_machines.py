@@ -12,6 +12,7 @@ from clsecure.privileged.root import disk as disks
 from clsecure.privileged.root import limits as bounds
 from clsecure.privileged.root import state
 from clsecure.privileged.root.messages import Refused
+from clsecure.privileged.root.request import parse_proxy
 
 NAME = "claude-worker-sample-0a1b2c"
 
@@ -138,6 +139,50 @@ def test_room_that_was_given_back_hides_no_growth(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(disks.Disk, "free", lambda _, free=free: free)
         assert disk.look([]) is None
     assert counts == [50 << 30, 50 << 30]
+
+
+def test_an_engines_storage_on_another_disk_is_watched_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, engines = tmp_path / "home", tmp_path / "engines"
+    home.mkdir()
+    engines.mkdir()
+    full: set[str] = set()
+    real = os.statvfs
+
+    def room(path: str) -> os.statvfs_result:
+        values = list(real(path))
+        values[2:5] = [1 << 30, 0, 0] if path in full else [1 << 30, 1 << 29, 1 << 29]
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(disks.os, "statvfs", room)
+    disk = disks.Disk({"home": str(home)}, 0, storage=str(engines / "claude-worker-x"))
+    assert disk.look([]) is None
+    full.add(str(engines))
+    assert disk.look([]) == "reserve"
+    with pytest.raises(Refused, match=str(engines)):
+        disks.Disk({"home": str(home)}, 0, storage=str(engines / "claude-worker-x"))
+
+
+def test_what_a_session_starts_beside_has_the_same_groups_on_systemd(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The session's own engine and the agent: with a scope each, they would have twice the limit."""
+    real = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/run/systemd/system" or real(path))
+    monkeypatch.setattr(bounds, "tool", lambda *_, **__: pytest.fail("a scope of its own"))
+    monkeypatch.setattr(bounds, "cgroup_paths", lambda _: {"": str(tmp_path)})
+    (tmp_path / "cgroup.procs").write_text("")
+    bounds.cgroup_enter({"name": NAME, "uid": 1}, 4711, {}, beside={"": str(tmp_path)})
+    assert (tmp_path / "cgroup.procs").read_text() == "4711"
+
+
+@pytest.mark.parametrize("token", ["", "x", "0" * 200, "a" * 20 + "\n", "a@b:" + "0" * 30, 7, ["0" * 32]])
+def test_a_gateways_token_is_digits_and_nothing_else(token: object) -> None:
+    with pytest.raises(Refused):
+        parse_proxy({"gateway_token": token})
+    assert parse_proxy({"gateway_token": "0a" * 32}) == f"http://clsecure:{'0a' * 32}@169.254.1.2:3128"
+    assert parse_proxy({}) is None
 
 
 @pytest.mark.root

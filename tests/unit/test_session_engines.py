@@ -24,8 +24,9 @@ from clsecure.model import (
     OnFinish,
     WorkerImage,
 )
+from clsecure.session import opening
 from clsecure.session.opening import docker_lines, opening_lines
-from clsecure.session.own_engine import session_engine
+from clsecure.session.own_engine import engine_env, gateway_host, session_engine
 from clsecure.session.plan import SessionPlan
 from clsecure.session.result import ContainerResult, SessionResult
 from clsecure.session.store import SessionRecord, SessionStatus, Store
@@ -185,6 +186,25 @@ def test_a_record_of_an_earlier_version_had_no_engine(tmp_path: Path) -> None:
     found = place.read()
     assert found is not None
     assert (found.docker_access, found.engine, found.image) == ("none", None, None)
+
+
+def test_clients_inside_are_told_where_the_engine_is() -> None:
+    own = engine_env(DockerAccess.OWN, IsolationMode.NAMESPACE)
+    assert own["DOCKER_HOST"] == own["CONTAINER_HOST"] == "unix:///run/clsecure/docker.sock"
+    assert own["DOCKER_BUILDKIT"] == "0"
+    assert "CONTAINERS_CONF" in own
+    assert "CONTAINERS_CONF" not in engine_env(DockerAccess.OWN, IsolationMode.CONTAINER)
+    assert set(engine_env(DockerAccess.HOST, IsolationMode.USER)) == {"DOCKER_HOST"}
+    assert engine_env(DockerAccess.NONE, IsolationMode.USER) == {}
+    assert (gateway_host(DockerAccess.OWN), gateway_host(DockerAccess.NONE)) == ("169.254.1.2", "127.0.0.1")
+
+
+def test_a_machine_without_a_client_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "find_program", lambda _: None)
+    local = docker_lines(plan(docker=DockerAccess.OWN, mode=IsolationMode.NAMESPACE))
+    assert any("podman --remote only" in line for line in local)
+    container = docker_lines(plan(docker=DockerAccess.OWN, mode=IsolationMode.CONTAINER))
+    assert not any("podman --remote only" in line for line in container)
 
 
 def test_a3_the_sessions_own_engine_hears_nothing_of_the_users(

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from clsecure.privileged.root.request import Request
 
 PYTHON = "/usr/bin/python3"
+# podman's own client asks for what its settings say, and the engine has no control groups to give.
+CLIENT_CONF = """[containers]
+cgroups = "disabled"
+"""
 
 
 class UserMode:
@@ -102,6 +106,8 @@ class UserMode:
             made = f"{view.directory(RUN)}/docker.sock"
             write_file(made, b"")
             bind(f"{self.sockets}/docker.sock", made, view.read_only)
+        if self.request.docker == "own":
+            write_file(f"{view.directory(RUN)}/containers.conf", CLIENT_CONF.encode(), 0o644)
 
     def _finish(self, control: int) -> None:
         """Give up being root."""
