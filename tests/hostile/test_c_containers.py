@@ -104,12 +104,22 @@ def test_c8_docker_made_the_container_that_is_promised(person, worker_image, doc
         person=person, mode="container", repository=person.repository("inspected"), session="docker",
         options=("--agent", "demo", "--no-network", "--engine", "docker"),
     )  # fmt: skip
+    proxies = {"proxies": {"default": {"httpProxy": "http://somebody:secret@192.0.2.1:1"}}}
+    person.run(["mkdir", "-p", ".docker"]).check()
+    person.write(person.home / ".docker/config.json", json.dumps(proxies).encode())
     with contextlib.closing(docker.DockerClient(base_url=docker_host)) as client:
         with target.live("echo ready; read _", env={"DOCKER_HOST": docker_host}) as agent:
             agent.wait_for("ready")
             (found,) = client.containers.list(all=True)
             assert_as_promised("docker", found.attrs, target, worker_image)
         assert client.containers.list(all=True) == []
+        # As a session leaves it that is killed while its container comes up.
+        name = str(target.account()["name"])
+        client.containers.create(worker_image.image, ["/bin/true"], name=name)
+        with target.live("echo ready; read _", env={"DOCKER_HOST": docker_host}) as agent:
+            agent.wait_for("ready")
+        assert client.containers.list(all=True) == []
+    (person.home / ".docker/config.json").unlink()
     person.clsecure("cleanup", "docker", "--yes")
 
 
