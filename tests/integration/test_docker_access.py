@@ -45,6 +45,12 @@ def project(request: pytest.FixtureRequest, person: Person) -> Target:
     return Target(person=person, mode=mode, repository=repository, options=(*OWN, "--no-network"))
 
 
+def without_warnings(said: str) -> list[str]:
+    """Return the lines but for what Compose v2 says of the version that the old one wants in the file."""
+    lines = said.replace("\r", "").split("\n")
+    return [line for line in lines if "`version` is obsolete" not in line]
+
+
 def test_a_compose_project_comes_up_and_is_gone_afterwards(project: Target) -> None:
     compose = client(project.mode)
     up = project.attack(
@@ -67,7 +73,7 @@ def test_a_compose_project_comes_up_and_is_gone_afterwards(project: Target) -> N
         timeout=300,
     )
     assert up.status == 0, up.said
-    lines = up.said.replace("\r", "").split("\n")
+    lines = without_warnings(up.said)
     assert lines[:2] == ["served", "from-peer"], up.said
     assert lines[2:5] == ["served", "", "999"], up.said
     assert "docker-compose.yml" in lines
@@ -77,7 +83,7 @@ def test_a_compose_project_comes_up_and_is_gone_afterwards(project: Target) -> N
     after = project.attack(
         f"{compose} ps -q; docker ps -aq; docker images -q; docker volume ls -q", timeout=120
     )
-    assert after.said.strip() == ""
+    assert without_warnings(after.said) in ([""], ["", ""])
 
 
 def test_a_compose_project_is_taken_down_by_its_own_command(project: Target) -> None:

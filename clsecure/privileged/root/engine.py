@@ -28,7 +28,7 @@ from clsecure.privileged.root.kernel import (
     prctl,
 )
 from clsecure.privileged.root.messages import Refused
-from clsecure.privileged.root.processes import exit_code, is_of, keep_only, run_and_exit, uids_of
+from clsecure.privileged.root.processes import exit_code, keep_only, parent_of, run_and_exit
 from clsecure.privileged.root.seccomp import restrict_engine
 from clsecure.privileged.root.state import write_file
 from clsecure.privileged.root.userspace import credentials_of, enter_user_namespace, wide_map, write_maps
@@ -73,6 +73,8 @@ additionalimagestores = [{images}]
 [storage.options.overlay]
 ignore_chown_errors = "{single}"
 """
+MOUNTS_CONF = ("/etc/containers/mounts.conf", "/usr/share/containers/mounts.conf")
+"""What Fedora has podman mount into every container: the subscriptions of the machine."""
 IMAGES = "/opt/clsecure/images"
 CRUN = "/usr/bin/crun"
 # No network and no groups: both are those of the engine's sandbox. Sockets: the launcher talks to the helper.
@@ -131,13 +133,16 @@ class Engine:
         self._words, self._inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._words.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
-    def started(self, timeout: float) -> int:
-        """In the helper, after the fork: give the user namespace its maps; return its first process's pid."""
+    def started(self, timeout: float, stage: int) -> int:
+        """In the helper, after the fork: give the user namespace its maps; return its first process's pid.
+
+        :param stage: pid of the process that forked it, a child of the helper's.
+        """
         # With the only copies in there, an engine that is dead is heard, and its socket takes nobody's call.
         self._inside.close()
         self.api.close()
         pid = credentials_of(self._words, timeout)
-        if not pid or not is_of(self.entry, uids_of(pid)):
+        if not pid or parent_of(pid) != stage:
             raise Refused("the engine did not come up")
         write_maps(pid, self.uids, self.gids)
         return pid
@@ -169,6 +174,10 @@ class Engine:
             n if 0 <= n < most else most for n, most in zip(hard, (1 << 20, 1 << 22), strict=True)
         )
         ours = view.directory("/opt/clsecure/etc")
+        write_file(f"{ours}/nothing", b"", 0o644)
+        for path in MOUNTS_CONF:
+            if os.path.isfile(view.at(path)):
+                bind(f"{ours}/nothing", view.at(path), view.read_only)
         name, path = os.path.basename(self.runtime), self.runtime
         if name == "runsc":
             write_file(f"{ours}/runsc", RUNSC_WRAPPER.format(path=path).encode(), 0o755)
@@ -199,7 +208,7 @@ class Engine:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         inside = socket.socket(fileno=4)
-        enter_user_namespace(self.entry, inside, CLONE_NEWNS | (CLONE_NEWNET if self.wide else 0))
+        enter_user_namespace(inside, CLONE_NEWNS | (CLONE_NEWNET if self.wide else 0))
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         # The changes of uid took it away: did the helper die meanwhile?
         if select.select([inside], [], [], 0)[0]:

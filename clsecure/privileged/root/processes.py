@@ -84,6 +84,15 @@ def uids_of(pid: int | str) -> list[bytes]:
     return [] if fields[b"State"].split()[0] in (b"Z", b"X") else fields[b"Uid"].split()
 
 
+def parent_of(pid: int) -> int:
+    """Return the pid of a process's parent; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"PPid:"))
+    except OSError:
+        return 0
+
+
 def is_of(entry: Entry, uids: Iterable[bytes]) -> bool:
     """Tell whether one of a process's uids is the account's, or of its range."""
     first = entry.get("range", -RANGE)

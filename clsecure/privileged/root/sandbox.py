@@ -142,7 +142,7 @@ class Sandbox:
         self.rlimited = [n for n in ("pids", "open_files") if n in limits and n not in (self.held or {})]
         self.stage.go()
         if self.engine is not None:
-            self._start_engine(self.engine)
+            self._start_engine(self.engine, self.stage.pid)
         if not self.request.container:
             self._give_orders()
 
@@ -163,9 +163,9 @@ class Sandbox:
         """Take note of what limits hold for one part of the session: what doesn't for another is not held."""
         self.held = {n: how for n, how in held.items() if self.held is None or n in self.held}
 
-    def _start_engine(self, engine: Engine) -> None:
+    def _start_engine(self, engine: Engine, stage: int) -> None:
         try:
-            engine.started(10)
+            engine.started(10, stage)
         except Refused as refused:
             raise Refused(f"{refused}: {self.channel.drain() or 'no word from it'}") from None
         engine.go()

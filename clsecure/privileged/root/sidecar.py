@@ -19,8 +19,7 @@ from clsecure.privileged.root.kernel import (
 from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.limits import limit_open_files
 from clsecure.privileged.root.messages import Refused, close_all
-from clsecure.privileged.root.network import owner_of
-from clsecure.privileged.root.processes import Stage, is_of, uids_of
+from clsecure.privileged.root.processes import Stage, parent_of
 from clsecure.privileged.root.stores import engine_storage
 from clsecure.privileged.root.view import View
 
@@ -61,10 +60,10 @@ class Sidecar:
         self.stage = Stage(self._stage, output)
         limited(self.stage.pid)
         self.stage.go()
-        first = self.engine.started(ENGINE_SECONDS)
+        first = self.engine.started(ENGINE_SECONDS, self.stage.pid)
         self.network = os.open(f"/proc/{first}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         # Had its first process died, this could be anybody's: the machine's own, at worst.
-        if owner_of(self.network) != self.entry["uid"] or not is_of(self.entry, uids_of(first)):
+        if parent_of(first) != self.stage.pid:
             raise Refused("the session's engine did not come up")
         self.engine.go()
 
@@ -98,7 +97,7 @@ class ImageStore:
         """Start it."""
         self.stage = Stage(self._stage, self.log)
         self.stage.go()
-        self.engine.started(ENGINE_SECONDS)
+        self.engine.started(ENGINE_SECONDS, self.stage.pid)
         self.engine.go()
 
     def _stage(self) -> None:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     Map = list[tuple[int, int, int]]  # first inside, first outside, how many
 
 
-def enter_user_namespace(entry: Entry, words: socket.socket, also: int) -> None:
-    """Turn this process into root of a new user namespace that is the worker to everybody else."""
+def enter_user_namespace(words: socket.socket, also: int) -> None:
+    """Turn this process into root of a new user namespace that is the worker to everybody else.
+
+    It is made while this is still root: there are machines where AppArmor lets nobody else make one that is
+    of any use, and nothing of the worker's outside has a say in it then.
+    """
     os.setgroups([])
-    os.setresgid(entry["uid"], entry["uid"], entry["uid"])
-    os.setresuid(entry["uid"], entry["uid"], entry["uid"])
     call("unshare", CLONE_NEWUSER | also)
     words.send(b"made")
     if words.recv(1) != b"1":
@@ -82,7 +84,7 @@ def start_as_root_of_range(
                     os.dup2(fd, target)
                 if first is not None:
                     first()
-                enter_user_namespace(entry, inside, CLONE_NEWNS)
+                enter_user_namespace(inside, CLONE_NEWNS)
                 os.execve(argv[0], argv, {"LC_ALL": "C"})
 
             run_and_exit(execute)
