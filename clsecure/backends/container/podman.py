@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -96,9 +97,9 @@ def arguments(plan: ContainerPlan) -> dict[str, Any]:
         {"type": "bind", "source": str(m.source), "target": str(m.target), "read_only": m.read_only}
         for m in plan.mounts
     ]
-    memory = [
-        {"type": "tmpfs", "target": path, "mode": "1777", "size": MEMORY_SIZE} for path in plan.memory_mounts
-    ]
+    # gVisor takes no share.
+    size = str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4) if plan.plain else MEMORY_SIZE
+    memory = [{"type": "tmpfs", "target": path, "mode": "1777", "size": size} for path in plan.memory_mounts]
     found: dict[str, Any] = {
         "name": plan.name,
         "command": list(plan.argv),
