@@ -96,6 +96,7 @@ RESIDUALS = {
     "R39": "with gVisor, what is mounted inside is gVisor's word",
     "R40": "limits of single containers have no effect, those of the session do",
     "R41": "uids of containers beside a session are given out again, late",
+    "R42": "docker opens what is mounted again, by its path",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
