@@ -291,6 +291,8 @@ def test_a3_ambient_tokens(world):
     presets = {
         "NPM_CONFIG_REGISTRY", "NPM_CONFIG_CAFILE", "PIP_INDEX_URL", "PIP_CERT", "UV_DEFAULT_INDEX",
     }  # fmt: skip
+    if world.target.mode == "container":
+        presets.add("IS_SANDBOX")  # uid 0 inside, and no root
     assert set(environment) - {"OLDPWD", "PWD", "SHLVL", "_"} - presets <= DOCUMENTED
     assert environment["ANTHROPIC_AUTH_TOKEN"] not in ("", world.key)
     everything = json.dumps([environment, world.seen["environments"]])

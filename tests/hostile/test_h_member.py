@@ -31,6 +31,17 @@ def held(person):
         helper.ask({"verb": "remove"})
 
 
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(mode, marks=pytest.mark.xdist_group(f"hostile-{mode}")) for mode in ("user", "namespace")
+    ],
+)
+def mode(request):
+    """The modes that the helper builds alone; containers, in test_h_engine.py, need an engine's API, too."""
+    return str(request.param)
+
+
 def lease(project):
     return {"verb": "lease", "project": project, "session": "default", "create": True}
 

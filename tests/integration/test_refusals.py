@@ -69,7 +69,7 @@ def assert_refused(done: Outcome, *words: str) -> None:
     ("args", "words"),
     [
         (["--no-such-flag"], "unknown option"),
-        (["--mode", "container", "--", "true"], "container mode is not there yet"),
+        (["--mode", "container", "--image", "none-such", "--", "true"], "none-such"),
         (["--mode", "none"], "mode"),
         (["--session", "../x"], "--session"),
         (["--session=-f"], "--session"),

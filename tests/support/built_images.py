@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from clsecure.errors import ImageError
 from clsecure.images.build import build
@@ -28,6 +30,7 @@ RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
 """Names what belongs to this run of the tests."""
 
 _PREFIX = "/var/tmp/clsecure-test-images-"
+_uses = itertools.count()
 _SHARED = Path(f"{_PREFIX}{RUN}")
 
 
@@ -59,7 +62,8 @@ def sources() -> Sources:
 @contextlib.contextmanager
 def built_image(name: str) -> Iterator[Image]:
     """Yield the image, built by the first who asks; the last who leaves removes it."""
-    holder = _SHARED / f"{name}.holders" / str(os.getpid())
+    # One of each use: a process may hold the same image twice.
+    holder = _SHARED / f"{name}.holders" / f"{os.getpid()}.{next(_uses)}"
     with _locked():
         holder.parent.mkdir(exist_ok=True)
         holder.touch()
@@ -122,19 +126,25 @@ def _quiet(_: str) -> None:
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
     """Hold the one lock; the last holder removes the directory with it, so look whether it is still there."""
+    with _open_lock():
+        yield
+
+
+def _open_lock() -> IO[str]:
     while True:
         _SHARED.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), (_SHARED / "lock").open("w") as file:
+        with contextlib.suppress(FileNotFoundError):
+            file = (_SHARED / "lock").open("w")
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_ino != (_SHARED / "lock").stat().st_ino:
-                continue
-            yield
-            return
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(file.fileno()).st_ino == (_SHARED / "lock").stat().st_ino:
+                    return file
+            file.close()
 
 
 def _holders(name: str) -> list[Path]:
     """Return who uses an image; a process that is gone does not count."""
-    return [each for each in _SHARED.glob(f"{name}.holders/*") if Path("/proc", each.name).exists()]
+    return [each for each in _SHARED.glob(f"{name}.holders/*") if Path("/proc", each.stem).exists()]
 
 
 @contextlib.contextmanager
@@ -144,7 +154,8 @@ def given_to(person: Person, name: str) -> Iterator[Image]:
         place = person.home / ".cache/clsecure/images/archives"
         person.run(["mkdir", "-p", str(place)]).check()
         link = place / f"{name}-{image.image.removeprefix('sha256:')[:12]}.tar"
-        link.symlink_to(image.archive)
+        if not link.is_symlink():
+            link.symlink_to(image.archive)
         if image.afresh:
             os.environ["CLSECURE_IMAGES"] = str(image.data)
         yield image
