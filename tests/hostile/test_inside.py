@@ -173,7 +173,9 @@ def test_b13_i4_setup_packages_and_hooks_break_out_of_nothing(place: Target) -> 
         )
         done = place.attack("sort -u ~/broken-out", "--install-deps", finish="keep", env=env)
         uid = 0 if place.mode == "container" else place.account()["uid"]
-        wanted = ["script", "git", "pip", "npm:p:preinstall", "npm:p:prepare", "npm:hostile:postinstall"]
+        wanted = ["script", "git", "npm:p:preinstall", "npm:p:prepare", "npm:hostile:postinstall"]
+        if place.mode != "container":
+            wanted.append("pip")  # python 3.13 has no setuptools of its own, and offline none comes
         assert {f"{who} {uid}" for who in wanted} <= set(done.said.splitlines())
         assert [s["name"] for s in done.result["setup"]] == ["script", "npm", "pip"]
         assert any("status 3" in w and "cleaned-up" in w for w in done.result["warnings"])
