@@ -219,6 +219,11 @@ class SandboxSpec:
     disk_reserve: bool = False
     """End the sandbox before it fills the disk of the worker's home."""
 
+    @property
+    def is_gvisor(self) -> bool:
+        """The sandbox has a kernel of its own; it hands no descriptors through."""
+        return self.container is not None and self.container.is_gvisor
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxCommand:

@@ -221,8 +221,7 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        plain = spec.container is not None and spec.container.is_gvisor
-        sandbox = LocalSandbox(self._connection, report, received, plain=plain)
+        sandbox = LocalSandbox(self._connection, report, received, plain=spec.is_gvisor)
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
         if lacking:
             sandbox.close()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from clsecure.errors import BackendUnavailableError, ClsecureError
 from clsecure.machine import containers, programs
-from clsecure.machine.probe import Probe, ProbeStatus, read_small
+from clsecure.machine.probe import Probe, ProbeStatus, has_user_namespaces
 from clsecure.model import Engine, IsolationMode
 
 
@@ -59,7 +58,7 @@ def strongest(at_least: IsolationMode, *, engine: Engine, image: str, image_is_t
 
 
 def _container(engine: Engine, missing_image: str | None) -> str | None:
-    if not Path("/proc/self/ns/user").exists() or read_small("/proc/sys/user/max_user_namespaces") == "0":
+    if not has_user_namespaces():
         return "user namespaces"
     lacks = ", ".join(containers.lacking(engine))
     if lacks:

@@ -19,6 +19,7 @@ from clsecure.machine.probe import (
     Probe,
     ProbeStatus,
     find_program,
+    has_user_namespaces,
     install_command,
     parse_version,
     read_small,
@@ -239,7 +240,7 @@ def probe_docker_client() -> Probe:
 def probe_user_namespaces() -> Probe:
     """A container's user namespace is made by the root helper: what plain users may not matters little."""
     name = "user namespaces"
-    if not Path("/proc/self/ns/user").exists() or read_small("/proc/sys/user/max_user_namespaces") == "0":
+    if not has_user_namespaces():
         return Probe(
             name=name,
             status=ProbeStatus.MISSING,

@@ -106,6 +106,11 @@ def find_connector() -> str | None:
     return next((name for name in CONNECTORS if find_program(name) is not None), None)
 
 
+def has_user_namespaces() -> bool:
+    """Tell whether the kernel makes user namespaces, for root at least."""
+    return Path("/proc/self/ns/user").exists() and read_small("/proc/sys/user/max_user_namespaces") != "0"
+
+
 def user_namespaces_closed() -> tuple[str, str] | None:
     """Return the setting that keeps plain users from making user namespaces, and the value that lets them.
 

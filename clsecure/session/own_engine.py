@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
+from clsecure.backends.container.spec import DOCKER_SOCKET, RUN
 from clsecure.errors import BackendUnavailableError
 from clsecure.model import DockerAccess, IsolationMode
 from clsecure.session.ui import Ui
 from clsecure.terminal import escape
 
-SOCKET = "/run/clsecure/docker.sock"
 _SECONDS = 600
 _API = "1.40"
 """What podman's API takes, of all versions."""
@@ -29,14 +29,14 @@ def engine_env(access: DockerAccess, mode: IsolationMode) -> dict[str, str]:
         case DockerAccess.OWN:
             # podman's API has no BuildKit, which docker's clients would ask for by default.
             env = {
-                "DOCKER_HOST": f"unix://{SOCKET}",
-                "CONTAINER_HOST": f"unix://{SOCKET}",
+                "DOCKER_HOST": f"unix://{DOCKER_SOCKET}",
+                "CONTAINER_HOST": f"unix://{DOCKER_SOCKET}",
                 "DOCKER_BUILDKIT": "0",
             }
             # Worker images have docker's client only.
             return env if mode is IsolationMode.CONTAINER else {**env, "CONTAINERS_CONF": _CLIENT_CONF}
         case DockerAccess.HOST:
-            return {"DOCKER_HOST": f"unix://{SOCKET}"}
+            return {"DOCKER_HOST": f"unix://{DOCKER_SOCKET}"}
         case _:
             assert_never(access)
 
@@ -54,7 +54,7 @@ def bring_along(images: Sequence[str], worker: str, environ: Mapping[str, str], 
     """
     if not images:
         return
-    with contextlib.closing(session_engine(f"/run/clsecure/{worker}/docker.sock")) as target:
+    with contextlib.closing(session_engine(str(RUN / worker / DOCKER_SOCKET.name))) as target:
         for name in images:
             with ui.phase(f"copying the image {escape(name)}"), _found(name, environ) as image:
                 target.images.load(_Stream(image.save(named=name if ":" in name else True)))

@@ -134,6 +134,17 @@ def _choice(kind: type[_Member], text: str) -> _Member:
         raise ValueError(f"must be {', '.join(names[:-1])} or {names[-1]}") from None
 
 
+def _switch(kind: type[_Member], text: str, *, on: _Member, off: _Member) -> _Member:
+    """Read a member of a set that the predecessor knew as true and false."""
+    word = text.strip().lower()
+    if word in _TRUE or word in _FALSE:
+        return on if word in _TRUE else off
+    try:
+        return _choice(kind, word)
+    except ValueError as error:
+        raise ValueError(f"{error} (true is {on.value}, false is {off.value})") from None
+
+
 def mode(text: str) -> IsolationMode | AutoMode:
     """Read an isolation mode, or ``auto``."""
     if text.strip().lower() == AUTO:
@@ -177,15 +188,7 @@ def image(text: str) -> str:
 
 def docker(text: str) -> DockerAccess:
     """Read what of a container engine the agent can use; the predecessor's true is the session's own."""
-    word = text.strip().lower()
-    if word in _TRUE:
-        return DockerAccess.OWN
-    if word in _FALSE:
-        return DockerAccess.NONE
-    try:
-        return DockerAccess(word)
-    except ValueError:
-        raise ValueError("must be none, own or host (true is own, false is none)") from None
+    return _switch(DockerAccess, text, on=DockerAccess.OWN, off=DockerAccess.NONE)
 
 
 def docker_images(text: str) -> tuple[str, ...]:
@@ -208,15 +211,7 @@ def output(text: str) -> OutputFormat:
 
 def network(text: str) -> NetworkPolicy:
     """Read a network policy; the predecessor's true is the full network, its false our default."""
-    word = text.strip().lower()
-    if word in _TRUE:
-        return NetworkPolicy.FULL
-    if word in _FALSE:
-        return NetworkPolicy.API
-    try:
-        return NetworkPolicy(word)
-    except ValueError:
-        raise ValueError("must be none, api, allowlist or full (true is full, false is api)") from None
+    return _switch(NetworkPolicy, text, on=NetworkPolicy.FULL, off=NetworkPolicy.API)
 
 
 def credentials(text: str) -> Credentials:

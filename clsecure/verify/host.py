@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
+from clsecure.backends.container.spec import DOCKER_SOCKET
 from clsecure.errors import VerificationError
 from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
 from clsecure.model import (
@@ -49,7 +50,6 @@ _PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
 _ENGINE_FILES = (
     "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
 )  # fmt: skip
-_DOCKER_SOCKET = "/run/clsecure/docker.sock"
 _MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
 _KERNEL = ("/proc", "/sys", "/dev")
 _GROUPS = frozenset({"cgroup", "cgroup2"})
@@ -168,8 +168,7 @@ def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
 def _beside_engine(facts: ProcessFacts, spec: SandboxSpec) -> bool:
     """Tell whether a process could see and trace podman, which is the same uid: that is one namespace up."""
     numbers = facts.status.get("NSpid", "").split()
-    gvisor = spec.container is not None and spec.container.is_gvisor
-    return _engine(spec) is Engine.PODMAN and not gvisor and len(numbers) < 3
+    return _engine(spec) is Engine.PODMAN and not spec.is_gvisor and len(numbers) < 3
 
 
 def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
@@ -201,7 +200,7 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
     known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
     if spec.docker is not DockerAccess.NONE:
-        known.append(_DOCKER_SOCKET)
+        known.append(str(DOCKER_SOCKET))
     wrong = []
     effective = {}
     for line in map(MountLine.parse, facts.mountinfo):
@@ -236,7 +235,7 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     writable = [home, *(str(m.target) for m in spec.mounts if not m.read_only)]
     sockets = ["/run/clsecure/control"]
     if spec.docker is not DockerAccess.NONE:
-        sockets.append(_DOCKER_SOCKET)
+        sockets.append(str(DOCKER_SOCKET))
     known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
     if spec.program is not None:
         known.append(f"/opt/clsecure/bin/{spec.program.name}")
@@ -392,8 +391,7 @@ BARRIER_CHECKS: tuple[Check, ...] = (
 
 def _concerns(check: Check, spec: SandboxSpec) -> bool:
     """Tell whether a check is one of this sandbox."""
-    gvisor = spec.container is not None and spec.container.is_gvisor
-    if gvisor:
+    if spec.is_gvisor:
         # What the host sees is gVisor's own process: what the agent may is that kernel's business.
         return check.check_id in _OF_GVISOR
     return spec.mode in check.modes and check.check_id != _OWN_KERNEL

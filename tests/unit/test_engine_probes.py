@@ -222,7 +222,7 @@ def test_restricted_user_namespaces_are_named_and_do_not_hinder(monkeypatch: pyt
     probe = engines.probe_user_namespaces()
     assert probe.status is ProbeStatus.OK
     assert closed[0] in probe.observed
-    monkeypatch.setattr(engines, "read_small", lambda _path: "0")
+    monkeypatch.setattr("clsecure.machine.probe.read_small", lambda _path: "0")
     assert engines.probe_user_namespaces().status is ProbeStatus.MISSING
 
 

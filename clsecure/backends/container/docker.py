@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.container.spec import HOSTNAME, MEMORY_SIZE, RUN, ContainerPlan, plan_container
+from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import BackendUnavailableError, UsageError
 from clsecure.installation import STATE_DIRECTORY
@@ -157,23 +157,13 @@ def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
         return DockerMount(target, source, type="bind", read_only=mount.read_only, propagation="rprivate")
 
     found: dict[str, Any] = {
-        "name": plan.name,
-        "command": list(plan.argv),
-        "entrypoint": [],
-        "environment": dict(plan.env),
-        "user": plan.user,
-        "hostname": HOSTNAME,
-        "labels": dict(plan.labels),
+        **common_arguments(plan),
         "mounts": [bound(mount) for mount in plan.mounts],
         "tmpfs": dict.fromkeys(plan.memory_mounts, f"mode=1777,size={MEMORY_SIZE},nosuid,nodev,exec"),
-        "read_only": True,
-        "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "network_mode": "none",
-        "ipc_mode": "private",
         "cgroupns": "private",
         "log_config": LogConfig(type=LogConfig.types.NONE),
-        "working_dir": "/",
         "auto_remove": True,
         "restart_policy": {"Name": "no"},
         # Of ~/.docker/config.json: proxies with their passwords would become variables of the container.

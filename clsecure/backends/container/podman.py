@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.container.spec import HOSTNAME, MEMORY_SIZE, RUN, ContainerPlan, plan_container
+from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend
 from clsecure.errors import BackendUnavailableError
 from clsecure.model import IsolationMode, SandboxSpec
@@ -101,24 +101,14 @@ def arguments(plan: ContainerPlan) -> dict[str, Any]:
     size = str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4) if plan.plain else MEMORY_SIZE
     memory = [{"type": "tmpfs", "target": path, "mode": "1777", "size": size} for path in plan.memory_mounts]
     found: dict[str, Any] = {
-        "name": plan.name,
-        "command": list(plan.argv),
-        "entrypoint": [],
-        "environment": dict(plan.env),
-        "user": plan.user,
-        "hostname": HOSTNAME,
-        "labels": dict(plan.labels),
+        **common_arguments(plan),
         "mounts": [*bound, *memory],
-        "read_only": True,
         "read_write_tmpfs": False,
-        "cap_drop": ["ALL"],
         "no_new_privileges": True,
         "network_mode": "none" if plan.own_network else "host",
-        "ipc_mode": "private",
         "pid_mode": "private",
         "uts_mode": "private",
         "log_config": {"Type": "none"},
-        "working_dir": "/",
         "stdin_open": False,
         "tty": False,
     }

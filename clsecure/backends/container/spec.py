@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clsecure.model import DockerAccess, Mount, SandboxSpec
 
 RUN = Path("/run/clsecure")
 """Where the inside meets the root helper; the helper's ``RUN``."""
+
+DOCKER_SOCKET = RUN / "docker.sock"
+"""Where the inside finds the engine that the session has."""
 
 BIN = Path("/opt/clsecure/bin")
 MEMORY = ("/tmp", "/var/tmp", "/run")  # noqa: S108  # paths of the inside
@@ -62,7 +66,7 @@ def plan_container(
         Mount(source=run / "group", target=Path("/etc/group")),
         Mount(source=account.home, target=account.home, read_only=False),
     ]
-    if spec.container.is_gvisor:
+    if spec.is_gvisor:
         ours += [
             Mount(source=run / name, target=RUN / name, read_only=False) for name in ("streams", "gateway")
         ]
@@ -70,7 +74,7 @@ def plan_container(
         place = BIN / spec.program.name
         ours.append(Mount(source=sources.get(place, place), target=place))
     if spec.docker is not DockerAccess.NONE:
-        ours.append(Mount(source=run / "docker.sock", target=RUN / "docker.sock", read_only=False))
+        ours.append(Mount(source=run / DOCKER_SOCKET.name, target=DOCKER_SOCKET, read_only=False))
     theirs = [
         Mount(source=sources.get(m.target, m.target), target=m.target, read_only=m.read_only)
         for m in spec.mounts
@@ -86,5 +90,22 @@ def plan_container(
         own_network=spec.network_namespace is None and spec.docker is not DockerAccess.OWN,
         labels={"clsecure.worker": account.name, "clsecure.image": spec.container.image.name},
         runtime=spec.container.runtime,
-        plain=spec.container.is_gvisor,
+        plain=spec.is_gvisor,
     )
+
+
+def common_arguments(plan: ContainerPlan) -> dict[str, Any]:
+    """Return what podman-py and docker-py take by the same names."""
+    return {
+        "name": plan.name,
+        "command": list(plan.argv),
+        "entrypoint": [],
+        "environment": dict(plan.env),
+        "user": plan.user,
+        "hostname": HOSTNAME,
+        "labels": dict(plan.labels),
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "ipc_mode": "private",
+        "working_dir": "/",
+    }

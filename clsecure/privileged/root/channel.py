@@ -43,9 +43,7 @@ class Channel:
         with self.control as listener:
             while awaited():
                 conn, _ = listener.accept()
-                size = struct.calcsize("3i")
-                peer = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-                if struct.unpack("3i", peer)[1] == uid:
+                if peer_uid(conn) == uid:
                     conn.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                     self.control = conn
                     return True
@@ -120,6 +118,13 @@ class Channel:
                     self.log_closed = True
                     break
         return self._words.decode("utf-8", "replace").strip()
+
+
+def peer_uid(conn: socket.socket) -> int:
+    """Return the uid that the kernel has for who connected."""
+    peer = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", peer)[1]
+    return uid
 
 
 def understood(data: bytes) -> Message | None:

@@ -7,11 +7,10 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import time
 
 from clsecure.privileged.root.accounts import close_home
-from clsecure.privileged.root.channel import Channel
+from clsecure.privileged.root.channel import Channel, peer_uid
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
 from clsecure.privileged.root.killing import kill_if_of, quiesce
@@ -248,9 +247,8 @@ class Sandbox:
         with listener:
             for _ in range(2 if self.request.terminal else 3):
                 stream, _ = listener.accept()
-                peer = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 stream.settimeout(LAUNCHER_SECONDS)
-                tag = stream.recv(1) if struct.unpack("3i", peer)[1] == self.entry["uid"] else b""
+                tag = stream.recv(1) if peer_uid(stream) == self.entry["uid"] else b""
                 stream.settimeout(None)
                 found[tag] = stream.detach()
         if self.request.listener:
