@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import Capabilities, ProcessFacts
-from clsecure.backends.lending import docker_socket, lent
+from clsecure.backends.lending import lent
 from clsecure.backends.streams import Streams
 from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
+from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
 
@@ -182,7 +183,7 @@ class LocalBackend:
         try:
             with contextlib.ExitStack() as stack:
                 if sandbox.engine_socket is not None:
-                    stack.enter_context(lent(sandbox.engine_socket, docker_socket(os.environ)))
+                    stack.enter_context(lent(sandbox.engine_socket, require_docker_socket()))
                 yield sandbox
         finally:
             sandbox.close()

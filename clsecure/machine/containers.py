@@ -110,6 +110,19 @@ def require_engine(engine: Engine) -> None:
         )
 
 
+def require_docker_socket() -> Path:
+    """Return where the docker listens that this user may use.
+
+    :raises BackendUnavailableError: there is none, with what helps.
+    """
+    path, lacks = docker_socket(), list(_docker_lacking())
+    if path is None or lacks:
+        raise BackendUnavailableError(
+            f"docker can't be used: you lack {lacks[0]}", resolution=engine_fix(Engine.DOCKER)
+        )
+    return path
+
+
 def require_host_docker() -> None:
     """Refuse ``--allow-docker=host`` where there is no docker to give.
 

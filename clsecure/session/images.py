@@ -73,12 +73,10 @@ def image_store(engine: Engine, installation: Installation) -> ImageStore:
 
             return PodmanStore(lambda: image_engine(installation.helper))
         case Engine.DOCKER:
-            import os
-
-            from clsecure.backends.lending import docker_socket
             from clsecure.images.docker_store import DockerStore
+            from clsecure.machine.containers import require_docker_socket
 
-            return DockerStore(f"unix://{docker_socket(os.environ)}")
+            return DockerStore(f"unix://{require_docker_socket()}")
 
 
 def _have(

@@ -13,6 +13,7 @@ from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, co
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import BackendUnavailableError, UsageError
 from clsecure.installation import STATE_DIRECTORY
+from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxSpec
 from clsecure.privileged.client import HelperConnection
 
@@ -25,6 +26,7 @@ class DockerBackend(LocalBackend):
 
     def __init__(self, connection: HelperConnection) -> None:
         super().__init__(IsolationMode.CONTAINER, connection)
+        self._client: Any = None
 
     @contextmanager
     def open(
@@ -34,33 +36,32 @@ class DockerBackend(LocalBackend):
         if spec.network_namespace is not None or spec.docker is DockerAccess.OWN:
             what = "an engine of its own" if spec.docker is DockerAccess.OWN else "a full network"
             raise UsageError(f"docker can't give a session {what}", resolution=_PODMAN)
-        try:
-            with super().open(spec, meanwhile=meanwhile) as sandbox:
-                yield sandbox
-        finally:
-            remove(spec.account.name)
+        with daemon() as self._client:
+            try:
+                with super().open(spec, meanwhile=meanwhile) as sandbox:
+                    yield sandbox
+            finally:
+                remove(self._client, spec.account.name)
 
     @contextmanager
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
     ) -> Iterator[Callable[[], None] | None]:
-
         del fds
-        with daemon() as client:
-            plan = plan_container(
-                spec,
-                pieces=self._connection.directory,
-                run=RUN / spec.account.name,
-                uid=spec.account.uid,
-                sources=_sources(spec),
-            )
-            request |= {"engine": "docker", "plain": plan.plain}
+        plan = plan_container(
+            spec,
+            pieces=self._connection.directory,
+            run=RUN / spec.account.name,
+            uid=spec.account.uid,
+            sources=_sources(spec),
+        )
+        request |= {"engine": "docker", "plain": plan.plain}
 
-            def bring_up() -> None:
-                with _explained("docker did not start the container"):
-                    _created(client, plan, arguments(plan, spec.limits)).start()
+        def bring_up() -> None:
+            with _explained("docker did not start the container"):
+                _created(self._client, plan, arguments(plan, spec.limits)).start()
 
-            yield bring_up
+        yield bring_up
 
     def _sent(self) -> None:
         """Wait until the helper has made what is to be bound into the container."""
@@ -88,8 +89,9 @@ def daemon() -> Iterator[Any]:
     """
     import docker
 
+    address = f"unix://{require_docker_socket()}"
     with _explained("docker is not reachable"):
-        client = docker.from_env(timeout=_API_SECONDS)
+        client = docker.DockerClient(base_url=address, timeout=_API_SECONDS)
     with contextlib.closing(client):
         with _explained("docker is not reachable"):
             options = client.info().get("SecurityOptions") or []
@@ -106,12 +108,10 @@ def daemon() -> Iterator[Any]:
 
 @contextmanager
 def _explained(brief: str) -> Iterator[None]:
-    from docker.errors import DockerException
-    from requests.exceptions import RequestException
-
+    failures: tuple[type[Exception], ...] = (*_failures(), OSError)
     try:
         yield
-    except (DockerException, RequestException, OSError) as error:
+    except failures as error:
         raise BackendUnavailableError(
             brief, details=str(error), resolution="See what this machine lacks with: clsecure doctor"
         ) from error
@@ -129,22 +129,25 @@ def _created(client: Any, plan: ContainerPlan, options: dict[str, Any]) -> Any: 
     except APIError as error:
         if error.status_code != HTTPStatus.CONFLICT:
             raise
-    remove(plan.name)
+    remove(client, plan.name)
     return client.containers.create(plan.image_id, **options)
 
 
-def remove(name: str) -> None:
+def remove(client: Any, name: str) -> None:  # noqa: ANN401  # docker-py has no types
     """Take a container away; it is dead. Returns when its name is free."""
-    import docker
+    # That docker is at it already, or was, is an error, too.
+    with contextlib.suppress(*_failures()):
+        client.api.remove_container(name, v=True, force=True)
+    with contextlib.suppress(*_failures()):
+        client.api.wait(name, timeout=_API_SECONDS, condition="removed")
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what docker-py raises."""
     from docker.errors import DockerException
     from requests.exceptions import RequestException
 
-    gone = contextlib.suppress(DockerException, RequestException)
-    with gone, contextlib.closing(docker.from_env()) as client:
-        # That docker is at it already is an error, too.
-        with contextlib.suppress(DockerException):
-            client.api.remove_container(name, v=True, force=True)
-        client.api.wait(name, timeout=_API_SECONDS, condition="removed")
+    return DockerException, RequestException
 
 
 def arguments(plan: ContainerPlan, limits: ResourceLimits) -> dict[str, Any]:
