@@ -1,9 +1,10 @@
-"""Standard input and output of a sandbox that hands no descriptors through: sockets, and who carries them."""
+"""Carrying bytes between descriptors; and a sandbox's streams where it hands none through (gVisor)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 from collections.abc import Sequence
 
@@ -30,7 +31,7 @@ class Streams:
         given = [os.dup(fd) for fd in stdio]
         ours, self._fds = self._fds, []
         for source, target in ((given[0], ours[0]), (ours[1], given[1]), (ours[2], given[2])):
-            threading.Thread(target=_copy, args=(source, target), daemon=True).start()
+            threading.Thread(target=copy, args=(source, target), daemon=True).start()
 
     def close(self) -> None:
         """Give back what nobody carries."""
@@ -39,15 +40,28 @@ class Streams:
         self._fds, self.terminal = [], None
 
 
-def _copy(source: int, target: int) -> None:
-    """Copy to the end; a closed target closes the source, so that the writer hears of it."""
+def write_all(fd: int, data: bytes) -> None:
+    """Write to the end, waiting where the descriptor is not ready."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+def copy(source: int, target: int, stop: int | None = None) -> None:
+    """Copy to the end, or until ``stop`` is readable.
+
+    A closed target closes the source, so that the writer hears of it (SIGPIPE).
+    """
+    watched = [source] if stop is None else [source, stop]
     try:
-        while data := os.read(source, _CHUNK):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(target, view) :]
+        while stop not in select.select(watched, [], [])[0] and (data := os.read(source, _CHUNK)):
+            write_all(target, data)
     except OSError:
         pass
     finally:
-        os.close(source)
-        os.close(target)
+        for fd in (source, target):
+            if fd > 2:
+                os.close(fd)

@@ -17,11 +17,11 @@ from typing import BinaryIO
 
 from clsecure.agents.spec import AgentSpec, GatewayAccess, environment
 from clsecure.backends.local import LocalBackend, LocalSandbox
+from clsecure.backends.streams import write_all
 from clsecure.egress.client import Gateway
 from clsecure.errors import StateError
 from clsecure.model import SandboxCommand, SandboxSpec, WorkerAccount
 from clsecure.session import limits
-from clsecure.session.relay import write_all
 from clsecure.terminal import escape
 from clsecure.verify.host import check_barrier, require
 

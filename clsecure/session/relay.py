@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clsecure.backends.local import LocalSandbox
+from clsecure.backends.streams import copy, write_all
 
 _CHUNK = 65536
 # What an agent may have left behind. Source: xterm's ctlseqs.
@@ -145,16 +146,6 @@ def reset_terminal(fd: int) -> None:
     write_all(fd, _RESET_TERMINAL + b" " * columns + b"\r")
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write to the end, waiting where the descriptor is not ready."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-
-
 class PipeRelay:
     """Pipes for the agent, and threads that carry their bytes from and to the user's own descriptors.
 
@@ -170,10 +161,10 @@ class PipeRelay:
         self.stdio = (in_read, out_write, err_write)
         self._given = True
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
-        self._feeder = threading.Thread(target=_copy, args=(0, in_write, self._stop_read), daemon=True)
+        self._feeder = threading.Thread(target=copy, args=(0, in_write, self._stop_read), daemon=True)
         self._readers = [
-            threading.Thread(target=_copy, args=(out_read, 2 if to_stderr else 1), daemon=True),
-            threading.Thread(target=_copy, args=(err_read, 2), daemon=True),
+            threading.Thread(target=copy, args=(out_read, 2 if to_stderr else 1), daemon=True),
+            threading.Thread(target=copy, args=(err_read, 2), daemon=True),
         ]
 
     def begin(self) -> None:
@@ -197,21 +188,4 @@ class PipeRelay:
         if self._given:
             self._given = False
             for fd in self.stdio:
-                os.close(fd)
-
-
-def _copy(source: int, target: int, stop: int | None = None) -> None:
-    """Copy to the end, or until ``stop`` is readable.
-
-    A closed target closes the source, so that the writer hears of it (SIGPIPE).
-    """
-    watched = [source] if stop is None else [source, stop]
-    try:
-        while stop not in select.select(watched, [], [])[0] and (data := os.read(source, _CHUNK)):
-            write_all(target, data)
-    except OSError:
-        pass
-    finally:
-        for fd in (source, target):
-            if fd > 2:
                 os.close(fd)

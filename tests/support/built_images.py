@@ -7,7 +7,6 @@ locked version any more, the image is locked afresh in a copy, and the tests say
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -15,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from clsecure.errors import ImageError
 from clsecure.images.build import build
@@ -24,6 +22,7 @@ from clsecure.images.lock import Lock, read_lock
 from clsecure.images.recipe import DATA, load_recipe
 from clsecure.images.reference import machine_architecture
 from clsecure.images.resolve import lock_image
+from tests.support.locks import open_lock
 from tests.support.person import Person
 
 RUN = os.environ.get("CLSECURE_TEST_RUN") or f"cst{os.getppid():06d}"
@@ -64,7 +63,7 @@ def built_image(name: str) -> Iterator[Image]:
     """Yield the image, built by the first who asks; the last who leaves removes it."""
     # One of each use: a process may hold the same image twice.
     holder = _SHARED / f"{name}.holders" / f"{os.getpid()}.{next(_uses)}"
-    with _locked():
+    with open_lock(_SHARED, 0o777):
         holder.parent.mkdir(exist_ok=True)
         holder.touch()
         report = _SHARED / f"{name}.json"
@@ -81,7 +80,7 @@ def built_image(name: str) -> Iterator[Image]:
             afresh=said["afresh"],
         )
     finally:
-        with _locked():
+        with open_lock(_SHARED, 0o777):
             holder.unlink()
             if not _holders("*"):
                 shutil.rmtree(_SHARED)
@@ -121,25 +120,6 @@ def _build(name: str) -> tuple[str, Path, str]:
 
 def _quiet(_: str) -> None:
     pass
-
-
-@contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    """Hold the one lock; the last holder removes the directory with it, so look whether it is still there."""
-    with _open_lock():
-        yield
-
-
-def _open_lock() -> IO[str]:
-    while True:
-        _SHARED.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            file = (_SHARED / "lock").open("w")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(file.fileno()).st_ino == (_SHARED / "lock").stat().st_ino:
-                    return file
-            file.close()
 
 
 def _holders(name: str) -> list[Path]:

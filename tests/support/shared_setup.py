@@ -8,7 +8,6 @@ from __future__ import annotations
 import compileall
 import contextlib
 import dataclasses
-import fcntl
 import grp
 import os
 import shutil
@@ -16,33 +15,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from tests.support import built_images, engines, sweep
+from tests.support.locks import open_lock
 from tests.support.person import CHECKOUT, Person, clsecure_command, make_person
 
 DIRECTORY = Path("/usr/local/lib/clsecure")
 SUDOERS = Path("/etc/sudoers.d/clsecure")
 STATE = Path("/var/lib/clsecure")
 _SHARED = Path("/run/clsecure-tests")
-
-
-@contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    with _open_lock():
-        yield
-
-
-def _open_lock() -> IO[str]:
-    """Hold the one lock; the last holder removes the directory with it, so look whether it is still there."""
-    while True:
-        _SHARED.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            file = (_SHARED / "lock").open("w")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_ino == (_SHARED / "lock").stat().st_ino:
-                return file
-            file.close()
 
 
 def _setup(*args: str) -> None:
@@ -73,7 +54,7 @@ def installed_for(user: str) -> Iterator[None]:
     # As pip does when it installs: a plain person can't write the checkout's __pycache__, and would compile
     # everything again in each run.
     compileall.compile_dir(CHECKOUT / "clsecure", quiet=1)
-    with _locked():
+    with open_lock(_SHARED, 0o700):
         if not _holders():
             _remember()
         _setup("--user", user)
@@ -81,7 +62,7 @@ def installed_for(user: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with _locked():
+        with open_lock(_SHARED, 0o700):
             (_SHARED / "holders" / str(os.getpid())).unlink()
             if not _holders():
                 _restore()
@@ -105,7 +86,7 @@ def abandoned() -> None:
     """Undo the setup of test processes that were killed; others that still run keep it."""
     if not _SHARED.exists():
         return
-    with _locked():
+    with open_lock(_SHARED, 0o700):
         if not _holders():
             if (_SHARED / "before").exists():
                 _restore()
