@@ -76,8 +76,8 @@ TERMINAL = r"""
 import fcntl, os, signal, struct, sys, termios, tty
 def size():
     return struct.unpack("HHHH", fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))[:2]
-print("size", *size(), [os.isatty(fd) for fd in (0, 1, 2)], flush=True)
 signal.signal(signal.SIGWINCH, lambda *_: print("resized", *size(), flush=True))
+print("size", *size(), [os.isatty(fd) for fd in (0, 1, 2)], flush=True)
 print("line", repr(input()), flush=True)
 before = termios.tcgetattr(0)
 tty.setraw(0)

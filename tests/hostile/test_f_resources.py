@@ -133,6 +133,7 @@ def fill(request: pytest.FixtureRequest, person: Person, tmp_path: Path) -> Iter
             words = ("--mode", mode, "--agent", "demo", "--no-network", "--output", "json")
             argv = (*words, "--on-finish", "import", *options, "--", "/bin/sh", "-c", script)
             result = run(repository, size, *argv).json()
+            assert result["import"] is not None, result
             assert person.git(repository, "show", f"{result['import']['branch']}:work") == "work"
             return result
 
