@@ -115,7 +115,11 @@ def test_a_package_may_be_called_otherwise(documentation: Path) -> None:
     assert cves("docker", "20.10.24+dfsg1") == {"CVE-2026-34040"}
 
 
-@pytest.mark.parametrize("data", [b"", b"CVE-2024-21626", gzip.compress(b"CVE-2024-21626" * 9)[:20]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"CVE-2024-21626", gzip.compress(b"CVE-2024-21626" * 9)[:20]],
+    ids=["empty", "no-gzip", "cut-off"],
+)
 def test_a_changelog_that_can_not_be_read_fixes_nothing(documentation: Path, data: bytes) -> None:
     changelog(documentation, "runc", data)
     assert "CVE-2024-21626" in cves("runc", "runc version 1.1.5")

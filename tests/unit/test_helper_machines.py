@@ -131,6 +131,28 @@ def test_a_count_that_can_not_begin_ends_the_session_and_kills_nobody(
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
+@pytest.mark.parametrize(("total", "passed"), [(1000, None), (2 << 30, "disk")])
+def test_a_count_is_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, total: int, passed: str | None
+) -> None:
+    """du writes its lines one by one, and on a busy machine the last one comes later."""
+    disk = disks.Disk({"home": str(tmp_path)}, 1 << 30)
+    ends: list[int] = []
+
+    def start(_self: disks.Disk, words: int) -> int:
+        ends.append(os.dup(words))
+        return os.spawnv(os.P_NOWAIT, "/bin/true", ["true"])
+
+    monkeypatch.setattr(disks.Disk, "_start", start)
+    assert disk.look([]) is None
+    for line in (f"{total}\t{tmp_path}\n", f"{total}\ttotal\n"):
+        os.write(ends[0], line.encode())
+        assert disk.look([disk.pipe]) is None
+    os.close(ends[0])
+    assert disk.look([disk.pipe]) == passed
+    assert disk.pipe == -1
+
+
 def test_room_that_was_given_back_hides_no_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     disk = disks.Disk({"home": str(tmp_path)}, 1 << 30)
     counts: list[int] = []

@@ -35,7 +35,7 @@ class Disk:
 
     def __init__(self, entry: Entry, limit: int, *, storage: str | None = None) -> None:
         self.entry, self.limit, self.pipe, self.pid = entry, limit, -1, 0
-        self.next, self.until, self.counted = 0.0, 0.0, -1
+        self.next, self.until, self.counted, self.said = 0.0, 0.0, -1, b""
         self.storage = storage
         # The storage itself comes and goes, what it lies in stays.
         self.watched: list[str] = [entry["home"], *([os.path.dirname(storage)] if storage else [])]
@@ -84,7 +84,7 @@ class Disk:
         finally:
             os.close(words)
         # Only now is there a child to end: without one its number is 0, which means all of our group.
-        self.pipe, self.until = read, time.monotonic() + 3 * COUNT_SECONDS
+        self.pipe, self.until, self.said = read, time.monotonic() + 3 * COUNT_SECONDS, b""
         return None
 
     def _start(self, words: int) -> int:
@@ -116,8 +116,11 @@ class Disk:
         return pid
 
     def _result(self) -> str | None:
-        # A line for each place, and then for all of them; du writes them when it is done, at once.
-        lines = os.read(self.pipe, 4096).splitlines()
+        # A line for each place, and then for all of them; du writes each by itself, so the end is what counts.
+        if said := os.read(self.pipe, 4096):
+            self.said += said
+            return None
+        lines = self.said.splitlines()
         self.close()
         self.next = time.monotonic() + COUNT_INTERVAL
         # What can't be counted in that time is too much.
