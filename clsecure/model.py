@@ -89,6 +89,14 @@ class Vantage(StrEnum):
     INSIDE = "inside"
 
 
+class Phase(StrEnum):
+    """When a check looks: before the agent starts, while it runs, after it is dead."""
+
+    START = "start"
+    RUNNING = "running"
+    END = "end"
+
+
 class CheckStatus(StrEnum):
     """The outcome of one check."""
 
@@ -240,13 +248,31 @@ class SandboxCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """One property of the isolation, as observed."""
+    """One property of the isolation, as observed. ``observed`` may hold hostile text."""
 
     check_id: str
     status: CheckStatus
     vantage: Vantage
+    phase: Phase
     expected: str
     observed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """How the isolation of a session stood, by every check that looked.
+
+    :param checks: in the order in which they looked; one check may have looked several times.
+    :param import_anyway: the user took the work home although a check had failed.
+    """
+
+    checks: tuple[CheckResult, ...] = ()
+    import_anyway: bool = False
+
+    @property
+    def failed(self) -> tuple[CheckResult, ...]:
+        """Those that do not hold."""
+        return tuple(check for check in self.checks if check.status is CheckStatus.FAIL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

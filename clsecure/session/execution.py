@@ -21,7 +21,8 @@ from clsecure.session.opening import docker_lines, opening_lines
 from clsecure.session.own_engine import bring_along, engine_env, gateway_host
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
-from clsecure.verify.host import check_barrier, require
+from clsecure.verify.checks import require
+from clsecure.verify.host import check_barrier
 
 log = logs.get("session")
 

@@ -23,7 +23,8 @@ from clsecure.errors import StateError
 from clsecure.model import SandboxCommand, SandboxSpec, WorkerAccount
 from clsecure.session import limits
 from clsecure.terminal import escape
-from clsecure.verify.host import check_barrier, require
+from clsecure.verify.checks import require
+from clsecure.verify.host import check_barrier
 
 MAX_LOG = 10 << 20
 _MAX_LINE = 4096

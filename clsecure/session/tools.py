@@ -13,7 +13,8 @@ from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, ToolError
 from clsecure.model import NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.settings.limits import defaults
-from clsecure.verify.host import check_barrier, require
+from clsecure.verify.checks import require
+from clsecure.verify.host import check_barrier
 
 _STDERR_LIMIT = 4000
 _END_SECONDS = 60.0

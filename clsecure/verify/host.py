@@ -6,28 +6,25 @@ A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
 from clsecure.backends.container.spec import DOCKER_SOCKET
-from clsecure.errors import VerificationError
 from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
 from clsecure.model import (
     GVISOR,
     CheckResult,
-    CheckStatus,
     DockerAccess,
     Engine,
     IsolationMode,
+    Phase,
     SandboxSpec,
     Vantage,
 )
+from clsecure.verify.checks import CONTAINER, EVERY_MODE, LOCAL, Area, Check, Observation
 
-_LOCAL = frozenset({IsolationMode.USER, IsolationMode.NAMESPACE})
-_ALL = frozenset(IsolationMode)
-_CONTAINER = frozenset({IsolationMode.CONTAINER})
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
 _SYSTEM = (
@@ -60,26 +57,6 @@ _DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What a check wanted and what it saw. ``holds`` is None where the kernel lacks the feature."""
-
-    expected: str
-    observed: str
-    holds: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One property of a sandboxed process."""
-
-    check_id: str
-    property: str
-    modes: frozenset[IsolationMode]
-    threats: tuple[str, ...]
-    observe: Callable[[ProcessFacts, SandboxSpec], Observation]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MountLine:
     """One line of mountinfo. Source: proc_pid_mountinfo(5).
 
@@ -107,35 +84,31 @@ class MountLine:
         )
 
 
-def _equal(expected: str, observed: str) -> Observation:
-    return Observation(expected=expected, observed=observed, holds=expected == observed)
-
-
 def _uids(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     observed = f"{facts.status.get('Uid')} / {facts.status.get('Gid')}"
     uid, gid = "\t".join([str(spec.account.uid)] * 4), "\t".join([str(spec.account.gid)] * 4)
-    return _equal(f"{uid} / {gid}", observed)
+    return Observation.equal(f"{uid} / {gid}", observed)
 
 
 def _groups(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     groups = facts.status.get("Groups", "?").split()
     extra = [g for g in groups if g != str(spec.account.gid)]
-    return _equal("no further group", "no further group" if not extra else " ".join(extra))
+    return Observation.equal("no further group", "no further group" if not extra else " ".join(extra))
 
 
 def _no_new_privileges(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    return _equal("1", facts.status.get("NoNewPrivs", "?"))
+    return Observation.equal("1", facts.status.get("NoNewPrivs", "?"))
 
 
 def _capabilities(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     held = [f"{name}={facts.status.get(name, '?')}" for name in _CAPABILITY_SETS]
     observed = " ".join(h for h in held if not h.endswith("=0000000000000000"))
-    return _equal("none", observed or "none")
+    return Observation.equal("none", observed or "none")
 
 
 def _seccomp(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     own = "own filter" if facts.seccomp_filter else "no filter of the launcher's"
-    return _equal("2, own filter", f"{facts.status.get('Seccomp', '?')}, {own}")
+    return Observation.equal("2, own filter", f"{facts.status.get('Seccomp', '?')}, {own}")
 
 
 def _landlock(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
@@ -159,10 +132,10 @@ def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     ]
     expected = f"own {', '.join(wanted)}"
     if shared:
-        return _equal(expected, f"shared with the host: {', '.join(shared)}")
+        return Observation.equal(expected, f"shared with the host: {', '.join(shared)}")
     if _beside_engine(facts, spec):
-        return _equal(expected, "pid shared with the container's engine, which has capabilities")
-    return _equal(expected, expected)
+        return Observation.equal(expected, "pid shared with the container's engine, which has capabilities")
+    return Observation.equal(expected, expected)
 
 
 def _beside_engine(facts: ProcessFacts, spec: SandboxSpec) -> bool:
@@ -183,7 +156,7 @@ def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
             foreign.append(f"{number} -> {target}")
     if sockets > 1 or terminals > (1 if spec.terminal else 0):
         foreign.append(f"{sockets} sockets, {terminals} terminals")
-    return _equal("only its own", "; ".join(foreign) or "only its own")
+    return Observation.equal("only its own", "; ".join(foreign) or "only its own")
 
 
 def _executable(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
@@ -216,7 +189,7 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         for line in effective.values()
         if not line.read_only and not _below(line.target, [*writable, "/run/firejail"])
     ]
-    return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+    return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
 
 
 def _engine(spec: SandboxSpec) -> Engine | None:
@@ -226,7 +199,7 @@ def _engine(spec: SandboxSpec) -> Engine | None:
 def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
     observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
-    return _equal("overlay ro", observed)
+    return Observation.equal("overlay ro", observed)
 
 
 def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
@@ -260,7 +233,7 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         for line in effective.values()
         if not line.read_only and line.kind not in _PSEUDO and not _below(line.target, [*writable, *sockets])
     ]
-    return _equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+    return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
 
 
 def _machine_devices() -> frozenset[str]:
@@ -278,118 +251,153 @@ def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     host = " ".join(os.uname()[2:4])
     sees = "the host's kernel" if facts.kernel == host else "another kernel"
     name = PurePosixPath(facts.executable).name
-    return _equal(f"{GVISOR}, another kernel", f"{name}, {sees}")
+    return Observation.equal(f"{GVISOR}, another kernel", f"{name}, {sees}")
 
 
 def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
     observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
-    return _equal("tmpfs ro", observed)
+    return Observation.equal("tmpfs ro", observed)
 
 
-BARRIER_CHECKS: tuple[Check, ...] = (
+BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
     Check(
         check_id="account",
         property="all uids and gids are the worker's",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
         threats=("A1", "C2"),
+        residuals=("R16",),
         observe=_uids,
     ),
     Check(
         check_id="groups",
         property="no supplementary group",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
         threats=("C2", "C5"),
         observe=_groups,
     ),
     Check(
         check_id="no-new-privileges",
         property="no set-uid program raises it",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
         threats=("C2",),
         observe=_no_new_privileges,
     ),
     Check(
         check_id="capabilities",
         property="no capability, and none can be gained",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
         threats=("C2", "C14"),
         observe=_capabilities,
     ),
     Check(
         check_id="seccomp",
         property="a system call filter is on",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
         threats=("C1", "C3", "C4"),
+        residuals=("R1",),
         observe=_seccomp,
     ),
     Check(
         check_id="landlock",
         property="writes are confined by Landlock too",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.FILES,
         threats=("A1", "B4"),
         observe=_landlock,
     ),
     Check(
         check_id="namespaces",
         property="own mount, PID, network, IPC and UTS namespaces",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PROCESSES,
         threats=("A12", "B1", "C13", "C14"),
+        residuals=("R1", "R4", "R9"),
         observe=_namespaces,
     ),
     Check(
         check_id="descriptors",
         property="no descriptor of the host's",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.FILES,
         threats=("A8",),
         observe=_descriptors,
     ),
     Check(
         check_id="executable",
         property="the launcher runs, nothing else",
-        modes=_ALL,
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PROCESSES,
         threats=("C11", "C14"),
         observe=_executable,
     ),
     Check(
         check_id="root",
         property="the root is the helper's own, read-only",
-        modes=_LOCAL,
+        modes=LOCAL,
+        vantage=Vantage.HOST,
+        area=Area.FILES,
         threats=("A1",),
         observe=_root,
     ),
     Check(
         check_id="mounts",
         property="the mounts are those of the plan",
-        modes=_LOCAL,
+        modes=LOCAL,
+        vantage=Vantage.HOST,
+        area=Area.FILES,
         threats=("A1", "A11"),
+        residuals=("R4", "R13", "R29"),
         observe=_mounts,
     ),
     Check(
         check_id="container-root",
         property="the root is the image, read-only",
-        modes=_CONTAINER,
+        modes=CONTAINER,
+        vantage=Vantage.HOST,
+        area=Area.FILES,
         threats=("A1", "C8"),
+        residuals=("R37",),
         observe=_container_root,
     ),
     Check(
         check_id="container-mounts",
         property="the mounts are those of the plan",
-        modes=_CONTAINER,
+        modes=CONTAINER,
+        vantage=Vantage.HOST,
+        area=Area.FILES,
         threats=("A1", "A11", "C8"),
+        residuals=("R13", "R29", "R35", "R36"),
         observe=_container_mounts,
     ),
     Check(
         check_id=_OWN_KERNEL,
         property="the kernel inside is gVisor's",
-        modes=_CONTAINER,
+        modes=CONTAINER,
+        vantage=Vantage.HOST,
+        area=Area.PROCESSES,
         threats=("C14",),
+        residuals=("R1", "R39"),
         observe=_own_kernel,
     ),
 )
 
 
-def _concerns(check: Check, spec: SandboxSpec) -> bool:
+def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
     """Tell whether a check is one of this sandbox."""
     if spec.is_gvisor:
         # What the host sees is gVisor's own process: what the agent may is that kernel's business.
@@ -399,30 +407,4 @@ def _concerns(check: Check, spec: SandboxSpec) -> bool:
 
 def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
     """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
-    results = []
-    for check in BARRIER_CHECKS:
-        if not _concerns(check, spec):
-            continue
-        seen = check.observe(facts, spec)
-        status = {True: CheckStatus.PASS, False: CheckStatus.FAIL, None: CheckStatus.SKIP}[seen.holds]
-        results.append(
-            CheckResult(
-                check_id=check.check_id,
-                status=status,
-                vantage=Vantage.HOST,
-                expected=seen.expected,
-                observed=seen.observed,
-            )
-        )
-    return tuple(results)
-
-
-def require(results: tuple[CheckResult, ...]) -> None:
-    """Raise when a check failed; nothing may start then."""
-    failed = [r for r in results if r.status is CheckStatus.FAIL]
-    if failed:
-        raise VerificationError(
-            f"the sandbox is not what was promised ({', '.join(r.check_id for r in failed)})",
-            details="\n".join(f"{r.check_id}: expected {r.expected}; observed {r.observed}" for r in failed),
-            resolution="Nothing was started. See what this machine lacks with: clsecure doctor",
-        )
+    return tuple(check.judge(facts, spec, Phase.START) for check in BARRIER_CHECKS if _concerns(check, spec))

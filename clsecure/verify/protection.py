@@ -15,20 +15,10 @@ from typing import Any
 
 from clsecure.model import CheckResult, CheckStatus, IsolationMode, Mount, NetworkPolicy, SandboxSpec
 from clsecure.verify.bait import OWN_ADDRESS
+from clsecure.verify.checks import Area
 from clsecure.verify.host import BARRIER_CHECKS
 
 Report = Mapping[str, Any]
-
-
-class Area(StrEnum):
-    """What a row is about, in the order of the table."""
-
-    FILES = "files"
-    NETWORK = "network"
-    PROCESSES = "processes"
-    PRIVILEGES = "privileges"
-    DEVICES = "devices"
-    RESOURCES = "resources"
 
 
 class Protection(StrEnum):
@@ -100,23 +90,6 @@ RESIDUALS = {
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 
-# Where the barrier's facts belong. Everything that it checks has a row.
-_BARRIER: Mapping[str, tuple[Area, tuple[str, ...]]] = {
-    "root": (Area.FILES, ()),
-    "own-kernel": (Area.PROCESSES, ("R1", "R39")),
-    "container-root": (Area.FILES, ("R37",)),
-    "container-mounts": (Area.FILES, ("R13", "R29", "R35", "R36")),
-    "mounts": (Area.FILES, ("R4", "R13", "R29")),
-    "landlock": (Area.FILES, ()),
-    "descriptors": (Area.FILES, ()),
-    "namespaces": (Area.PROCESSES, ("R1", "R4", "R9")),
-    "executable": (Area.PROCESSES, ()),
-    "account": (Area.PRIVILEGES, ("R16",)),
-    "groups": (Area.PRIVILEGES, ()),
-    "no-new-privileges": (Area.PRIVILEGES, ()),
-    "capabilities": (Area.PRIVILEGES, ()),
-    "seccomp": (Area.PRIVILEGES, ("R1",)),
-}
 _TERMINAL = ("TIOCSTI", "TIOCLINUX")
 _REFUSED = frozenset({"EPERM", "ENOSYS", "EACCES", "EAFNOSUPPORT", "EOPNOTSUPP"})
 _PLAIN_DEVICES = frozenset(
@@ -143,16 +116,16 @@ _STATUS = {
 
 def barrier_rows(results: Iterable[CheckResult]) -> Iterator[Row]:
     """Give what the host saw of the waiting process, a row each."""
-    properties = {check.check_id: check.property for check in BARRIER_CHECKS}
+    checks = {check.check_id: check for check in BARRIER_CHECKS}
     for result in results:
-        area, residuals = _BARRIER[result.check_id]
+        check = checks[result.check_id]
         wanted = "" if result.status is CheckStatus.PASS else f"; expected {result.expected}"
         yield Row(
-            area=area,
-            property=properties[result.check_id],
+            area=check.area,
+            property=check.property,
             status=_STATUS[result.status],
             evidence=f"seen from outside: {' '.join(result.observed.split())}{wanted}",
-            residuals=residuals,
+            residuals=check.residuals,
         )
 
 

@@ -116,7 +116,7 @@ class Disk:
         return pid
 
     def _result(self) -> str | None:
-        # A line for each place, and then for all of them; du writes each by itself, so the end is what counts.
+        # A line for each place, then one for all of them. du writes each by itself: its end is what counts.
         if said := os.read(self.pipe, 4096):
             self.said += said
             return None
