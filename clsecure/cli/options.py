@@ -70,11 +70,15 @@ class CleanupOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """Bring a kept session's work home."""
+    """Bring a kept session's work home.
+
+    :param anyway: although a check of its isolation failed.
+    """
 
     session: str
     branch: str | None = None
     message: str | None = None
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,6 +434,8 @@ OPTIONS = (
            check=values.branch, help="the branch that comes home (default: claude/…)"),
     Option(flags=("--message",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="TEXT",
            check=values.message, help="for the commit of uncommitted work"),
+    Option(flags=("--import-anyway",), verbs=(Verb.IMPORT,), group=_END,
+           help="although a check of the isolation failed; asks for the session's tag"),
     Option(flags=("--all",), verbs=(Verb.CLEANUP,), group=_SESSION, help="every session that is not running"),
     Option(flags=("--list-checks",), verbs=(Verb.VERIFY,), group=_SESSION, help="only say what is checked"),
     Option(flags=("--junit",), verbs=(Verb.VERIFY,), group=_SESSION, metavar="FILE",

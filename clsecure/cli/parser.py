@@ -371,7 +371,10 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             )
         case Verb.IMPORT:
             return ImportOptions(
-                session=found["SESSION"], branch=found.get("--branch"), message=found.get("--message")
+                session=found["SESSION"],
+                branch=found.get("--branch"),
+                message=found.get("--message"),
+                anyway=found.get("--import-anyway", False),
             )
         case Verb.DIFF:
             return DiffOptions(session=found["SESSION"])

@@ -152,6 +152,7 @@ complete -c clsecure -n '_shtab_clsecure_using cleanup; and test $_shtab_clsecur
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a import -d 'bring the work of a kept session home as a branch'
 complete -c clsecure -n '_shtab_clsecure_using import' -l branch -x -d 'the branch that comes home (default: claude/…)'
 complete -c clsecure -n '_shtab_clsecure_using import' -l message -x -d 'for the commit of uncommitted work'
+complete -c clsecure -n '_shtab_clsecure_using import' -l import-anyway -d 'although a check of the isolation failed; asks for the session'"'"'s tag'
 complete -c clsecure -n '_shtab_clsecure_using import' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
 complete -c clsecure -n '_shtab_clsecure_using import' -l verbose -s v -d 'show what happens'
 complete -c clsecure -n '_shtab_clsecure_using import' -l version -d 'print the version'

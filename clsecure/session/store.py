@@ -104,11 +104,6 @@ class SessionRecord:
     failed_checks: tuple[str, ...] = ()
 
     @property
-    def tag(self) -> str:
-        """Mark of the tool's own words in the last run."""
-        return self.session_id[-6:]
-
-    @property
     def resumable(self) -> bool:
         """A workspace is there that the agent may have worked in."""
         return self.workspace is not None and self.status in (
