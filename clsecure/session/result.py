@@ -77,15 +77,20 @@ class VerificationResult:
     :param status: ``passed``, or ``failed`` where a check did: then nothing is imported.
     :param checks: in the order in which they looked. Of those that look again and again while the agent runs
         the first word is here, or the first failure.
+    :param failed_before: what failed in earlier runs of the same workspace, a line each: it still counts.
     """
 
     status: str
     checks: tuple[CheckResult, ...] = ()
+    failed_before: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, verification: Verification) -> VerificationResult:
+    def of(cls, verification: Verification, failed_before: tuple[str, ...] = ()) -> VerificationResult:
         """Return what there is to say."""
-        return cls(status="failed" if verification.failed else "passed", checks=verification.checks)
+        broken = verification.failed or failed_before
+        return cls(
+            status="failed" if broken else "passed", checks=verification.checks, failed_before=failed_before
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

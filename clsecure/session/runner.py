@@ -162,7 +162,7 @@ class SessionRunner:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             record, verification = self._verify(checks, record)
-            if verification.failed:
+            if record.failed_checks:
                 status, finished = EXIT_VERIFICATION, self._refuse(record)
             else:
                 finished = self._finish(backend, spec, record, workspace)
@@ -173,7 +173,7 @@ class SessionRunner:
             egress,
             limits=execution.limits,
             container=container,
-            verification=verification,
+            verification=VerificationResult.of(verification, workspace.record.failed_checks),
         )
 
     @contextmanager
@@ -423,7 +423,7 @@ class SessionRunner:
         *,
         limits: Mapping[str, LimitResult],
         container: ContainerSpec | None,
-        verification: Verification,
+        verification: VerificationResult,
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -445,7 +445,7 @@ class SessionRunner:
             limits=dict(limits),
             docker=plan.docker.value,
             container=ContainerResult.of(container) if container else None,
-            verification=VerificationResult.of(verification),
+            verification=verification,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),
