@@ -20,6 +20,8 @@ from clsecure.errors import BackendUnavailableError
 PACKAGE_DIRECTORY = Path("/usr/lib/clsecure")
 SETUP_DIRECTORY = Path("/usr/local/lib/clsecure")
 SUDOERS_FILE = Path("/etc/sudoers.d/clsecure")
+PACKAGE_SUDOERS_FILE = Path("/etc/sudoers.d/clsecure-package")
+"""A package's own: it and ``clsecure setup`` can be on one machine, each with the helper of its version."""
 STATE_DIRECTORY = Path("/var/lib/clsecure")
 GROUP = "clsecure"
 """Members may use the helper without a password."""

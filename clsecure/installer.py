@@ -35,6 +35,7 @@ from clsecure.process import Command
 
 _STATE_DIRECTORIES = ("agents", "engines", "images", "locks", "view")
 _SUDOERS_MODE = 0o440
+_MAKER = "Made by `clsecure setup`, taken away by `clsecure setup --remove`."
 # Lower case only: sudoers takes a name of capitals for an alias. Anything else is named by its uid.
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _USER_LINE = re.compile(r"^(?P<who>[a-z_][a-z0-9_-]{0,31}|#[0-9]+) ALL=\(root\) NOPASSWD: ", re.MULTILINE)
@@ -136,8 +137,11 @@ def plan_setup(users: Sequence[str], layout: Layout | None = None) -> SetupPlan:
     )
 
 
-def sudoers_text(names: Sequence[str], layout: Layout) -> str:
-    """Return the drop-in: one program, no arguments, for the group and the given users."""
+def sudoers_text(names: Sequence[str], layout: Layout, *, maker: str = _MAKER) -> str:
+    """Return the drop-in: one program, no arguments, for the group and the given users.
+
+    :param maker: the comment at its top.
+    """
     helper = layout.directory / "helper"
     # log_input would put a pipe in the place of the socket that is the helper's standard input; noexec would
     # keep it from running useradd. The environment is emptied of what the machine's sudoers lets through.
@@ -148,7 +152,7 @@ def sudoers_text(names: Sequence[str], layout: Layout) -> str:
     who = [*((f"%{layout.group}",) if layout.group else ()), *names]
     return "".join(
         (
-            "# Made by `clsecure setup`, taken away by `clsecure setup --remove`.\n",
+            f"# {maker}\n",
             f"Defaults!{helper} {defaults}\n",
             *(f'{name} ALL=(root) NOPASSWD: {helper} ""\n' for name in who),
         )
