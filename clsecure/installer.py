@@ -22,6 +22,7 @@ from clsecure.errors import BackendUnavailableError, StateError, ToolError, Usag
 from clsecure.installation import (
     DIRECTORIES,
     GROUP,
+    PACKAGE_DIRECTORY,
     PIECES,
     SETUP_DIRECTORY,
     STATE_DIRECTORY,
@@ -47,6 +48,7 @@ class Layout:
 
     :param trusted_root: the check of parent directories ends here.
     :param group: made when missing; None for no group.
+    :param others: helpers that are not setup's, which use the same state and group.
     """
 
     directory: Path = SETUP_DIRECTORY
@@ -54,6 +56,7 @@ class Layout:
     state: Path = STATE_DIRECTORY
     trusted_root: Path = Path("/")
     group: str | None = GROUP
+    others: tuple[Path, ...] = (PACKAGE_DIRECTORY / "helper",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,20 +189,21 @@ def apply_setup(plan: SetupPlan) -> None:
 
 
 def plan_removal(layout: Layout | None = None) -> RemovalPlan:
-    """Say what would be taken away."""
+    """Say what would be taken away: what a package on this machine needs as well is not among it."""
     layout = layout or Layout()
-    accounts = registered_accounts(layout)
+    shared = any(os.path.lexists(helper) for helper in layout.others)
+    accounts = () if shared else registered_accounts(layout)
     directories = (layout.directory, *(layout.directory / name for name in DIRECTORIES))
     candidates = [layout.sudoers, *strangers(layout.directory)]
     candidates += (layout.directory / piece.target for piece in PIECES)
     candidates += reversed(directories)
-    if not accounts:
+    if not accounts and not shared:
         # The counter in the registry stays: it is what keeps a uid from ever being given out twice.
         candidates += [layout.state / name for name in _STATE_DIRECTORIES]
     return RemovalPlan(
         layout=layout,
         paths=tuple(path for path in candidates if os.path.lexists(path)),
-        removes_group=layout.group is not None and _group_is_empty(layout.group),
+        removes_group=not shared and layout.group is not None and _group_is_empty(layout.group),
         accounts=accounts,
     )
 

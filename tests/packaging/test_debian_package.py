@@ -195,6 +195,46 @@ def test_a_purge_ends_a_session_that_runs(installed):
     assert "claude-worker" not in installed.sh("cat /etc/passwd").check().text
 
 
+# A clsecure that is not the package's, as from a checkout: its own copy of the modules.
+_OTHER = """
+cp -r /usr/lib/clsecure/python /opt/other
+other() {
+    /usr/lib/clsecure/bin/python3 -I -c 'import sys; sys.path.insert(0, "/opt/other")
+from clsecure.__main__ import main
+sys.exit(main())' "$@"
+}
+"""
+
+
+def test_setup_has_nothing_to_do_and_says_how_somebody_is_let_in(installed):
+    assert "nothing to set up" in installed.person("clsecure setup").check().errors
+    refused = installed.sh("useradd bob && clsecure setup --user bob")
+    assert refused.returncode == 125
+    assert "sudo usermod --append --groups clsecure bob" in refused.errors
+    assert installed.run("test", "-e", "/usr/local/lib/clsecure").returncode == 1
+
+
+def test_what_setup_put_beside_the_package_goes_alone(installed):
+    installed.sh(f"{_OTHER} other setup --user {PERSON} --yes").check()
+    installed.sh("visudo -cq && ls /etc/sudoers.d/clsecure /usr/local/lib/clsecure/helper").check()
+    installed.person(_SESSION.format(mode="user", finish="keep")).check()
+    installed.sh("clsecure setup --remove --yes").check()
+    assert installed.sh("ls /etc/sudoers.d/clsecure").returncode != 0
+    assert not [name for name in installed.names() if name.startswith("/usr/local/lib/clsecure")]
+    (kept,) = json.loads(installed.person("clsecure list --output json").check().text)["sessions"]
+    installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
+
+
+def test_a_purge_leaves_what_setup_still_uses(installed):
+    installed.sh(f"{_OTHER} other setup --user {PERSON} --yes").check()
+    installed.person(_SESSION.format(mode="user", finish="keep")).check()
+    done = installed.sh("apt-get -q purge -y clsecure").check()
+    assert "/usr/local/lib/clsecure/helper still uses the worker accounts" in done.text + done.errors
+    installed.sh(
+        "visudo -cq && getent group clsecure && ls -d /home/claude-worker-* /var/lib/clsecure"
+    ).check()
+
+
 def test_a_repository_with_another_signature_or_none_is_refused(new_machine, packages, package_place):
     machine = new_machine()
     broken = package_place / "broken"
