@@ -55,7 +55,7 @@ def build_packages(place: Path) -> Packages:
         file = earlier / tree.LIBRARY / where / "__init__.py"
         file.write_text(re.sub('__version__ = ".*"', f'__version__ = "{PREVIOUS}"', file.read_text()))
     before = Release(version=PREVIOUS, epoch=this.epoch, architecture=this.architecture)
-    previous = deb.pack(earlier, before, output)
+    previous = deb.pack(earlier, before, output, level=1)
     build_repository([built, previous], new_key(place / "key"), place / "repository", epoch=this.epoch)
     return Packages(release=this, tree=staged, deb=built, previous=previous, repository=place / "repository")
 
