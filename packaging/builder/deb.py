@@ -63,14 +63,8 @@ def pack(tree: Path, release: Release, output: Path, *, level: int = 6) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     package = release.deb(output)
     package.unlink(missing_ok=True)
-    run(
-        *_DPKG,
-        f"-z{level}",
-        "--build",
-        str(tree),
-        str(package),
-        env={"SOURCE_DATE_EPOCH": str(release.epoch)},
-    )
+    epoch = {"SOURCE_DATE_EPOCH": str(release.epoch)}
+    run(*_DPKG, f"-z{level}", "--build", str(tree), str(package), env=epoch)
     return package
 
 

@@ -19,7 +19,6 @@ _DEFINITIONS = {
     "use_source_date_epoch_as_buildtime": "1",
     "clamp_mtime_to_source_date_epoch": "1",
     "source_date_epoch_from_changelog": "0",
-    "_binary_payload": "w19.zstdio",
     # The files are as their wheels have them: nothing is stripped, compiled, or linked to.
     "__os_install_post": "%{nil}",
     "debug_package": "%{nil}",
@@ -45,8 +44,11 @@ def build_rpm(release: Release, output: Path, work: Path, say: Say) -> Path:
     return pack(tree, release, output)
 
 
-def pack(tree: Path, release: Release, output: Path) -> Path:
-    """Build the package of a staged tree."""
+def pack(tree: Path, release: Release, output: Path, *, level: int = 19) -> Path:
+    """Build the package of a staged tree.
+
+    :param level: of the compression; 1 to 19.
+    """
     normalise(tree, release.epoch)
     work = tree.parent / "rpm"
     shutil.rmtree(work, ignore_errors=True)
@@ -55,9 +57,14 @@ def pack(tree: Path, release: Release, output: Path) -> Path:
     listed.write_text("".join(f"{line}\n" for line in _listed(tree)))
     spec.write_text(_spec(tree, release))
     definitions = {
-        **_DEFINITIONS, "_topdir": str(work), "_rpmdir": str(work / "done"), "staged": str(tree),
-        "listed": str(listed), "_dbpath": str(work / "database"),
-    }  # fmt: skip
+        **_DEFINITIONS,
+        "_binary_payload": f"w{level}.zstdio",
+        "_topdir": str(work),
+        "_rpmdir": str(work / "done"),
+        "_dbpath": str(work / "database"),
+        "staged": str(tree),
+        "listed": str(listed),
+    }
     defined = [word for name, value in definitions.items() for word in ("--define", f"{name} {value}")]
     environment = {"SOURCE_DATE_EPOCH": str(release.epoch), "HOME": str(work)}
     target = f"--target={release.architecture}-linux"
