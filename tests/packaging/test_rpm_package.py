@@ -161,7 +161,7 @@ def test_a_package_or_an_index_that_is_not_the_signed_one_is_refused(new_machine
     assert refused.text == ""
     assert "Bad GPG signature" in refused.errors
     index.write_bytes(signed)
-    assert f"-{__version__}-1" in machine.sh("dnf --assumeyes repoquery clsecure").check().text
+    assert f":{__version__}-1." in machine.sh("dnf --assumeyes repoquery clsecure").check().text
 
     package = broken / "rpm" / rpms.built.name
     check = f"rpm --checksig /srv/repository/rpm/{package.name}"
