@@ -53,6 +53,22 @@ class LocalSandbox:
         self.engine_socket = socket.socket(fileno=fds.pop(0)) if fds else None
         """Where the sandbox asks for the machine's docker, when the spec lends it."""
 
+    def probe(self, stdio: tuple[int, int, int]) -> None:
+        """Let the launcher run the probe (``inside.py``) in this very sandbox until :meth:`start` ends it.
+
+        A later one ends an earlier one; nothing that it started stays. Its end is no end of the sandbox.
+
+        :raises UsageError: this sandbox hands no descriptors in; ask :attr:`can_probe`.
+        """
+        if not self.can_probe:
+            raise UsageError("no probe can be started in this sandbox: it hands no descriptors in")
+        self._connection.send({"verb": "probe"}, stdio)
+
+    @property
+    def can_probe(self) -> bool:
+        """Tell whether :meth:`probe` works here: not where the sandbox has a kernel of its own (gVisor)."""
+        return self._streams is None
+
     def start(self, command: SandboxCommand, *, stdio: tuple[int, int, int] | None) -> None:
         """Let the launcher exec the command; that it could not is told by :meth:`wait`."""
         message = {

@@ -12,7 +12,8 @@ What makes the verbs harmless in the hands of every member of the group:
 
 * names, uids and paths are derived here; the caller gives a project path and a session name as *text*;
 * accounts are found in this file's own registry only, and only the caller's own;
-* no argument vector is taken for root: ``start`` is passed on unread to the launcher, which is the worker;
+* no argument vector is taken for root: ``start`` and ``probe`` are passed on unread to the launcher, which is
+  the worker;
 * files of the caller come as descriptors that the caller could open; nothing is opened by the caller's path;
 * what the worker can do itself (unpacking, deleting its files) is done after setresuid().
 
@@ -233,6 +234,7 @@ class Service:
         "run": run,
         "images": images,
         "start": late,
+        "probe": late,
         "kill": late,
         "enough": late,
         "reset": reset,

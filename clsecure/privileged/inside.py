@@ -3,8 +3,8 @@
 One JSON object a line: an order, its reply; the end of the input ends it.
 
 - ``{"do": "try", ...}``: the battery. The order says what the host has put out; the reply is what came of it.
-- ``{"do": "run", "argv": [...] | "command": "...", "seconds": N}``: ``status``, ``stdout`` and ``stderr`` (base64,
-  bounded), ``late`` when the time was over. Nothing of it is left running.
+- ``{"do": "run", "argv": [...] | "command": "...", "seconds": N}``: ``status``, ``stdout`` and ``stderr``
+  (base64, bounded), ``late`` when the time was over. Nothing of it is left running.
 
 Whatever is tried has arguments that do nothing where it is allowed: outside it runs as the user, for real.
 """
@@ -183,14 +183,14 @@ def noded() -> str | None:
 
 
 def reached(wanted: Message, patience: float) -> tuple[dict[str, str | None], list[str]]:
-    """Try to connect to listening sockets, and to be answered by the name servers of resolv.conf; all at once."""
+    """Try to connect to listening sockets, and to be answered by resolv.conf's name servers; all at once."""
     results: dict[str, str | None] = {}
     answering: list[str] = []
     waiting: dict[int, tuple[str, socket.socket]] = {}
     poll = select.poll()
 
     def begin(label: str, each: socket.socket, address: Any, event: int) -> None:
-        each.setblocking(False)
+        each.settimeout(0)
         code = each.connect_ex(address)
         if event == select.POLLIN and not code:
             with contextlib.suppress(OSError):
@@ -387,7 +387,7 @@ def battery(order: Message) -> Message:
         "status": {key: value for key, value in status().items() if key != "State"},
         "root_uid": apart(lambda: os.setresuid(0, 0, 0)),
         "raised": [program, euid],
-        "user_namespace": apart(lambda: new_user_namespace()),
+        "user_namespace": apart(new_user_namespace),
         "calls": calls(),
         "escapes": escapes(),
         "devices": listed("/dev"),

@@ -62,7 +62,7 @@ def look(
 
             namespace = stack.enter_context(FullNetwork()).namespace
         bait = stack.enter_context(put_out(home, state, os.environ))
-        spec = stack.enter_context(_account(wanted, connection, home, namespace))
+        spec = stack.enter_context(own_account(wanted, connection, home, namespace))
         outside: list[Control] = []
         sandbox = stack.enter_context(
             backend_for(wanted.mode, connection, wanted.container).open(
@@ -79,7 +79,7 @@ def look(
 
 
 @contextmanager
-def _account(
+def own_account(
     wanted: Wanted, connection: HelperConnection, home: Path, namespace: int | None
 ) -> Iterator[SandboxSpec]:
     """Hold an account for this alone: that of a session has files in it that an agent could have changed."""

@@ -1,4 +1,4 @@
-"""A probe in a sandbox, and the same one outside beside it: what they could do becomes facts for the checks."""
+"""A probe in a sandbox, and the same one outside beside it: what they could do becomes facts of checks."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ def control(program: Path, bait: Bait) -> Control:
 
 @contextmanager
 def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path) -> Iterator[Probe]:
-    """Start the probe as the command of a sandbox of its own.
+    """Start the probe in a sandbox that waits at the barrier.
 
-    Leaving closes what it reads; the sandbox is its owner's to close.
+    Where that hands no descriptors in, the probe is the command itself, and the sandbox serves nothing else.
+    Leaving closes what the probe reads; the sandbox is its owner's to start or to close.
 
     :raises VerificationError: what the probe does not answer, with its own last words.
     """
@@ -72,12 +73,11 @@ def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path) -> Iterator
             stack.callback(os.close, fd)
         for fd in (in_read, out_write, err_write):
             given.callback(os.close, fd)
-        command = SandboxCommand(
-            argv=(*_ARGV, str(program)),
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(spec.account.home), "LC_ALL": "C.UTF-8"},
-            cwd=spec.account.home,
-        )
-        sandbox.start(command, stdio=(in_read, out_write, err_write))
+        stdio = (in_read, out_write, err_write)
+        if sandbox.can_probe:
+            sandbox.probe(stdio)
+        else:
+            sandbox.start(_command(spec, program), stdio=stdio)
         given.close()
         try:
             yield Probe(in_write, out_read)
@@ -87,6 +87,12 @@ def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path) -> Iterator
                 raise
             details = "\n".join(part for part in (error.details, words) if part)
             raise VerificationError(error.brief, details=details, resolution=error.resolution) from error
+
+
+def _command(spec: SandboxSpec, program: Path) -> SandboxCommand:
+    home = spec.account.home
+    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "LC_ALL": "C.UTF-8"}
+    return SandboxCommand(argv=(*_ARGV, str(program)), env=env, cwd=home)
 
 
 def try_inside(

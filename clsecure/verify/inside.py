@@ -1,7 +1,8 @@
 """The checks from inside: what the probe could do there, each beside what the same probe can do outside.
 
-What the inside says of itself adds to what the host has seen, and never decides against it. Where the host's own
-ear heard something, that counts. What could not be done outside either shows nothing: it is a skip, never a pass.
+What the inside says of itself adds to what the host has seen, and never decides against it. Where the host's
+own ear heard something, that counts. What could not be done outside either shows nothing: it is a skip, never
+a pass.
 """
 
 from __future__ import annotations
@@ -264,7 +265,8 @@ def _refused(*only: str, without: Sequence[str] = ()) -> Callable[[Tried, Sandbo
         could = [name for name in calls if tried.outside.calls.get(name, "EPERM") not in REFUSED]
         if not reached and not could:
             return _untried(expected, "outside they are refused, too" if calls else "none is known here")
-        observed = f"reached: {names(reached)}; refused: {errors(refused)}; outside, {len(could)} of {len(calls)} are not"
+        outside = f"outside, {len(could)} of {len(calls)} are not"
+        observed = f"reached: {names(reached)}; refused: {errors(refused)}; {outside}"
         return Observation(expected=expected, observed=observed, holds=not reached)
 
     return observe

@@ -69,6 +69,7 @@ class Sandbox:
         self.main: Message = {}
         self.main_pidfd = -1
         self.groups: dict[str, str] = {}
+        self.started = False
         self.held: dict[str, str] | None = None  # what limits hold, and how, in all that has groups
         self.passed: str | None = None
         self.struck: dict[str, int] = {}
@@ -269,7 +270,7 @@ class Sandbox:
         return enforced | ({"disk": "measured"} if "disk" in limits else {}) | (self.held or {})
 
     def serve(self, conn: socket.socket) -> None:
-        """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
+        """Pass ``probe`` and ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it."""
         control, log, first = self.channel.control, self.channel.log, self.channel.pidfd
         watch: list[Any] = [conn, control, first, self.main_pidfd, log]
         while True:
@@ -315,13 +316,26 @@ class Sandbox:
         """Take in what the caller says; False when it is the end."""
         message, fds = receive(conn)
         try:
-            if message is None or message.get("verb") != "start":
+            verb = None if message is None else message.get("verb")
+            if message is None or verb not in ("start", "probe"):
                 return False
+            if verb == "probe":
+                self._require_probeable()
             self.channel.tell(message, fds)
-            self.channel.no_more()
+            if verb == "start":
+                self.started = True
+                self.channel.no_more()
         finally:
             close_all(fds)
         return True
+
+    def _require_probeable(self) -> None:
+        """Refuse a probe beside the agent, and where the launcher could not end it."""
+        spaces, hosts = self.main["namespaces"], self.main["host_namespaces"]
+        if self.started:
+            raise Refused("the command runs: no probe is started beside it")
+        if self.request.plain or spaces["pid"] == hosts["pid"]:
+            raise Refused("no probe can be started in this sandbox")
 
     def _note_struck(self) -> None:
         """Keep what the groups count: they may be gone with their last process."""
