@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,7 +135,13 @@ def _services(environ: Mapping[str, str]) -> dict[str, str]:
         *("/tmp/.X11-unix/X0", environ.get("SSH_AUTH_SOCK", "")),  # noqa: S108  # where X11 has it
         *(f"{runtime}/{name}" for name in own),
     ]
-    return {path: path for path in paths if path.startswith("/") and Path(path).is_socket()}
+    return {path: path for path in paths if path.startswith("/") and _is_socket(path)}
+
+
+def _is_socket(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISSOCK(Path(path).stat().st_mode)
+    return False
 
 
 _FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}

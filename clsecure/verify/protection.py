@@ -13,8 +13,9 @@ from enum import StrEnum
 from clsecure.model import CheckResult, CheckStatus, NetworkPolicy, Phase
 from clsecure.verify.checks import Area
 from clsecure.verify.host import BARRIER_CHECKS
-from clsecure.verify.inside import INSIDE_CHECKS, check_inside, names
+from clsecure.verify.inside import INSIDE_CHECKS, check_inside
 from clsecure.verify.tried import Tried
+from clsecure.verify.words import names
 
 
 class Protection(StrEnum):
