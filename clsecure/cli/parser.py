@@ -40,6 +40,7 @@ from clsecure.cli.options import (
     SetupOptions,
     TextOptions,
     Verb,
+    VerifyOptions,
 )
 from clsecure.errors import UsageError
 from clsecure.settings import values
@@ -53,6 +54,7 @@ _SEE_HELP = "see: clsecure --help"
 _POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
     Verb.CLEANUP: (("SESSION", "*", "as 'clsecure list' shows it"),),
     Verb.IMPORT: (("SESSION", None, "as 'clsecure list' shows it"),),
+    Verb.VERIFY: (("SESSION", "?", "as 'clsecure list' shows it; none: a sandbox as one started here has"),),
     Verb.COMPLETION: (("SHELL", None, ", ".join(SHELLS)),),
     Verb.DIFF: (("SESSION", None, "as 'clsecure list' shows it"),),
     Verb.AGENT: (("ACTION", None, "install"), ("NAME", None, "claude")),
@@ -77,6 +79,21 @@ _EXCLUSIVE = (
     ("--no-docker", "--docker-image"),
     ("--resume", "--fresh"),
     ("--all", "SESSION"),
+    *(
+        (flag, "SESSION")
+        for flag in (
+            "--mode",
+            "--engine",
+            "--image",
+            "--runtime",
+            "--mount",
+            "--limit",
+            "--no-network",
+            "--allow-network",
+            "--allow-private",
+            "--list-checks",
+        )
+    ),
 )
 _EPILOG = """\
 The agent works on a private copy of the repository as a user of its own; its
@@ -126,7 +143,7 @@ def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
 def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     """Build the parser of one command; completions and manual pages are made from it as well."""
     positionals = _POSITIONALS.get(verb, ())
-    words = [f"[{name}…]" if nargs else name for name, nargs, _ in positionals]
+    words = [{"*": f"[{name}…]", "?": f"[{name}]"}.get(nargs or "", name) for name, nargs, _ in positionals]
     prog = "clsecure" if verb is Verb.RUN else f"clsecure {verb}"
     usage = f"{prog} {' '.join(['[OPTIONS]', *words])}"
     if verb is Verb.RUN:
@@ -354,10 +371,19 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             )
         case Verb.IMPORT:
             return ImportOptions(
-                session=found["SESSION"], branch=found.get("--branch"), message=found.get("--message")
+                session=found["SESSION"],
+                branch=found.get("--branch"),
+                message=found.get("--message"),
+                anyway=found.get("--import-anyway", False),
             )
         case Verb.DIFF:
             return DiffOptions(session=found["SESSION"])
+        case Verb.VERIFY:
+            return VerifyOptions(
+                session=found.get("SESSION"),
+                list_checks=found.get("--list-checks", False),
+                junit=found.get("--junit"),
+            )
         case Verb.SETUP:
             return SetupOptions(
                 remove=found.get("--remove", False),

@@ -13,6 +13,7 @@ from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
 from clsecure.model import CheckStatus, DockerAccess, Engine, NetworkPolicy, SandboxCommand, SandboxSpec
 from clsecure.session import limits
+from clsecure.session.checks import Checks
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
@@ -42,8 +43,10 @@ class Execution:
         *,
         network: Arrangement,
         gateway: Gateway | None,
+        checks: Checks,
     ) -> None:
         self._context, self._spec, self._workspace = context, spec, workspace
+        self._checks = checks
         self._network, self._gateway = network, gateway
         self.begun = False
         self.limits: Mapping[str, limits.LimitResult] = {}
@@ -71,6 +74,7 @@ class Execution:
 
     def _verify(self, sandbox: LocalSandbox) -> None:
         results = check_barrier(sandbox.facts, self._spec)
+        self._checks.add(results)
         log.info("barrier_checked", results={r.check_id: r.status.value for r in results})
         require(results)
         self._context.warnings.extend(

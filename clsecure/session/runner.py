@@ -18,7 +18,7 @@ from clsecure.agents.spec import find_spec
 from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
-from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError
+from clsecure.errors import EXIT_VERIFICATION, AgentError, ClsecureError, NotStartedError, StateError
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import (
     ContainerSpec,
@@ -27,9 +27,11 @@ from clsecure.model import (
     KeptProgram,
     NetworkPolicy,
     SandboxSpec,
+    Verification,
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.checks import Checks
 from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
@@ -38,9 +40,16 @@ from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.relay import terminal_size
-from clsecure.session.result import ContainerResult, EgressResult, SessionResult, SetupStep
+from clsecure.session.result import (
+    ContainerResult,
+    EgressResult,
+    SessionResult,
+    SetupStep,
+    VerificationResult,
+)
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
+from clsecure.verify.checks import described
 from clsecure.workspace.repository import Repository
 
 if TYPE_CHECKING:
@@ -127,7 +136,7 @@ class SessionRunner:
                 docker=plan.docker,
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
-            execution = None
+            execution, checks = None, Checks()
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -137,6 +146,7 @@ class SessionRunner:
                     workspace,
                     network=network,
                     gateway=gateway,
+                    checks=checks,
                 )
                 status = execution.run(backend, meanwhile=_load_the_end)
             except BaseException as error:
@@ -144,13 +154,27 @@ class SessionRunner:
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            self._clean_up(workspace, backend, agents_spec, gateway)
+            if not checks.verification.failed:
+                # Nothing more runs in a sandbox that is not what was promised.
+                self._clean_up(workspace, backend, agents_spec, gateway)
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
-            finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished, egress, limits=execution.limits, container=container)
+            record, verification = self._verify(checks, record)
+            if record.failed_checks:
+                status, finished = EXIT_VERIFICATION, self._refuse(record)
+            else:
+                finished = self._finish(backend, spec, record, workspace)
+        return self._result(
+            record,
+            status,
+            finished,
+            egress,
+            limits=execution.limits,
+            container=container,
+            verification=VerificationResult.of(verification, workspace.record.failed_checks),
+        )
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -328,6 +352,30 @@ class SessionRunner:
 
     # ------------------------------------------------------------ the end
 
+    def _verify(self, checks: Checks, record: SessionRecord) -> tuple[SessionRecord, Verification]:
+        """Look for the last time, and write down how the isolation stood."""
+        verification = checks.verification
+        record = self.context.place.write(
+            record,
+            verified=not verification.failed,
+            failed_checks=tuple(dict.fromkeys((*record.failed_checks, *described(verification.failed)))),
+            updated=time.time(),
+        )
+        return record, verification
+
+    def _refuse(self, record: SessionRecord) -> Finished:
+        """Keep a session whose isolation did not hold."""
+        from clsecure.session.finish import Finished
+
+        self._wait(record)
+        place = self.context.place.path.name
+        self.context.warn("the isolation did not hold; nothing is imported, and the session is kept")
+        for line in record.failed_checks:
+            self.context.warn(line)
+        self.context.ui.note(f"look at its work with: clsecure diff {place}")
+        self.context.ui.note(f"take it all the same with: clsecure import {place} --import-anyway")
+        return Finished(imported=None, kept=True)
+
     def _finish(
         self, backend: LocalBackend, spec: SandboxSpec, record: SessionRecord, workspace: Workspace
     ) -> Finished:
@@ -375,6 +423,7 @@ class SessionRunner:
         *,
         limits: Mapping[str, LimitResult],
         container: ContainerSpec | None,
+        verification: VerificationResult,
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -396,6 +445,7 @@ class SessionRunner:
             limits=dict(limits),
             docker=plan.docker.value,
             container=ContainerResult.of(container) if container else None,
+            verification=verification,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),

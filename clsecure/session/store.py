@@ -68,6 +68,9 @@ class SessionRecord:
     :param engine: what ran its container, in container mode, and with which OCI runtime if one was chosen.
     :param image: name of the image; ``image_id`` is the image.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
+    :param verified: every check of the isolation was made to the end of the last run, and none failed.
+    :param failed_checks: what failed since the workspace was made, in any run, a line each: what was expected
+        and what was observed; may need escaping. The work comes home only where the user insists.
     """
 
     session_id: str
@@ -97,6 +100,8 @@ class SessionRecord:
     image: str | None = None
     image_id: str | None = None
     skip_docker_autodetect: bool = False
+    verified: bool = False
+    failed_checks: tuple[str, ...] = ()
 
     @property
     def resumable(self) -> bool:
@@ -270,7 +275,10 @@ class SessionDirectory:
                 loaded = json.loads(file.read(_RECORD_LIMIT))
             known = {f.name for f in fields(SessionRecord)}
             values = {k: v for k, v in loaded.items() if k in known}
-            record = SessionRecord(**{**values, "status": SessionStatus(loaded["status"])})
+            failed = tuple(str(line) for line in values.get("failed_checks", ()))
+            record = SessionRecord(
+                **{**values, "status": SessionStatus(loaded["status"]), "failed_checks": failed}
+            )
             # A workspace lies in the home of its worker, and nowhere else.
             inside = record.workspace is None or Path(record.workspace).parent.name == record.worker_user
             return record if inside else None
