@@ -11,9 +11,16 @@ from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
-from clsecure.model import CheckStatus, DockerAccess, Engine, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.model import (
+    CheckStatus,
+    DockerAccess,
+    Engine,
+    NetworkPolicy,
+    SandboxCommand,
+    SandboxSpec,
+    Vantage,
+)
 from clsecure.session import limits
-from clsecure.session.checks import Checks
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
@@ -22,8 +29,7 @@ from clsecure.session.opening import docker_lines, opening_lines
 from clsecure.session.own_engine import bring_along, engine_env, gateway_host
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
-from clsecure.verify.checks import require
-from clsecure.verify.host import check_barrier
+from clsecure.session.verification import Verifier
 
 log = logs.get("session")
 
@@ -43,10 +49,10 @@ class Execution:
         *,
         network: Arrangement,
         gateway: Gateway | None,
-        checks: Checks,
+        verifier: Verifier,
     ) -> None:
         self._context, self._spec, self._workspace = context, spec, workspace
-        self._checks = checks
+        self._verifier = verifier
         self._network, self._gateway = network, gateway
         self.begun = False
         self.limits: Mapping[str, limits.LimitResult] = {}
@@ -57,8 +63,16 @@ class Execution:
         :param meanwhile: done while the sandbox comes up.
         """
         clock, ui = self._context.clock, self._context.ui
+        if self._spec.is_gvisor:
+            with clock.phase("verify_start"), ui.phase("trying a sandbox"):
+                self._verifier.start_apart(self._spec)
+
+        def both() -> None:
+            meanwhile()
+            self._verifier.prepare()
+
         with clock.phase("start"), ui.phase("building the sandbox"):
-            opened = backend.open(self._spec, meanwhile=meanwhile)
+            opened = backend.open(self._spec, meanwhile=both)
             sandbox = opened.__enter__()
         try:
             with clock.phase("verify_start"):
@@ -73,12 +87,14 @@ class Execution:
                 opened.__exit__(None, None, None)
 
     def _verify(self, sandbox: LocalSandbox) -> None:
-        results = check_barrier(sandbox.facts, self._spec)
-        self._checks.add(results)
-        log.info("barrier_checked", results={r.check_id: r.status.value for r in results})
-        require(results)
+        results = self._verifier.start(sandbox, self._spec)
+        log.info("checked", results={r.check_id: r.status.value for r in results})
+        # What the probe could not try here is no word about the sandbox.
+        lacking = [r for r in results if r.status is CheckStatus.SKIP and r.vantage is Vantage.HOST]
         self._context.warnings.extend(
-            f"not enforced here: {r.check_id} ({r.observed})" for r in results if r.status is CheckStatus.SKIP
+            f"not enforced here: {r.check_id} ({r.observed})"
+            for r in results
+            if r.status is CheckStatus.SKIP and r.vantage is Vantage.HOST
         )
         asked = self._spec.limits
         self._context.warnings.extend(limits.lacking(asked, sandbox.enforced))

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,6 @@ from clsecure.model import (
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
-from clsecure.session.checks import Checks
 from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
@@ -49,6 +48,7 @@ from clsecure.session.result import (
 )
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
+from clsecure.session.verification import Place, Verifier
 from clsecure.verify.checks import described
 from clsecure.workspace.repository import Repository
 
@@ -136,7 +136,7 @@ class SessionRunner:
                 docker=plan.docker,
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
-            execution, checks = None, Checks()
+            execution, verifier = None, stack.enter_context(self._verifier(backend))
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -146,7 +146,7 @@ class SessionRunner:
                     workspace,
                     network=network,
                     gateway=gateway,
-                    checks=checks,
+                    verifier=verifier,
                 )
                 status = execution.run(backend, meanwhile=_load_the_end)
             except BaseException as error:
@@ -154,14 +154,14 @@ class SessionRunner:
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            if not checks.verification.failed:
+            if not verifier.found.verification.failed:
                 # Nothing more runs in a sandbox that is not what was promised.
                 self._clean_up(workspace, backend, agents_spec, gateway)
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
-            record, verification = self._verify(checks, record)
+            record, verification = self._verify(verifier, agents_spec, record)
             if record.failed_checks:
                 status, finished = EXIT_VERIFICATION, self._refuse(record)
             else:
@@ -352,9 +352,22 @@ class SessionRunner:
 
     # ------------------------------------------------------------ the end
 
-    def _verify(self, checks: Checks, record: SessionRecord) -> tuple[SessionRecord, Verification]:
+    def _verifier(self, backend: LocalBackend) -> AbstractContextManager[Verifier]:
+        context, around = self.context, self.context.around
+        place = Place(home=around.home, state=around.store.root, environ=around.environ)
+        return contextlib.closing(Verifier(backend, context.connection, around.installation, place))
+
+    def _verify(
+        self, verifier: Verifier, spec: SandboxSpec, record: SessionRecord
+    ) -> tuple[SessionRecord, Verification]:
         """Look for the last time, and write down how the isolation stood."""
-        verification = checks.verification
+        try:
+            with self.context.clock.phase("verify_end"), self.context.ui.phase("verifying the isolation"):
+                verifier.end(spec)
+        except ClsecureError:
+            self._wait(record)
+            raise
+        verification = verifier.found.verification
         record = self.context.place.write(
             record,
             verified=not verification.failed,
