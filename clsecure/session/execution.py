@@ -91,11 +91,7 @@ class Execution:
         log.info("checked", results={r.check_id: r.status.value for r in results})
         # What the probe could not try here is no word about the sandbox.
         lacking = [r for r in results if r.status is CheckStatus.SKIP and r.vantage is Vantage.HOST]
-        self._context.warnings.extend(
-            f"not enforced here: {r.check_id} ({r.observed})"
-            for r in results
-            if r.status is CheckStatus.SKIP and r.vantage is Vantage.HOST
-        )
+        self._context.warnings.extend(f"not enforced here: {r.check_id} ({r.observed})" for r in lacking)
         asked = self._spec.limits
         self._context.warnings.extend(limits.lacking(asked, sandbox.enforced))
         self.limits = limits.results(asked, sandbox.enforced)
