@@ -33,6 +33,8 @@ SLICES = tuple(f"/sys/fs/cgroup{top}/system.slice" for top in ("", "/unified", "
 SPOOL_LIMIT = 10_000
 CAPABILITIES = "security.capability"
 EXECUTABLE = 0o111
+# Of a file's mode: one bit of it at least says that it is no plain file that nobody executes.
+DOUBTFUL = stat.S_ISUID | stat.S_ISGID | EXECUTABLE | 0o070000
 HOME_SECONDS, OUTSIDE_SECONDS = 0.5, 0.25
 # How far directories are gone into that not everybody may write to: trees of others can be large.
 CLOSED_LEVELS = 2
@@ -185,6 +187,9 @@ def _walk_home(entry: Entry, mounts: frozenset[str]) -> Walk:
 
     def judge(name: str, info: os.stat_result) -> str | None:
         mode, what = info.st_mode, None
+        if info.st_uid == uid and (stat.S_ISDIR(mode) or not mode & DOUBTFUL):
+            # Nearly all: a home can hold hundreds of thousands.
+            return None
         if stat.S_ISREG(mode):
             # A directory's hands its group down, and one that can't be executed says something about locks.
             if (mode & stat.S_ISUID and mode & EXECUTABLE) or (mode & stat.S_ISGID and mode & stat.S_IXGRP):
