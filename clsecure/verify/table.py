@@ -7,6 +7,7 @@ from typing import Any
 from clsecure.verify.checks import Check
 from clsecure.verify.host import BARRIER_CHECKS
 from clsecure.verify.leftovers import MACHINE_CHECKS
+from clsecure.verify.userside import USER_CHECKS
 
-ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS, *MACHINE_CHECKS)
+ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS, *MACHINE_CHECKS, *USER_CHECKS)
 """In the order in which they look."""
