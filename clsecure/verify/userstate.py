@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ _ACL_TAGS = {0x02: "user", 0x08: "group"}
 _ACL_LIMIT = 64
 _FILE_LIMIT = 4 << 20
 _ENTRIES = 20_000
-_HOOKS, _KEYS = 200, 1000
-_NAME_LIMIT = 200
+# What is noted is kept in the session's record, which is bounded.
+_NAMED, _NAME_LIMIT = 50, 200
+_FURTHER = "(further ones)"
 _OWNED = 10
 _DIGEST = re.compile(r"[0-9a-f]{32}\Z")
 _FILES = ("info/attributes", "info/exclude", "info/grafts", "objects/info/alternates", "shallow", "commondir")
@@ -146,8 +147,8 @@ def user_state(repository: Repository, home: Path) -> UserState | None:
                 dict.fromkeys(map(str, (repository.top, repository.git_dir, repository.common_dir)))
             ),
             parts=parts | dict(_parts(repository)),
-            hooks=dict(_hooks(repository)),
-            programs=programs,
+            hooks=_bounded(_hooks(repository)),
+            programs=_bounded(programs),
         )
     except (OSError, ToolError):
         return None
@@ -155,6 +156,16 @@ def user_state(repository: Repository, home: Path) -> UserState | None:
 
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _bounded(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Keep the first by name; one digest stands for all the others."""
+    kept: dict[str, str] = {}
+    for name, digest in found:
+        # The end of a path says more than its beginning.
+        short = name[-_NAME_LIMIT:] if len(kept) < _NAMED else _FURTHER
+        kept[short] = _digest(kept[short].encode(), digest.encode()) if short in kept else digest
+    return kept
 
 
 def _parts(repository: Repository) -> Iterator[tuple[str, str]]:
@@ -167,7 +178,7 @@ def _parts(repository: Repository) -> Iterator[tuple[str, str]]:
             yield name, found
 
 
-def _settings(repository: Repository) -> tuple[dict[str, str], dict[str, str]]:
+def _settings(repository: Repository) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """Return the settings of the repository's own that run a program, and all of them as one digest."""
     listed = repository.git().out("config", "--list", "-z", "--show-scope", "--includes", timeout=60)
     words = listed.split(b"\0")
@@ -177,8 +188,8 @@ def _settings(repository: Repository) -> tuple[dict[str, str], dict[str, str]]:
         name, _, value = entry.partition(b"\n")
         key = name.decode("utf-8", "backslashreplace")
         if _PROGRAMS.fullmatch(key) or _names_program(key, value.decode("utf-8", "replace")):
-            values.setdefault(key[:_NAME_LIMIT], []).append(value)
-    programs = {key: _digest(*values[key]) for key in sorted(values)[:_KEYS]}
+            values.setdefault(key, []).append(value)
+    programs = [(key, _digest(*values[key])) for key in sorted(values)]
     return programs, {"config": _digest(*own)}
 
 
@@ -201,12 +212,12 @@ def _hooks(repository: Repository) -> Iterator[tuple[str, str]]:
         if in_tree and not any(place.is_relative_to(directory) for directory in gits):
             continue
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as names:
-            for each in sorted(names, key=lambda entry: entry.name)[:_HOOKS]:
+            for each in sorted(names, key=lambda entry: entry.name):
                 info = each.stat(follow_symlinks=False)
                 if each.name.endswith(".sample") or stat.S_ISDIR(info.st_mode):
                     continue
                 if stat.S_ISLNK(info.st_mode) or info.st_mode & 0o111:
-                    yield each.path[-_NAME_LIMIT:], _file(Path(each.path)) or _digest()
+                    yield each.path, _file(Path(each.path)) or _digest()
 
 
 def _file(path: Path) -> str | None:

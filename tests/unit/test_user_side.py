@@ -21,6 +21,7 @@ from clsecure.model import (
     SandboxSpec,
     WorkerAccount,
 )
+from clsecure.session.store import SessionDirectory, SessionRecord, SessionStatus
 from clsecure.verify.userside import UserSide, check_user_side, look
 from clsecure.verify.userstate import AclEntry, ProgramState, UserState, user_state
 from clsecure.workspace.repository import Repository, discover
@@ -78,6 +79,33 @@ def test_what_is_noted_comes_back_and_is_small(repository: Repository, home: Pat
     found = user_state(repository, home)
     assert noted(repository, home) == found
     assert len(json.dumps(asdict(noted(repository, home)))) < 4096
+
+
+def test_it_is_kept_in_the_sessions_record(repository: Repository, home: Path, tmp_path: Path) -> None:
+    """Many hooks and settings, with odd names: the record can be read again, and none is forgotten."""
+    for number in range(60):
+        hook = repository.common_dir / "hooks" / f"{'ü' * 100}{number}"
+        hook.parent.mkdir(exist_ok=True)
+        hook.touch(0o755)
+        git(repository.top, "config", f"filter.{'ü' * 300}{number}.clean", "x")
+    found = user_state(repository, home)
+    place = SessionDirectory(tmp_path)
+    record = SessionRecord(
+        session_id="x", project=str(repository.top), session="default", mode="user", network="none",
+        agent="demo", worker_user="w", status=SessionStatus.KEPT, created=1.0, updated=1.0, user_state=found,
+    )  # fmt: skip
+    place.write(record)
+    assert place.read() == record
+    for change in (
+        lambda: git(repository.top, "config", f"filter.{'ü' * 300}59.clean", "y"),
+        lambda: hook.write_text("x"),
+    ):
+        before = noted(repository, home)
+        change()
+        assert again(repository, home, before)["repository-untouched"].status is CheckStatus.FAIL
+    loaded = json.loads((tmp_path / "session.json").read_text())
+    (tmp_path / "session.json").write_text(json.dumps({**loaded, "user_state": {"home_mode": "x"}}))
+    assert place.read() == replace(record, user_state=None)
 
 
 def test_nothing_changed(repository: Repository, home: Path) -> None:

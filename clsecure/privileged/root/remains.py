@@ -273,7 +273,11 @@ def _account(entry: Entry) -> Message:
 
 
 def _home(entry: Entry) -> Message:
-    info, above = os.lstat(entry["home"]), os.stat(os.path.dirname(entry["home"]))
+    above = os.stat(os.path.dirname(entry["home"]))
+    try:
+        info = os.lstat(entry["home"])
+    except FileNotFoundError:
+        return {"directory": False, "uid": 0, "gid": 0, "mode": 0, "fixed": False}
     return {
         "directory": stat.S_ISDIR(info.st_mode),
         "uid": info.st_uid,
