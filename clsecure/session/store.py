@@ -33,6 +33,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clsecure.errors import SessionBusyError, SessionNotFoundError, StateError
+from clsecure.verify.userstate import UserState
 
 DEFAULT_SESSION = "default"
 _RECORD_LIMIT = 256 * 1024
@@ -71,6 +72,7 @@ class SessionRecord:
     :param verified: every check of the isolation was made to the end of the last run, and none failed.
     :param failed_checks: what failed since the workspace was made, in any run, a line each: what was expected
         and what was observed; may need escaping. The work comes home only where the user insists.
+    :param user_state: the user's home and repository before the last run; None when that was not noted.
     """
 
     session_id: str
@@ -102,6 +104,7 @@ class SessionRecord:
     skip_docker_autodetect: bool = False
     verified: bool = False
     failed_checks: tuple[str, ...] = ()
+    user_state: UserState | None = None
 
     @property
     def resumable(self) -> bool:
@@ -276,6 +279,8 @@ class SessionDirectory:
             known = {f.name for f in fields(SessionRecord)}
             values = {k: v for k, v in loaded.items() if k in known}
             failed = tuple(str(line) for line in values.get("failed_checks", ()))
+            with suppress(ValueError):
+                values["user_state"] = UserState.parse(values.pop("user_state", None))
             record = SessionRecord(
                 **{**values, "status": SessionStatus(loaded["status"]), "failed_checks": failed}
             )
