@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from clsecure.verify.changes import TWICE_CHECKS
 from clsecure.verify.checks import Check
 from clsecure.verify.host import BARRIER_CHECKS
+from clsecure.verify.inside import INSIDE_CHECKS
 
-ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS,)
+ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS, *INSIDE_CHECKS, *TWICE_CHECKS)
 """In the order in which they look."""
