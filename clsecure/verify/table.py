@@ -8,6 +8,7 @@ from clsecure.verify.changes import TWICE_CHECKS
 from clsecure.verify.checks import Check
 from clsecure.verify.host import BARRIER_CHECKS
 from clsecure.verify.inside import INSIDE_CHECKS
+from clsecure.verify.leftovers import MACHINE_CHECKS
 
-ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS, *INSIDE_CHECKS, *TWICE_CHECKS)
+ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS, *INSIDE_CHECKS, *MACHINE_CHECKS, *TWICE_CHECKS)
 """In the order in which they look."""
