@@ -71,6 +71,19 @@ class ContainerResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordResult:
+    """The signed record of a session.
+
+    :param sha256: of the file.
+    :param keyids: who signed it, clsecure's own key first.
+    """
+
+    path: str
+    sha256: str
+    keyids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionResult:
     """The one JSON document of a session.
 
@@ -83,6 +96,7 @@ class SessionResult:
     :param docker: what of a container engine the agent could use: ``none``, ``own`` or ``host``.
     :param container: None in other modes.
     :param kept: the session waits: its work, or a part of it, was not imported.
+    :param record: None when it could not be written; a warning says why then.
     """
 
     session_id: str
@@ -104,4 +118,5 @@ class SessionResult:
     container: ContainerResult | None = None
     import_: ImportResult | None = None
     kept: bool = False
+    record: RecordResult | None = None
     warnings: tuple[str, ...] = ()

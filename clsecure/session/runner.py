@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clsecure import logs
@@ -27,6 +28,7 @@ from clsecure.model import (
     KeptProgram,
     NetworkPolicy,
     SandboxSpec,
+    Verification,
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
@@ -37,6 +39,7 @@ from clsecure.session.execution import Execution
 from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
+from clsecure.session.record import Recorder
 from clsecure.session.relay import terminal_size
 from clsecure.session.result import ContainerResult, EgressResult, SessionResult, SetupStep
 from clsecure.session.store import SessionRecord, SessionStatus
@@ -127,7 +130,7 @@ class SessionRunner:
                 docker=plan.docker,
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
-            execution = None
+            execution, recorder = None, Recorder(context)
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -138,7 +141,9 @@ class SessionRunner:
                     network=network,
                     gateway=gateway,
                 )
-                status = execution.run(backend, meanwhile=_load_the_end)
+                status = execution.run(
+                    backend, meanwhile=partial(_load_the_end, recorder, agents_spec, workspace)
+                )
             except BaseException as error:
                 if execution is None or not execution.begun or isinstance(error, NotStartedError):
                     copy.give_back(workspace)
@@ -150,7 +155,10 @@ class SessionRunner:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
             record = context.place.write(workspace.record, exit_code=status, updated=time.time())
             finished = self._finish(backend, spec, record, workspace)
-        return self._result(record, status, finished, egress, limits=execution.limits, container=container)
+            result = self._result(
+                record, status, finished, egress, limits=execution.limits, container=container
+            )
+            return recorder.conclude(result, record, finished, Verification())
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -415,10 +423,12 @@ def _full_network() -> FullNetwork:
     return FullNetwork()
 
 
-def _load_the_end() -> None:
-    """Import what only the end needs while there is something to wait for."""
+def _load_the_end(recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
+    """Begin the record, and import what only the end needs, while there is something to wait for."""
     import clsecure.session.finish
     import clsecure.session.traffic  # noqa: F401
+
+    recorder.begin(spec, workspace.record, resumed=workspace.resumed)
 
 
 def is_terminal() -> bool:
