@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clsecure import logs
@@ -38,6 +39,7 @@ from clsecure.session.execution import Execution
 from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
+from clsecure.session.record import Recorder
 from clsecure.session.relay import terminal_size
 from clsecure.session.result import (
     ContainerResult,
@@ -136,7 +138,8 @@ class SessionRunner:
                 docker=plan.docker,
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
-            execution, verifier = None, stack.enter_context(self._verifier(backend))
+            execution, recorder = None, Recorder(context)
+            verifier = stack.enter_context(self._verifier(backend))
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -148,7 +151,9 @@ class SessionRunner:
                     gateway=gateway,
                     verifier=verifier,
                 )
-                status = execution.run(backend, meanwhile=_load_the_end)
+                status = execution.run(
+                    backend, meanwhile=partial(_load_the_end, recorder, agents_spec, workspace)
+                )
             except BaseException as error:
                 if execution is None or not execution.begun or isinstance(error, NotStartedError):
                     copy.give_back(workspace)
@@ -166,15 +171,16 @@ class SessionRunner:
                 status, finished = EXIT_VERIFICATION, self._refuse(record)
             else:
                 finished = self._finish(backend, spec, record, workspace)
-        return self._result(
-            record,
-            status,
-            finished,
-            egress,
-            limits=execution.limits,
-            container=container,
-            verification=VerificationResult.of(verification, workspace.record.failed_checks),
-        )
+            result = self._result(
+                record,
+                status,
+                finished,
+                egress,
+                limits=execution.limits,
+                container=container,
+                verification=VerificationResult.of(verification, workspace.record.failed_checks),
+            )
+            return recorder.conclude(result, record, finished, verification)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -478,10 +484,12 @@ def _full_network() -> FullNetwork:
     return FullNetwork()
 
 
-def _load_the_end() -> None:
-    """Import what only the end needs while there is something to wait for."""
+def _load_the_end(recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
+    """Begin the record, and import what only the end needs, while there is something to wait for."""
     import clsecure.session.finish
     import clsecure.session.traffic  # noqa: F401
+
+    recorder.begin(spec, workspace.record, resumed=workspace.resumed)
 
 
 def is_terminal() -> bool:
