@@ -6,6 +6,7 @@ from typing import Any
 
 from clsecure.verify.checks import Check
 from clsecure.verify.host import BARRIER_CHECKS
+from clsecure.verify.leftovers import MACHINE_CHECKS
 
-ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS,)
+ALL_CHECKS: tuple[Check[Any], ...] = (*BARRIER_CHECKS, *MACHINE_CHECKS)
 """In the order in which they look."""

@@ -180,17 +180,17 @@ def _walk_home(entry: Entry, mounts: frozenset[str]) -> Walk:
     uid = entry["uid"]
 
     def judge(name: str, info: os.stat_result) -> str | None:
-        mode = info.st_mode
-        if info.st_uid != uid:
-            return f"of uid {info.st_uid}: "
+        mode, what = info.st_mode, None
         if stat.S_ISREG(mode):
             # A directory's hands its group down, and one that can't be executed says something about locks.
             if (mode & stat.S_ISUID and mode & EXECUTABLE) or (mode & stat.S_ISGID and mode & stat.S_IXGRP):
-                return f"set-id {stat.S_IMODE(mode):04o}: "
-            return "capabilities: " if mode & EXECUTABLE and _has_capabilities(name) else None
+                what = f"set-id {stat.S_IMODE(mode):04o}: "
+            elif mode & EXECUTABLE and _has_capabilities(name):
+                what = "capabilities: "
         # Anybody may make the device 0:0, by which overlay file systems say that a file is deleted.
-        is_device = stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and info.st_rdev != 0)
-        return "device: " if is_device else None
+        elif stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and info.st_rdev != 0):
+            what = "device: "
+        return f"of uid {info.st_uid}: " if what is None and info.st_uid != uid else what
 
     def begin() -> None:
         become(entry, empty_bounding_set=True)
