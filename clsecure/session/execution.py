@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess, environment
+from clsecure.backends.api import RunningFacts
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
@@ -55,6 +56,7 @@ class Execution:
         self._verifier = verifier
         self._network, self._gateway = network, gateway
         self.begun = False
+        self._broken = False
         self.limits: Mapping[str, limits.LimitResult] = {}
 
     def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
@@ -151,6 +153,7 @@ class Execution:
         deadline = time.monotonic() + limit.total_seconds() if limit else None
         log.info("agent_started", program=command.argv[0], arguments=len(command.argv), pid=sandbox.facts.pid)
         self.begun = True
+        sandbox.looked = lambda facts: self._looked(sandbox, facts)
         with context.clock.phase("run"):
             if spec.terminal is not None:
                 sandbox.start(command, stdio=None)
@@ -163,6 +166,12 @@ class Execution:
                 context.warn(warning)
         log.info("agent_ended", status=status, in_time=in_time)
         return status
+
+    def _looked(self, sandbox: LocalSandbox, facts: RunningFacts) -> None:
+        """End the agent when its isolation does not hold any more."""
+        if not self._verifier.looked(facts, self._spec) and not self._broken:
+            self._broken = True
+            sandbox.kill()
 
     def _access(self, port: int | None) -> GatewayAccess | None:
         if self._gateway is None or port is None:
@@ -203,6 +212,8 @@ class Execution:
         if not in_time:
             sandbox.kill()
         status = sandbox.wait()
+        if self._broken:
+            self._context.warn("a check of the isolation failed while the agent ran; it was ended")
         if not in_time:
             self._context.warn("the time limit was reached; the agent was ended")
             return EXIT_TIME_LIMIT

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from clsecure.session.finish import Finished
     from clsecure.session.limits import LimitResult
     from clsecure.session.setup import SetupWork
+    from clsecure.verify.userside import UserSide
+    from clsecure.verify.userstate import UserState
 
 log = logs.get("session")
 
@@ -89,6 +91,7 @@ class SessionRunner:
         )
         self.workspace: Workspace | None = None
         self.setup: tuple[SetupStep, ...] = ()
+        self._before: UserState | None = None
 
     def run(self) -> SessionResult:
         """Go the whole way.
@@ -152,7 +155,7 @@ class SessionRunner:
                     verifier=verifier,
                 )
                 status = execution.run(
-                    backend, meanwhile=partial(_load_the_end, recorder, agents_spec, workspace)
+                    backend, meanwhile=partial(self._meanwhile, recorder, agents_spec, workspace)
                 )
             except BaseException as error:
                 if execution is None or not execution.begun or isinstance(error, NotStartedError):
@@ -165,7 +168,9 @@ class SessionRunner:
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
-            record = context.place.write(workspace.record, exit_code=status, updated=time.time())
+            record = context.place.write(
+                workspace.record, exit_code=status, updated=time.time(), user_state=self._before
+            )
             record, verification = self._verify(verifier, agents_spec, record)
             if record.failed_checks:
                 status, finished = EXIT_VERIFICATION, self._refuse(record)
@@ -369,7 +374,7 @@ class SessionRunner:
         """Look for the last time, and write down how the isolation stood."""
         try:
             with self.context.clock.phase("verify_end"), self.context.ui.phase("verifying the isolation"):
-                verifier.end(spec)
+                verifier.end(spec, partial(self._user_side, spec, record))
         except ClsecureError:
             self._wait(record)
             raise
@@ -381,6 +386,23 @@ class SessionRunner:
             updated=time.time(),
         )
         return record, verification
+
+    def _meanwhile(self, recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
+        """While the sandbox comes up: note how things stand, begin the record, import what the end needs."""
+        import clsecure.session.finish
+        import clsecure.session.traffic  # noqa: F401
+        from clsecure.verify.userstate import user_state
+
+        context = self.context
+        self._before = user_state(context.repository, context.around.home)
+        record = context.place.write(workspace.record, user_state=self._before)
+        recorder.begin(spec, record, resumed=workspace.resumed)
+
+    def _user_side(self, spec: SandboxSpec, record: SessionRecord) -> UserSide:
+        from clsecure.verify.userside import look
+
+        context = self.context
+        return look(context.repository, context.around.home, spec, record.user_state)
 
     def _refuse(self, record: SessionRecord) -> Finished:
         """Keep a session whose isolation did not hold."""
@@ -482,14 +504,6 @@ def _full_network() -> FullNetwork:
     from clsecure.egress.full import FullNetwork
 
     return FullNetwork()
-
-
-def _load_the_end(recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
-    """Begin the record, and import what only the end needs, while there is something to wait for."""
-    import clsecure.session.finish
-    import clsecure.session.traffic  # noqa: F401
-
-    recorder.begin(spec, workspace.record, resumed=workspace.resumed)
 
 
 def is_terminal() -> bool:

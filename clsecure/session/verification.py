@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clsecure import logs
+from clsecure.backends.api import RunningFacts
 from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import VerificationError
@@ -28,10 +30,14 @@ from clsecure.session.probing import Control, control, probing, try_inside
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.changes import differences
 from clsecure.verify.checks import require
+from clsecure.verify.fresh import check_fresh
 from clsecure.verify.host import check_barrier
 from clsecure.verify.inside import check_inside, unanswered
 from clsecure.verify.leftovers import check_leftovers
+from clsecure.verify.probe import Probe
+from clsecure.verify.running import check_running
 from clsecure.verify.tried import Tried
+from clsecure.verify.userside import UserSide, check_user_side
 
 log = logs.get("verification")
 
@@ -111,21 +117,35 @@ class Verifier:
 
     # ------------------------------------------------------------ after it
 
-    def end(self, spec: SandboxSpec) -> None:
-        """Look for the last time: at a fresh sandbox of the same kind, and at what is left on the machine."""
-        fresh = _fresh(spec)
+    def looked(self, facts: RunningFacts, spec: SandboxSpec) -> bool:
+        """Take in what the host sees of the running sandbox; False when it does not hold any more."""
+        self._take(check_running(facts, spec))
+        return not self.found.verification.failed
+
+    def end(self, spec: SandboxSpec, user_side: Callable[[], UserSide] | None = None) -> None:
+        """Look for the last time: at a fresh sandbox of the same kind, at the machine, at the user's side.
+
+        :param user_side: looks at that; it takes its time, so beside the rest.
+        """
+        with ThreadPoolExecutor(1) as beside:
+            looking = beside.submit(user_side) if user_side else None
+            self._fresh_at_end(_fresh(spec))
+            rules = spec.network is NetworkPolicy.FULL
+            self._take(check_leftovers(self._connection.inspect(rules=rules), spec))
+            if looking is not None:
+                self._take(check_user_side(looking.result(), spec))
+
+    def _fresh_at_end(self, fresh: SandboxSpec) -> None:
         with self._backend.open(fresh, meanwhile=lambda: self._put_out(_AT_END)) as sandbox:
             results = check_barrier(sandbox.facts, fresh, Phase.END)
             self._take(results)
             # Nothing is tried in a sandbox that is not what it should be.
             if all(result.status is not CheckStatus.FAIL for result in results):
                 self._inside_at_end(sandbox, fresh)
-        rules = spec.network is NetworkPolicy.FULL
-        self._take(check_leftovers(self._connection.inspect(rules=rules), spec))
 
     def _inside_at_end(self, sandbox: LocalSandbox, spec: SandboxSpec) -> None:
         try:
-            tried = self._try(sandbox, spec)
+            tried = self._try(sandbox, spec, then=lambda probe: self._take(check_fresh(probe, spec)))
         except VerificationError as error:
             self._take([unanswered(error, Phase.END)])
             return
@@ -140,12 +160,16 @@ class Verifier:
         bait = self._out.enter_context(put_out(self._place.home, self._place.state, self._place.environ))
         self._control = bait, control(self._probe, bait, patience=patience)
 
-    def _try(self, sandbox: LocalSandbox, spec: SandboxSpec) -> Tried:
+    def _try(
+        self, sandbox: LocalSandbox, spec: SandboxSpec, then: Callable[[Probe], None] = lambda _: None
+    ) -> Tried:
         assert self._control is not None  # noqa: S101  # put out before
         bait, outside = self._control
         try:
             with probing(sandbox, spec, self._probe) as probe:
-                return try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
+                tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
+                then(probe)
+                return tried
         finally:
             self._out.close()
 
