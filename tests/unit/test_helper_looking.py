@@ -66,6 +66,9 @@ def kinds(said: dict[str, Any], place: str) -> list[dict[str, Any]]:
 
 def test_what_is_in_the_sandbox_is_counted_by_what_it_is() -> None:
     with running(*in_namespaces(TWO)) as pid:
+        # It has said its line a moment before.
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
         said = looked_at(pid).look()
     first, other = sorted(kinds(said, "inside"), key=lambda kind: not kind["first"])
     assert (first["pids"], first["count"], other["count"]) == ([pid], 1, 1)
