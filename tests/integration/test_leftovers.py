@@ -173,6 +173,8 @@ def test_a_store_of_images_that_is_not_as_it_was_made(
     try:
         if not there:
             (keeper / "storage" / "overlay" / "layer" / "diff").mkdir(parents=True)
+            (keeper / "storage" / "overlay" / ".has-mount-program").touch()
+            (store / "account.json").write_text(json.dumps({"uid": worker.uid + 1}))
             store.chmod(0o700)
             for path in (keeper, *keeper.rglob("*")):
                 os.chown(path, worker.uid + 1, worker.uid + 1)
@@ -183,7 +185,7 @@ def test_a_store_of_images_that_is_not_as_it_was_made(
             case "closed":
                 keeper.chmod(0o777)
             case "foreign":
-                os.chown(keeper, worker.uid, worker.uid)
+                os.chown(keeper, person.uid, person.gid)
             case "loose":
                 (keeper / "storage" / "overlay").chmod(0o777)
         try:
