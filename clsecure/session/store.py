@@ -6,6 +6,7 @@ One directory per project and session name::
         lock            held (flock) by the process that works on the session
         session.json    the last known state, replaced whole
         start.json      what was cloned in
+        run.json        what the record of the run that goes on, or was killed, is made from
         setup.log       what the setup script and package managers said
         setup-egress.jsonl  their requests, where they had a network of their own
         cleanup.log     what the cleanup hook said at the last end
@@ -214,6 +215,11 @@ class SessionDirectory:
     def events(self) -> Path:
         """The log of events."""
         return self.path / "events.jsonl"
+
+    @property
+    def run_file(self) -> Path:
+        """What the record of a run that did not come to its end is made from."""
+        return self.path / "run.json"
 
     @property
     def egress_log(self) -> Path:
