@@ -162,10 +162,12 @@ BARRIER = (
     Sabotage(
         check_id="namespaces",
         modes=CONTAINER,
-        how="neither engine nor container has an IPC namespace of its own",
+        how="neither engine nor container has a UTS namespace of its own",
         broken=replaced(
-            Patch(file=MODES, old="CLONE_NEWNS | CLONE_NEWIPC |", new="CLONE_NEWNS |"),
-            Patch(file=CONTAINERS, old='"ipc_mode": "private"', new='"ipc_mode": "host"'),
+            Patch(file=MODES, old="CLONE_NEWIPC | CLONE_NEWUTS |", new="CLONE_NEWIPC |"),
+            Patch(file=MODES, old='        socket.sethostname("clsecure")\n', new=""),
+            Patch(file=PODMAN, old='"uts_mode": "private"', new='"uts_mode": "host"'),
+            Patch(file=CONTAINERS, old='"hostname": HOSTNAME,', new=""),
         ),
     ),
     Sabotage(

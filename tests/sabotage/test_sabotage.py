@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ GROUPS = {"user": "sabotage-user", "namespace": "sabotage-namespace", "container
 
 
 def of_mode(mode: str, *values: object, name: str) -> object:
-    return pytest.param(*values, mode, id=f"{name}-{mode}", marks=pytest.mark.xdist_group(GROUPS[mode]))
+    name = re.sub(r"[^a-z0-9]+", "-", f"{name} {mode}".lower())
+    return pytest.param(*values, mode, id=name, marks=pytest.mark.xdist_group(GROUPS[mode]))
 
 
 @pytest.fixture
@@ -28,26 +31,32 @@ def ready(request: pytest.FixtureRequest, person: Person, mode: str) -> str:
 
 
 @pytest.mark.parametrize("mode", [of_mode(mode, name="whole") for mode in GROUPS])
-def test_unbroken_every_check_of_a_mode_holds(person: Person, ready: str) -> None:
+def test_unbroken_every_check_of_a_mode_holds(
+    person: Person, ready: str, record_property: Callable[[str, object], None]
+) -> None:
     found = person.clsecure("verify", "--mode", ready, "--output", "json")
-    assert [each for each in found.json()["checks"] if each["status"] == "fail"] == []
+    checks = found.json()["checks"]
+    names = ("check_id", "status", "phase", "observed")
+    record_property("checks", [{**{name: each[name] for name in names}, "mode": ready} for each in checks])
+    assert [each for each in checks if each["status"] == "fail"] == []
     assert found.returncode == 0
 
 
 @pytest.mark.parametrize(
     ("sabotage", "mode"),
-    [
-        of_mode(mode, row, name=f"{row.check_id}: {row.how}".replace(" ", "-"))
-        for row in SABOTAGE
-        for mode in row.modes
-    ],
+    [of_mode(mode, row, name=f"{row.check_id} {row.how}") for row in SABOTAGE for mode in row.modes],
 )
 def test_a_broken_sandbox_fails_exactly_its_check(
-    person: Person, sabotage: Sabotage, ready: str, tmp_path: Path
+    person: Person,
+    sabotage: Sabotage,
+    ready: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("sabotage", {"check_id": sabotage.check_id, "mode": ready, "how": sabotage.how})
     with sabotage.broken(Scene(person=person, mode=ready, place=tmp_path)) as victim:
         found = victim.clsecure("verify", "--mode", ready, "--output", "json", *sabotage.options)
-    assert found.returncode == 123, found
+    assert found.returncode == 123, found.text + found.errors
     checks = found.json()["checks"]
     failed = {each["check_id"]: each["observed"] for each in checks if each["status"] == "fail"}
     assert set(failed) == sabotage.expected, failed
