@@ -100,7 +100,7 @@ def _check(
 
 
 FRESH_CHECKS: tuple[Check[Fresh], ...] = (
-    _check("root-options", Area.FILES, "the root is mounted read-only, in our own views without set-uid programs and devices",
+    _check("root-options", Area.FILES, "the root is read-only, and in our own views without set-uid programs",
            _root_options, "ro, nosuid, nodev", ("A1", "C2")),
     _check("system-modes", Area.FILES, "nobody but their owner may write to the system's directories",
            _system, "only their owner may", ("A1", "I6")),
