@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsecure import logs
+from clsecure.audit import files
 from clsecure.chain import ChainReport, verify
-from clsecure.errors import ClsecureError
+from clsecure.errors import ClsecureError, StateError
 from clsecure.model import ImportResult
 from clsecure.session import recorded
 from clsecure.session.recorded import Json
@@ -117,10 +117,10 @@ def _event_log(place: SessionDirectory, warn: Callable[[str], None]) -> Json:
 def look_at_events(path: Path) -> ChainReport | None:
     """Look through a session's log of events; None when it is not there."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        file = files.open_regular(path)
+    except (FileNotFoundError, StateError):
         return None
-    with os.fdopen(fd, "rb") as file:
+    with file:
         return verify(file)
 
 

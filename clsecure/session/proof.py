@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clsecure.audit import envelope, ssh
+from clsecure.audit import envelope, files, ssh
 from clsecure.audit.keys import KeyPair, read_key
 from clsecure.audit.records import Records, commits_of
 from clsecure.chain import Head, verify
@@ -175,13 +174,13 @@ def _event_log(sealed: Sealed, state: Path) -> Proof:
         words = f"when the record was made, line {log['broken']} did not hold already"
         return Proof(what="event_log", standing=Standing.BROKEN, words=words)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = files.open_regular(path)
     except FileNotFoundError:
         words = "gone with the session; the record has the hash of it"
         return Proof(what="event_log", standing=Standing.ABSENT, words=words)
-    except OSError as error:
-        return Proof(what="event_log", standing=Standing.BROKEN, words=f"{path}: {error.strerror}")
-    with os.fdopen(fd, "rb") as file:
+    except StateError as error:
+        return Proof(what="event_log", standing=Standing.BROKEN, words=_said(error))
+    with file:
         report = verify(file, known=Head(lines=log["lines"], sha256=log["sha256"]))
     if report.broken is not None:
         words = f"line {report.broken} of {path}: {report.why}"
