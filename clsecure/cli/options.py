@@ -21,6 +21,7 @@ class Verb(StrEnum):
     IMPORT = "import"
     DIFF = "diff"
     INFO = "info"
+    VERIFY = "verify"
     DOCTOR = "doctor"
     SETUP = "setup"
     AGENT = "agent"
@@ -71,11 +72,15 @@ class CleanupOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """Bring a kept session's work home."""
+    """Bring a kept session's work home.
+
+    :param anyway: although a check of its isolation failed.
+    """
 
     session: str
     branch: str | None = None
     message: str | None = None
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,20 @@ class DoctorOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfoOptions:
     """Nothing to say: mode and network are settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """Run the checks of the isolation.
+
+    :param session: a kept session; None for a sandbox as one started here would have.
+    :param list_checks: only say what is checked.
+    :param junit: a file for the results as JUnit XML.
+    """
+
+    session: str | None = None
+    list_checks: bool = False
+    junit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +290,7 @@ Options = (
     | DiffOptions
     | DoctorOptions
     | InfoOptions
+    | VerifyOptions
     | SetupOptions
     | AgentOptions
     | NetworkOptions
@@ -346,6 +366,7 @@ COMMANDS = {
     Verb.IMPORT: "bring the work of a kept session home as a branch",
     Verb.DIFF: "show the work of a kept session",
     Verb.INFO: "try what the mode really protects on this machine  [--info]",
+    Verb.VERIFY: "run the checks of the isolation, of a session or of a mode",
     Verb.DOCTOR: "say what this machine has and lacks for each mode",
     Verb.SETUP: "install the root-owned pieces (reversible)",
     Verb.AGENT: "'agent install claude' fetches Claude Code from npm",
@@ -367,9 +388,9 @@ _PLAN = (Verb.RUN, Verb.CONFIG)
 """What is a setting can be said to ``config`` as well, which shows what would come of it."""
 _NETWORK = (*_PLAN, Verb.NETWORK)
 """What decides over the network is said to ``network check`` as well."""
-_BOX = (*_PLAN, Verb.INFO)
-_OPEN = (*_NETWORK, Verb.INFO)
-"""What a sandbox is made of can be said to ``info``, which tries one."""
+_BOX = (*_PLAN, Verb.INFO, Verb.VERIFY)
+_OPEN = (*_NETWORK, Verb.INFO, Verb.VERIFY)
+"""What a sandbox is made of can be said to ``info`` and ``verify``, which try one."""
 _SESSION, _SANDBOX, _REACH, _END = "session", "isolation", "network", "at the end"
 GENERAL = "general"
 _ANYWHERE = Path("/")
@@ -480,7 +501,12 @@ OPTIONS = (
            help="of 'verify': the public key, PEM or SSH, that must have signed (default: yours)"),
     Option(flags=("--html",), verbs=(Verb.REPORT,), group=_SESSION, metavar="FILE", check=_file,
            help="write one page for a browser, that needs nothing else"),
+    Option(flags=("--import-anyway",), verbs=(Verb.IMPORT,), group=_END,
+           help="although a check of the isolation failed; asks for the session's tag"),
     Option(flags=("--all",), verbs=(Verb.CLEANUP,), group=_SESSION, help="every session that is not running"),
+    Option(flags=("--list-checks",), verbs=(Verb.VERIFY,), group=_SESSION, help="only say what is checked"),
+    Option(flags=("--junit",), verbs=(Verb.VERIFY,), group=_SESSION, metavar="FILE",
+           help="write the results as JUnit XML, too"),
     Option(flags=("--remove",), verbs=(Verb.SETUP,), group=_SESSION, help="take away what setup installed"),
     Option(flags=("--user",), verbs=(Verb.SETUP,), group=_SESSION, metavar="NAME", check=_user,
            help="who may use clsecure (default: who called sudo)"),

@@ -45,6 +45,7 @@ from clsecure.cli.options import (
     SetupOptions,
     TextOptions,
     Verb,
+    VerifyOptions,
 )
 from clsecure.errors import UsageError
 from clsecure.settings import values
@@ -58,6 +59,7 @@ _SEE_HELP = "see: clsecure --help"
 _POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
     Verb.CLEANUP: (("SESSION", "*", "as 'clsecure list' shows it"),),
     Verb.IMPORT: (("SESSION", None, "as 'clsecure list' shows it"),),
+    Verb.VERIFY: (("SESSION", "?", "as 'clsecure list' shows it; none: a sandbox as one started here has"),),
     Verb.COMPLETION: (("SHELL", None, ", ".join(SHELLS)),),
     Verb.DIFF: (("SESSION", None, "as 'clsecure list' shows it"),),
     Verb.AGENT: (("ACTION", None, "install"), ("NAME", None, "claude")),
@@ -87,6 +89,21 @@ _EXCLUSIVE = (
     ("--no-docker", "--docker-image"),
     ("--resume", "--fresh"),
     ("--all", "SESSION"),
+    *(
+        (flag, "SESSION")
+        for flag in (
+            "--mode",
+            "--engine",
+            "--image",
+            "--runtime",
+            "--mount",
+            "--limit",
+            "--no-network",
+            "--allow-network",
+            "--allow-private",
+            "--list-checks",
+        )
+    ),
 )
 _EPILOG = """\
 The agent works on a private copy of the repository as a user of its own; its
@@ -136,7 +153,7 @@ def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
 def build_parser(verb: Verb = Verb.RUN) -> argparse.ArgumentParser:
     """Build the parser of one command; completions and manual pages are made from it as well."""
     positionals = _POSITIONALS.get(verb, ())
-    words = [f"[{name}…]" if nargs else name for name, nargs, _ in positionals]
+    words = [{"*": f"[{name}…]", "?": f"[{name}]"}.get(nargs or "", name) for name, nargs, _ in positionals]
     prog = "clsecure" if verb is Verb.RUN else f"clsecure {verb}"
     usage = f"{prog} {' '.join(['[OPTIONS]', *words])}"
     if verb is Verb.RUN:
@@ -366,10 +383,19 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             )
         case Verb.IMPORT:
             return ImportOptions(
-                session=found["SESSION"], branch=found.get("--branch"), message=found.get("--message")
+                session=found["SESSION"],
+                branch=found.get("--branch"),
+                message=found.get("--message"),
+                anyway=found.get("--import-anyway", False),
             )
         case Verb.DIFF:
             return DiffOptions(session=found["SESSION"])
+        case Verb.VERIFY:
+            return VerifyOptions(
+                session=found.get("SESSION"),
+                list_checks=found.get("--list-checks", False),
+                junit=found.get("--junit"),
+            )
         case Verb.SETUP:
             return SetupOptions(
                 remove=found.get("--remove", False),
@@ -379,16 +405,12 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             )
         case Verb.AGENT:
             return _agent_options(found["ACTION"], found["NAME"])
-        case Verb.NETWORK:
-            return _network_options(found)
-        case Verb.IMAGES:
-            return _images_options(found)
-        case Verb.RECORD:
-            return _record_options(found)
-        case Verb.REPORT:
-            return ReportOptions(session=found["SESSION"], html=_path(found, "--html"))
         case Verb.COMPLETION:
             return _completion_options(found["SHELL"])
+        case Verb.NETWORK | Verb.IMAGES | Verb.RECORD:
+            return _of_action(verb, found)
+        case Verb.REPORT:
+            return ReportOptions(session=found["SESSION"], html=_path(found, "--html"))
         case _:
             return _WITHOUT_OPTIONS[verb]()
 
@@ -441,6 +463,17 @@ def _run_options(found: Mapping[str, Any], command: tuple[str, ...] | None) -> R
 def _selectors(found: Mapping[str, Any]) -> tuple[str, ...]:
     value = found.get("SESSION", ())
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _of_action(verb: Verb, found: Mapping[str, Any]) -> Options:
+    """Read the options of a command that says what to do in its first word."""
+    match verb:
+        case Verb.NETWORK:
+            return _network_options(found)
+        case Verb.IMAGES:
+            return _images_options(found)
+        case _:
+            return _record_options(found)
 
 
 def _network_options(found: Mapping[str, Any]) -> NetworkOptions:

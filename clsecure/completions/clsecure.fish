@@ -50,8 +50,8 @@ function _shtab_clsecure_using
   test "$_shtab_clsecure_cmdpath" = "$argv"
 end
 
-set -g _shtab_clsecure_commands run list cleanup import diff info doctor setup agent config completion network images record report
-set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --commit --credentials --deny-domain --docker-image --engine --html --image --key --limit --message --mode --mount --on-finish --output --provider --runtime --session --time-limit --user -s
+set -g _shtab_clsecure_commands run list cleanup import diff info verify doctor setup agent config completion network images record report
+set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --commit --credentials --deny-domain --docker-image --engine --html --image --junit --key --limit --message --mode --mount --on-finish --output --provider --runtime --session --time-limit --user -s
 
 complete -c clsecure -e
 complete -c clsecure -f
@@ -152,6 +152,7 @@ complete -c clsecure -n '_shtab_clsecure_using cleanup; and test $_shtab_clsecur
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a import -d 'bring the work of a kept session home as a branch'
 complete -c clsecure -n '_shtab_clsecure_using import' -l branch -x -d 'the branch that comes home (default: claude/…)'
 complete -c clsecure -n '_shtab_clsecure_using import' -l message -x -d 'for the commit of uncommitted work'
+complete -c clsecure -n '_shtab_clsecure_using import' -l import-anyway -d 'although a check of the isolation failed; asks for the session'"'"'s tag'
 complete -c clsecure -n '_shtab_clsecure_using import' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
 complete -c clsecure -n '_shtab_clsecure_using import' -l verbose -s v -d 'show what happens'
 complete -c clsecure -n '_shtab_clsecure_using import' -l version -d 'print the version'
@@ -177,6 +178,23 @@ complete -c clsecure -n '_shtab_clsecure_using info' -l output -xka "human json"
 complete -c clsecure -n '_shtab_clsecure_using info' -l verbose -s v -d 'show what happens'
 complete -c clsecure -n '_shtab_clsecure_using info' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using info' -l help -s h -d 'print this'
+complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a verify -d 'run the checks of the isolation, of a session or of a mode'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l mode -xka "user namespace container auto" -d 'namespace (default), user, container, or auto: the strongest that works'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l engine -xka "podman docker" -d 'of container mode: podman (default) or docker'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l image -xka "worker worker-minimal" -d 'of container mode: worker (default), worker-minimal, …'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l runtime -x -d 'of container mode: the OCI runtime, such as runsc'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l mount -x -d 'show a directory or file inside, read-only unless :rw; can be repeated'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l limit -x -d 'most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l no-network -d 'no network at all, not even the model'"'"'s API'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l allow-network -d 'the internet, no private addresses (default: the model'"'"'s API alone)'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l allow-private -d 'with --allow-network: private networks, too'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l list-checks -d 'only say what is checked'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l junit -x -d 'write the results as JUnit XML, too'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l verbose -s v -d 'show what happens'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l version -d 'print the version'
+complete -c clsecure -n '_shtab_clsecure_using verify' -l help -s h -d 'print this'
+complete -c clsecure -n '_shtab_clsecure_using verify; and test $_shtab_clsecure_npos -ge 0; and test $_shtab_clsecure_npos -le -1' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it; none: a sandbox as one started here has'
 complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a doctor -d 'say what this machine has and lacks for each mode'
 complete -c clsecure -n '_shtab_clsecure_using doctor' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
 complete -c clsecure -n '_shtab_clsecure_using doctor' -l verbose -s v -d 'show what happens'

@@ -12,7 +12,8 @@ What makes the verbs harmless in the hands of every member of the group:
 
 * names, uids and paths are derived here; the caller gives a project path and a session name as *text*;
 * accounts are found in this file's own registry only, and only the caller's own;
-* no argument vector is taken for root: ``start`` is passed on unread to the launcher, which is the worker;
+* no argument vector is taken for root: ``start`` and ``probe`` are passed on unread to the launcher, which is
+  the worker;
 * files of the caller come as descriptors that the caller could open; nothing is opened by the caller's path;
 * what the worker can do itself (unpacking, deleting its files) is done after setresuid().
 
@@ -48,6 +49,7 @@ from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
+from clsecure.privileged.root.remains import remains
 from clsecure.privileged.root.sandbox import TICK_SECONDS, Sandbox
 from clsecure.privileged.root.sidecar import ImageStore
 from clsecure.privileged.root.state import (
@@ -208,6 +210,10 @@ class Service:
         finally:
             store.end()
 
+    def inspect(self, message: Message, _fds: list[int]) -> None:
+        """Say what is left of the held account's session on the machine, and how the account stands."""
+        send(self.conn, remains(self._leased(), rules=message.get("rules") is True))
+
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
 
@@ -232,7 +238,9 @@ class Service:
         "agent": agent,
         "run": run,
         "images": images,
+        "inspect": inspect,
         "start": late,
+        "probe": late,
         "kill": late,
         "enough": late,
         "reset": reset,

@@ -34,6 +34,7 @@ MESSAGE_LIMIT = 256 * 1024
 CONTROL, STREAMS = "/run/clsecure/control", "/run/clsecure/streams"
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
+PR_SET_CHILD_SUBREAPER = 36
 SECCOMP_MODE_FILTER = 2
 SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 EPERM, ENOSYS = 1, 38
@@ -227,6 +228,87 @@ def report(control: socket.socket, message: Message, fds: Sequence[int] = ()) ->
     control.sendmsg([json.dumps(message).encode()], ancillary)
 
 
+def piece(name: str) -> tuple[str, ...]:
+    """Return the argument vector of another root-owned program that lies beside this one."""
+    return ("/usr/bin/python3", "-I", "-S", f"{os.path.dirname(os.path.abspath(__file__))}/{name}")
+
+
+class Probes:
+    """What is tried in here before the agent is let in: a program of root's own, of which nothing stays.
+
+    It has all restrictions of this process, and the caller's descriptors.
+    """
+
+    def __init__(self) -> None:
+        self.any = False
+
+    def begin(self, stdio: list[int]) -> None:
+        """Start one; an earlier one ends."""
+        self.end()
+        if len(stdio) != 3:
+            raise OSError(22, "three descriptors were expected")
+        # Whatever it starts, and starts apart from itself, becomes this process's child when its parent ends.
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        # Same uid: nothing of it looks into this process, or changes what it is about to execute.
+        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        self.any = True
+        if os.fork() == 0:
+            try:
+                become_probe(stdio)
+            except OSError as error:
+                os.write(2, f"{error}\n".encode())
+            finally:
+                os._exit(127)
+        for fd in stdio:
+            os.close(fd)
+
+    def end(self) -> None:
+        """Kill all that was started, and wait until none of it is there.
+
+        The kernel kills everything but this process and the first of the PID namespace under one lock, so
+        nothing that forks outruns it. The helper passes no probe on where that namespace is not the
+        sandbox's own.
+        """
+        if not self.any:
+            return
+        # EPERM: there is nothing left that could be killed.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        # The agent's orphans are the first process's, as ever.
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        self.any = False
+
+
+def become_probe(stdio: list[int]) -> None:
+    """In the child: execute the probe, with its own session and no other descriptor."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.setsid()
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+    os.closerange(3, 1024)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    names = ("HOME", "USER", "LOGNAME", "LC_ALL")
+    env = {name: os.environ[name] for name in names if name in os.environ}
+    argv = piece("inside.py")
+    os.execve(argv[0], argv, {**env, "PATH": "/usr/bin:/bin"})
+
+
+def started(control: socket.socket) -> tuple[Message, list[int]]:
+    """Return the message that says what to execute, and its descriptors; start probes until it comes."""
+    probes = Probes()
+    try:
+        while True:
+            message, fds = receive(control)
+            if message["verb"] != "probe":
+                return message, fds
+            probes.begin(fds)
+    finally:
+        probes.end()
+
+
 def execute(message: Message, stdio: list[int]) -> None:
     """Become the agent."""
     os.chdir(message["cwd"])
@@ -291,8 +373,7 @@ def bridge(what: str, *fds: int) -> int:
         for fd in range(3, 64):
             with contextlib.suppress(OSError):
                 os.set_inheritable(fd, fd in fds)
-        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bridge.py")
-        argv = ("/usr/bin/python3", "-I", "-S", program, what, *map(str, fds))
+        argv = (*piece("bridge.py"), what, *map(str, fds))
         os.execve(argv[0], argv, {"PATH": "/usr/bin:/bin"})
     return child
 
@@ -378,7 +459,7 @@ def main() -> None:
                 "kernel": " ".join(os.uname()[2:4]),
             },
         )
-        message, stdio = receive(control)
+        message, stdio = started(control)
         if orders["status"]:
             watch(control, streams)
         if streams and not terminal:

@@ -122,8 +122,11 @@ class PrivateCopy:
             **recorded(self._spec.container),
             status=SessionStatus.RUNNING,
             unimported=None,
+            verified=False,
             updated=time.time(),
         )
+        if record.failed_checks:
+            self._context.warn("the isolation of this session did not hold before: nothing is imported")
         return Workspace(record=record, start=start, directory=directory, resumed=True)
 
     def _fresh(self) -> Workspace:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clsecure import logs
 from clsecure.backends.choose import backend_for
-from clsecure.errors import SessionNotFoundError
+from clsecure.errors import SessionNotFoundError, VerificationError
 from clsecure.installation import Installation
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
@@ -27,6 +27,26 @@ class KeptSession:
 
     record: SessionRecord
     finish: Finish
+
+    @property
+    def tag(self) -> str:
+        """What is typed to take the work home although a check failed."""
+        return self.record.session_id[-6:]
+
+    def require_verified(self) -> None:
+        """Refuse work of a session whose isolation did not hold.
+
+        :raises VerificationError: a check failed; the details say what was expected and observed.
+        """
+        if not self.record.failed_checks:
+            return
+        name = self.finish.place.path.name
+        raise VerificationError(
+            "the isolation of this session did not hold; nothing is imported",
+            details="\n".join(self.record.failed_checks),
+            resolution=f"Look at its work: clsecure diff {name}; take it all the same: "
+            f"clsecure import {name} --import-anyway; or remove it: clsecure cleanup {name}",
+        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clsecure.egress.wire import HostTotals
-from clsecure.model import ContainerSpec, ImportResult
+from clsecure.model import CheckResult, ContainerSpec, ImportResult, Verification
 from clsecure.session.limits import LimitResult
 
 
@@ -71,6 +71,29 @@ class ContainerResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationResult:
+    """Whether the isolation held.
+
+    :param status: ``passed``, or ``failed`` where a check did: then nothing is imported.
+    :param checks: in the order in which they looked. Of those that look again and again while the agent runs
+        the first word is here, or the first failure.
+    :param failed_before: what failed in earlier runs of the same workspace, a line each: it still counts.
+    """
+
+    status: str
+    checks: tuple[CheckResult, ...] = ()
+    failed_before: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, verification: Verification, failed_before: tuple[str, ...] = ()) -> VerificationResult:
+        """Return what there is to say."""
+        broken = verification.failed or failed_before
+        return cls(
+            status="failed" if broken else "passed", checks=verification.checks, failed_before=failed_before
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordResult:
     """The signed record of a session.
 
@@ -95,6 +118,7 @@ class SessionResult:
     :param limits: name to what held.
     :param docker: what of a container engine the agent could use: ``none``, ``own`` or ``host``.
     :param container: None in other modes.
+    :param exit_code: the agent's, 124 when its time was over, 123 when a check of the isolation failed.
     :param kept: the session waits: its work, or a part of it, was not imported.
     :param record: None when it could not be written; a warning says why then.
     """
@@ -116,6 +140,7 @@ class SessionResult:
     limits: dict[str, LimitResult] = field(default_factory=dict)
     docker: str = "none"
     container: ContainerResult | None = None
+    verification: VerificationResult | None = None
     import_: ImportResult | None = None
     kept: bool = False
     record: RecordResult | None = None

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from clsecure.agents.spec import find_spec
 from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
-from clsecure.errors import AgentError, ClsecureError, NotStartedError, StateError
+from clsecure.errors import EXIT_VERIFICATION, AgentError, ClsecureError, NotStartedError, StateError
 from clsecure.interrupts import EndedBySignal, deferred
 from clsecure.model import (
     ContainerSpec,
@@ -41,9 +41,17 @@ from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
 from clsecure.session.record import Recorder
 from clsecure.session.relay import terminal_size
-from clsecure.session.result import ContainerResult, EgressResult, SessionResult, SetupStep
+from clsecure.session.result import (
+    ContainerResult,
+    EgressResult,
+    SessionResult,
+    SetupStep,
+    VerificationResult,
+)
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
+from clsecure.session.verification import Place, Verifier
+from clsecure.verify.checks import described
 from clsecure.workspace.repository import Repository
 
 if TYPE_CHECKING:
@@ -51,6 +59,8 @@ if TYPE_CHECKING:
     from clsecure.session.finish import Finished
     from clsecure.session.limits import LimitResult
     from clsecure.session.setup import SetupWork
+    from clsecure.verify.userside import UserSide
+    from clsecure.verify.userstate import UserState
 
 log = logs.get("session")
 
@@ -81,6 +91,7 @@ class SessionRunner:
         )
         self.workspace: Workspace | None = None
         self.setup: tuple[SetupStep, ...] = ()
+        self._before: UserState | None = None
 
     def run(self) -> SessionResult:
         """Go the whole way.
@@ -131,6 +142,7 @@ class SessionRunner:
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
             execution, recorder = None, Recorder(context)
+            verifier = stack.enter_context(self._verifier(backend))
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -140,25 +152,40 @@ class SessionRunner:
                     workspace,
                     network=network,
                     gateway=gateway,
+                    verifier=verifier,
                 )
                 status = execution.run(
-                    backend, meanwhile=partial(_load_the_end, recorder, agents_spec, workspace)
+                    backend, meanwhile=partial(self._meanwhile, recorder, agents_spec, workspace)
                 )
             except BaseException as error:
                 if execution is None or not execution.begun or isinstance(error, NotStartedError):
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            self._clean_up(workspace, backend, agents_spec, gateway)
+            if not verifier.found.verification.failed:
+                # Nothing more runs in a sandbox that is not what was promised.
+                self._clean_up(workspace, backend, agents_spec, gateway)
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
-            record = context.place.write(workspace.record, exit_code=status, updated=time.time())
-            finished = self._finish(backend, spec, record, workspace)
-            result = self._result(
-                record, status, finished, egress, limits=execution.limits, container=container
+            record = context.place.write(
+                workspace.record, exit_code=status, updated=time.time(), user_state=self._before
             )
-            return recorder.conclude(result, record, finished, Verification())
+            record, verification = self._verify(verifier, agents_spec, record)
+            if record.failed_checks:
+                status, finished = EXIT_VERIFICATION, self._refuse(record)
+            else:
+                finished = self._finish(backend, spec, record, workspace)
+            result = self._result(
+                record,
+                status,
+                finished,
+                egress,
+                limits=execution.limits,
+                container=container,
+                verification=VerificationResult.of(verification, workspace.record.failed_checks),
+            )
+            return recorder.conclude(result, record, finished, verification)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -336,6 +363,60 @@ class SessionRunner:
 
     # ------------------------------------------------------------ the end
 
+    def _verifier(self, backend: LocalBackend) -> AbstractContextManager[Verifier]:
+        context, around = self.context, self.context.around
+        place = Place(home=around.home, state=around.store.root, environ=around.environ)
+        return contextlib.closing(Verifier(backend, context.connection, around.installation, place))
+
+    def _verify(
+        self, verifier: Verifier, spec: SandboxSpec, record: SessionRecord
+    ) -> tuple[SessionRecord, Verification]:
+        """Look for the last time, and write down how the isolation stood."""
+        try:
+            with self.context.clock.phase("verify_end"), self.context.ui.phase("verifying the isolation"):
+                verifier.end(spec, partial(self._user_side, spec, record))
+        except ClsecureError:
+            self._wait(record)
+            raise
+        verification = verifier.found.verification
+        record = self.context.place.write(
+            record,
+            verified=not verification.failed,
+            failed_checks=tuple(dict.fromkeys((*record.failed_checks, *described(verification.failed)))),
+            updated=time.time(),
+        )
+        return record, verification
+
+    def _meanwhile(self, recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
+        """While the sandbox comes up: note how things stand, begin the record, import what the end needs."""
+        import clsecure.session.finish
+        import clsecure.session.traffic  # noqa: F401
+        from clsecure.verify.userstate import user_state
+
+        context = self.context
+        self._before = user_state(context.repository, context.around.home)
+        record = context.place.write(workspace.record, user_state=self._before)
+        recorder.begin(spec, record, resumed=workspace.resumed)
+
+    def _user_side(self, spec: SandboxSpec, record: SessionRecord) -> UserSide:
+        from clsecure.verify.userside import look
+
+        context = self.context
+        return look(context.repository, context.around.home, spec, record.user_state)
+
+    def _refuse(self, record: SessionRecord) -> Finished:
+        """Keep a session whose isolation did not hold."""
+        from clsecure.session.finish import Finished
+
+        self._wait(record)
+        place = self.context.place.path.name
+        self.context.warn("the isolation did not hold; nothing is imported, and the session is kept")
+        for line in record.failed_checks:
+            self.context.warn(line)
+        self.context.ui.note(f"look at its work with: clsecure diff {place}")
+        self.context.ui.note(f"take it all the same with: clsecure import {place} --import-anyway")
+        return Finished(imported=None, kept=True)
+
     def _finish(
         self, backend: LocalBackend, spec: SandboxSpec, record: SessionRecord, workspace: Workspace
     ) -> Finished:
@@ -383,6 +464,7 @@ class SessionRunner:
         *,
         limits: Mapping[str, LimitResult],
         container: ContainerSpec | None,
+        verification: VerificationResult,
     ) -> SessionResult:
         context, plan = self.context, self.context.plan
         log.info("session_finished", duration_s=context.clock.total(), phases=context.clock.phases)
@@ -404,6 +486,7 @@ class SessionRunner:
             limits=dict(limits),
             docker=plan.docker.value,
             container=ContainerResult.of(container) if container else None,
+            verification=verification,
             import_=finished.imported,
             kept=finished.kept,
             warnings=tuple(context.warnings),
@@ -421,14 +504,6 @@ def _full_network() -> FullNetwork:
     from clsecure.egress.full import FullNetwork
 
     return FullNetwork()
-
-
-def _load_the_end(recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
-    """Begin the record, and import what only the end needs, while there is something to wait for."""
-    import clsecure.session.finish
-    import clsecure.session.traffic  # noqa: F401
-
-    recorder.begin(spec, workspace.record, resumed=workspace.resumed)
 
 
 def is_terminal() -> bool:

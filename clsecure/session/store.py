@@ -34,6 +34,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clsecure.errors import SessionBusyError, SessionNotFoundError, StateError
+from clsecure.verify.userstate import UserState
 
 DEFAULT_SESSION = "default"
 _RECORD_LIMIT = 256 * 1024
@@ -69,6 +70,10 @@ class SessionRecord:
     :param engine: what ran its container, in container mode, and with which OCI runtime if one was chosen.
     :param image: name of the image; ``image_id`` is the image.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
+    :param verified: every check of the isolation was made to the end of the last run, and none failed.
+    :param failed_checks: what failed since the workspace was made, in any run, a line each: what was expected
+        and what was observed; may need escaping. The work comes home only where the user insists.
+    :param user_state: the user's home and repository before the last run; None when that was not noted.
     """
 
     session_id: str
@@ -98,6 +103,9 @@ class SessionRecord:
     image: str | None = None
     image_id: str | None = None
     skip_docker_autodetect: bool = False
+    verified: bool = False
+    failed_checks: tuple[str, ...] = ()
+    user_state: UserState | None = None
 
     @property
     def resumable(self) -> bool:
@@ -276,7 +284,12 @@ class SessionDirectory:
                 loaded = json.loads(file.read(_RECORD_LIMIT))
             known = {f.name for f in fields(SessionRecord)}
             values = {k: v for k, v in loaded.items() if k in known}
-            record = SessionRecord(**{**values, "status": SessionStatus(loaded["status"])})
+            failed = tuple(str(line) for line in values.get("failed_checks", ()))
+            with suppress(ValueError):
+                values["user_state"] = UserState.parse(values.pop("user_state", None))
+            record = SessionRecord(
+                **{**values, "status": SessionStatus(loaded["status"]), "failed_checks": failed}
+            )
             # A workspace lies in the home of its worker, and nowhere else.
             inside = record.workspace is None or Path(record.workspace).parent.name == record.worker_user
             return record if inside else None

@@ -17,6 +17,8 @@ EVERY_MODE = frozenset(IsolationMode)
 LOCAL = frozenset({IsolationMode.USER, IsolationMode.NAMESPACE})
 CONTAINER = frozenset({IsolationMode.CONTAINER})
 
+_SHOWN = 1000
+
 Facts = TypeVar("Facts", contravariant=True)
 
 
@@ -89,11 +91,18 @@ def require(results: Iterable[CheckResult]) -> None:
     if broken := Verification(checks=tuple(results)).failed:
         raise VerificationError(
             f"the sandbox is not what was promised ({', '.join(r.check_id for r in broken)})",
-            details=described(broken),
+            details="\n".join(described(broken)),
             resolution="Nothing was started. See what this machine lacks with: clsecure doctor",
         )
 
 
-def described(results: Iterable[CheckResult]) -> str:
+def described(results: Iterable[CheckResult]) -> tuple[str, ...]:
     """Return what was expected and what was observed, a line each; may need escaping."""
-    return "\n".join(f"{r.check_id}: expected {r.expected}; observed {r.observed}" for r in results)
+    return tuple(
+        f"{result.check_id}: expected {_line(result.expected)}; observed {_line(result.observed)}"
+        for result in results
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_SHOWN]

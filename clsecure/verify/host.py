@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from clsecure.backends.api import ProcessFacts
 from clsecure.backends.container.spec import DOCKER_SOCKET
 from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
+from clsecure.machine.kernel import landlock_abi
 from clsecure.model import (
     GVISOR,
     CheckResult,
@@ -111,11 +112,17 @@ def _seccomp(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     return Observation.equal("2, own filter", f"{facts.status.get('Seccomp', '?')}, {own}")
 
 
-def _landlock(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    observed = f"ABI {facts.landlock_abi}" if facts.landlock_abi else "this kernel has no Landlock"
-    return Observation(
-        expected="ABI 1 or later", observed=observed, holds=True if facts.landlock_abi else None
-    )
+def _landlock(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """The launcher says what it applied; that there is nothing to apply is believed of the kernel alone."""
+    expected, kernel = "ABI 1 or later", landlock_abi()
+    if facts.landlock_abi:
+        return Observation(expected=expected, observed=f"ABI {facts.landlock_abi}", holds=True)
+    if not kernel:
+        return Observation(expected=expected, observed="this kernel has no Landlock", holds=None)
+    # An engine's filter may deny it to all containers; nothing else does.
+    denied = spec.mode is IsolationMode.CONTAINER
+    observed = f"none, of this kernel's ABI {kernel}"
+    return Observation(expected=expected, observed=observed, holds=None if denied else False)
 
 
 def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
@@ -405,6 +412,8 @@ def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
     return spec.mode in check.modes and check.check_id != _OWN_KERNEL
 
 
-def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
+def check_barrier(
+    facts: ProcessFacts, spec: SandboxSpec, phase: Phase = Phase.START
+) -> tuple[CheckResult, ...]:
     """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
-    return tuple(check.judge(facts, spec, Phase.START) for check in BARRIER_CHECKS if _concerns(check, spec))
+    return tuple(check.judge(facts, spec, phase) for check in BARRIER_CHECKS if _concerns(check, spec))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
@@ -32,8 +34,6 @@ def small_homes(person: Person, place: Path) -> Iterator[Callable[..., Outcome]]
     :param place: an empty directory for the helper's setting.
     """
     base = Path(f"/srv/{person.name}-homes")
-    made = not CONFIGURATION.exists()
-    CONFIGURATION.mkdir(exist_ok=True)
     base.mkdir()
     place.chmod(0o755)  # it stands in the place of one that everybody can read
     (place / "helper.json").write_text(json.dumps({"home_base": str(base)}))
@@ -44,8 +44,24 @@ def small_homes(person: Person, place: Path) -> Iterator[Callable[..., Outcome]]
         )
         return run_with_mounts(person, mounts, person.clsecure_argv(*arguments), cwd=repository)
 
-    yield run
+    with _configuration_directory():
+        yield run
     base.rmdir()
-    if made:
+
+
+@contextmanager
+def _configuration_directory() -> Iterator[None]:
+    """Have the directory to mount over; whoever is the last to use it removes it.
+
+    Tests beside this one need it as well: one that removed it under a mount would take the mount away.
+    """
+    parent = os.open(CONFIGURATION.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_SH)
+        CONFIGURATION.mkdir(exist_ok=True)
+        yield
         with suppress(OSError):
-            CONFIGURATION.rmdir()
+            fcntl.flock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            CONFIGURATION.rmdir()  # no directory of somebody's: that is not empty
+    finally:
+        os.close(parent)

@@ -17,10 +17,28 @@ import pytest
 from clsecure.cli import render
 from clsecure.cli.render import SessionRow
 from clsecure.egress.wire import HostTotals
-from clsecure.model import ImportedUnit, ImportFinding, ImportResult, IsolationMode, NetworkPolicy, Severity
+from clsecure.model import (
+    CheckResult,
+    CheckStatus,
+    ImportedUnit,
+    ImportFinding,
+    ImportResult,
+    IsolationMode,
+    NetworkPolicy,
+    Phase,
+    Severity,
+    Vantage,
+    Verification,
+)
 from clsecure.session.dependencies import MANAGERS
 from clsecure.session.limits import LimitResult
-from clsecure.session.result import EgressResult, RecordResult, SessionResult, SetupStep
+from clsecure.session.result import (
+    EgressResult,
+    RecordResult,
+    SessionResult,
+    SetupStep,
+    VerificationResult,
+)
 from clsecure.session.setup import SCRIPT
 from clsecure.session.words import human_size
 from tests.support.cli import ROOT
@@ -64,6 +82,14 @@ EGRESS = EgressResult(
     hosts=(HostTotals(host="files.example.org", port=443, requests=4, denied=1),),
     warnings=("the budget of requests is used up",),
 )
+CHECK = CheckResult(
+    check_id="mounts",
+    status=CheckStatus.PASS,
+    vantage=Vantage.HOST,
+    phase=Phase.START,
+    expected="as planned",
+    observed="as planned",
+)
 RESULT: dict[str, Any] = {
     "session_id": "s",
     "project": Path("/p"),
@@ -83,6 +109,7 @@ RESULT: dict[str, Any] = {
         "memory": LimitResult(value=1 << 30, enforced_by="cgroup"),
         "cpus": LimitResult(value=0.5, enforced_by=None),
     },
+    "verification": VerificationResult.of(Verification(checks=(CHECK,))),
     "import": IMPORT,
     "kept": False,
     "record": RecordResult(path="/r", sha256="0" * 64, keyids=("k",)),

@@ -6,14 +6,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clsecure import logs
 from clsecure.cli import render
 from clsecure.cli.commands.diff import project_here
 from clsecure.cli.options import ImportOptions, Invocation
+from clsecure.errors import UsageError
 from clsecure.installation import require_installation
 from clsecure.settings.values import OutputFormat
 
 if TYPE_CHECKING:
+    from clsecure.session.kept import KeptSession
     from clsecure.session.ui import Ui
+
+log = logs.get("import")
 
 
 def execute(invocation: Invocation, ui: Ui) -> int:
@@ -34,6 +39,10 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         options.session, ui=ui, store=Store(), installation=installation, project=project_here()
     ) as kept:
         record = kept.record
+        if options.anyway:
+            _insist(kept, ui)
+        else:
+            kept.require_verified()
         decision = Decision(
             on_finish=OnFinish.IMPORT,
             branch=options.branch
@@ -52,6 +61,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             record_options(invocation.layers),
             finished=finished,
             git_dir=kept.finish.start.top.source_git_dir,
+            import_anyway=options.anyway and bool(record.failed_checks),
             warn=ui.warn,
         )
     if finished.imported is None:
@@ -64,6 +74,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             session=record.session,
             what=finished.imported,
         )
+    anyway = options.anyway and bool(record.failed_checks)
     if invocation.output is OutputFormat.JSON:
         render.write_json(
             {
@@ -71,7 +82,27 @@ def execute(invocation: Invocation, ui: Ui) -> int:
                 "import": render.plain(finished.imported),
                 "kept": finished.kept,
                 "record": render.plain(recorded),
+                "import_anyway": anyway,
                 "warnings": list(finished.warnings),
             }
         )
     return 0
+
+
+def _insist(kept: KeptSession, ui: Ui) -> None:
+    """Have the session's tag typed: work of a broken isolation is nobody's slip of the finger."""
+    failed = kept.record.failed_checks
+    if not failed:
+        ui.note("no check of this session failed; --import-anyway was not needed")
+        return
+    ui.warn("the isolation of this session did not hold:")
+    for line in failed:
+        ui.warn(line)
+    if not ui.interactive:
+        raise UsageError(
+            "--import-anyway asks for the session's tag, and nobody can be asked here",
+            resolution="run it on a terminal",
+        )
+    if not ui.confirm_typed("What the agent did outside of its sandbox is not known.", kept.tag):
+        raise UsageError("that is not the session's tag; nothing is imported")
+    log.warning("import_anyway", failed=list(failed))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure.cli import render
+from clsecure.cli.box import wanted_box
 from clsecure.cli.options import Invocation
 from clsecure.errors import EXIT_VERIFICATION
 from clsecure.installation import require_installation
-from clsecure.model import IsolationMode, NetworkPolicy
 from clsecure.privileged.client import HelperConnection
 from clsecure.settings.values import OutputFormat
 from clsecure.terminal import escape
@@ -36,7 +34,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         from clsecure.session.info import look
         from clsecure.session.store import state_directory
 
-        wanted = _wanted(invocation, ui)
+        wanted = wanted_box(invocation, ui)
         state = state_directory()
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with ui.phase("looking at a sandbox from both sides"):
@@ -55,56 +53,6 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     else:
         render.write("".join(f"{line}\n" for line in table(wanted, rows)))
     return EXIT_VERIFICATION if broken else 0
-
-
-def _wanted(invocation: Invocation, ui: Ui) -> Wanted:
-    """Settle what a session started here would be."""
-    from clsecure.cli.containment import contain
-    from clsecure.errors import RepositoryError
-    from clsecure.session.info import Wanted
-    from clsecure.session.store import state_directory
-    from clsecure.session.toolchains import toolchain_mounts
-    from clsecure.settings.enforce import within
-    from clsecure.settings.model import load
-    from clsecure.settings.project import with_project
-    from clsecure.workspace.repository import discover
-
-    layers = invocation.layers
-    # What holds an agent is the same everywhere: outside, only a repository's own word is missing.
-    with contextlib.suppress(RepositoryError):
-        layers = with_project(layers, discover(Path.cwd()).top)
-    settings = load(layers)
-    for warning in settings.warnings:
-        ui.warn(warning)
-    for note in settings.notes:
-        ui.note(note)
-    mode = contain(settings, ui)
-    container = None
-    if mode is IsolationMode.CONTAINER:
-        from clsecure.session.images import WantedContainer, container_for
-
-        container = container_for(
-            WantedContainer(
-                engine=settings.engine,
-                image=settings.image,
-                runtime=settings.runtime,
-                mirror=settings.image_mirror,
-            ),
-            installation=require_installation(),
-            state=state_directory(),
-            environ=os.environ,
-            ui=ui,
-        )
-    full = settings.network is NetworkPolicy.FULL
-    shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
-    return Wanted(
-        mode=mode,
-        container=container,
-        network=settings.network,
-        allow_private=settings.allow_private and full,
-        limits=settings.limits,
-        mounts=(*settings.mounts, *within(shared, settings.ceilings)),
-    )
 
 
 def document(wanted: Wanted, rows: Sequence[Row]) -> dict[str, object]:

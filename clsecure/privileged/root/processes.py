@@ -93,8 +93,8 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def is_of(entry: Entry, uids: Iterable[bytes]) -> bool:
-    """Tell whether one of a process's uids is the account's, or of its range."""
+def is_of(entry: Entry, uids: Iterable[bytes | int]) -> bool:
+    """Tell whether one of several uids is the account's, or of its range."""
     first = entry.get("range", -RANGE)
     return any(uid == entry["uid"] or first <= uid < first + RANGE for uid in map(int, uids))
 

@@ -22,6 +22,7 @@ from clsecure.privileged.root.limits import (
     confirmed,
     struck,
 )
+from clsecure.privileged.root.looking import Looking
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, is_of, processes_of, uids_of
@@ -69,6 +70,7 @@ class Sandbox:
         self.main: Message = {}
         self.main_pidfd = -1
         self.groups: dict[str, str] = {}
+        self.looking: Looking | None = None
         self.held: dict[str, str] | None = None  # what limits hold, and how, in all that has groups
         self.passed: str | None = None
         self.struck: dict[str, int] = {}
@@ -269,7 +271,7 @@ class Sandbox:
         return enforced | ({"disk": "measured"} if "disk" in limits else {}) | (self.held or {})
 
     def serve(self, conn: socket.socket) -> None:
-        """Pass ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it at once."""
+        """Pass ``probe`` and ``start`` on, wait for the end; a ``kill``, or the caller's death, ends it."""
         control, log, first = self.channel.control, self.channel.log, self.channel.pidfd
         watch: list[Any] = [conn, control, first, self.main_pidfd, log]
         while True:
@@ -293,6 +295,8 @@ class Sandbox:
                 return
             if conn in ready and self.main_pidfd not in ready and not self._asked(conn):
                 return
+            if self.looking is not None:
+                self.looking.tell(conn)
 
     def _is_over(self, ready: Sequence[Any]) -> bool:
         self._note_struck()
@@ -315,13 +319,32 @@ class Sandbox:
         """Take in what the caller says; False when it is the end."""
         message, fds = receive(conn)
         try:
-            if message is None or message.get("verb") != "start":
+            verb = None if message is None else message.get("verb")
+            if message is None or verb not in ("start", "probe"):
                 return False
+            if verb == "probe":
+                self._require_probeable()
             self.channel.tell(message, fds)
-            self.channel.no_more()
+            if verb == "start":
+                self.channel.no_more()
+                self.looking = self._looking()
         finally:
             close_all(fds)
         return True
+
+    def _looking(self) -> Looking:
+        engine = self.stage.pid if self.engine and self.stage else None
+        sidecar = self.sidecar.stage.pid if self.sidecar and self.sidecar.stage else None
+        plain = self.request.plain
+        return Looking(self.entry, self.main, engine=engine, sidecar=sidecar, plain=plain)
+
+    def _require_probeable(self) -> None:
+        """Refuse a probe beside the agent, and where the launcher could not end it."""
+        spaces, hosts = self.main["namespaces"], self.main["host_namespaces"]
+        if self.looking is not None:
+            raise Refused("the command runs: no probe is started beside it")
+        if self.request.plain or spaces["pid"] == hosts["pid"]:
+            raise Refused("no probe can be started in this sandbox")
 
     def _note_struck(self) -> None:
         """Keep what the groups count: they may be gone with their last process."""

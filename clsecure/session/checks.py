@@ -1,0 +1,26 @@
+"""What the checks of a session found, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from clsecure.model import CheckResult, CheckStatus, Phase, Verification
+
+
+class Checks:
+    """What the checks of one session found, so far."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Phase, str], CheckResult] = {}
+
+    def add(self, results: Iterable[CheckResult]) -> None:
+        """Take results in. Of a check that looks again and again a failure stays, else its first word."""
+        for result in results:
+            key = result.phase, result.check_id
+            if key not in self._found or result.status is CheckStatus.FAIL:
+                self._found[key] = result
+
+    @property
+    def verification(self) -> Verification:
+        """How it stands."""
+        return Verification(checks=tuple(self._found.values()))
