@@ -54,6 +54,7 @@ _GROUPS = frozenset({"cgroup", "cgroup2"})
 # Each sandbox has ones of its own: one whose number is mounted outside, too, is the machine's. Of control
 # groups there is only one.
 _OF_ONE = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "mqueue"})
+_MEMORY_KINDS = frozenset({"tmpfs", "devtmpfs", "mqueue"})
 _DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
 
 
@@ -181,9 +182,13 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
     if spec.docker is not DockerAccess.NONE:
         known.append(str(DOCKER_SOCKET))
+    machines = _machine_devices()
     wrong = []
     effective = {}
     for line in map(MountLine.parse, facts.mountinfo):
+        shared = line.kind in _MEMORY_KINDS and line.device in machines and not _is_device(line)
+        if shared and not _below(line.target, known):
+            wrong.append(f"{line.target} is the machine's")
         if line.kind in _PSEUDO and not _below(line.target, ["/home", "/root", "/srv"]):
             continue
         if line.kind in _PSEUDO and line.target == "/home":

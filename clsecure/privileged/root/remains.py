@@ -43,6 +43,8 @@ def remains(entry: Entry, *, rules: bool) -> Message:
 
     :param rules: look for rules of a full network, too, in the machine's own.
     """
+    # Before the walk, which is a process of the worker's itself.
+    running = Findings.of(_processes(entry))
     mounts = list(_mounts(entry))
     home = _walk_home(entry, frozenset(mounts))
     outside = Walk(
@@ -52,7 +54,7 @@ def remains(entry: Entry, *, rules: bool) -> Message:
         seconds=OUTSIDE_SECONDS,
     )
     found = {
-        "processes": Findings.of(_processes(entry)),
+        "processes": running,
         "mounts": Findings.of(iter(mounts)),
         "runtime": Findings.of(p for p in (f"{RUN}/{entry['name']}",) if os.path.lexists(p)),
         "storage": Findings.of(p for p in (f"{STATE}/engines/{entry['name']}",) if os.path.lexists(p)),
