@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from clsecure.model import IsolationMode, SandboxCommand, SandboxSpec
@@ -37,6 +38,60 @@ class ProcessFacts:
     landlock_abi: int
     seccomp_filter: bool
     kernel: str = ""
+
+
+class Place(StrEnum):
+    """Where a process of the worker's is, by its PID namespace and those around that."""
+
+    INSIDE = "inside"
+    """In the sandbox."""
+    ENGINE = "engine"
+    """podman's, which holds the sandbox's container; with gVisor its kernel, too."""
+    SIDECAR = "sidecar"
+    """The session's own engine, or one of its containers."""
+    HELD = "held"
+    """A child of the root helper, for the session: a count of the disk, the outer one of firejail's two."""
+    MOVING = "moving"
+    """In none of these, and not seen there before."""
+    OUTSIDE = "outside"
+    """In none of these, and there already when the helper looked before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningKind:
+    """Processes of a running sandbox that are alike in all of this.
+
+    :param first: of their PID namespace: the one that everything else in it dies with.
+    :param status: Uid, Gid, Groups, the five capability sets, NoNewPrivs and Seccomp of /proc/PID/status.
+    :param namespaces: name to ``own`` (that of the sandbox at the barrier), ``host`` or ``other``.
+    :param program: what one of them executes; hostile.
+    :param pids: the first few, in the host's PID namespace.
+    """
+
+    place: Place
+    first: bool
+    status: Mapping[str, str]
+    namespaces: Mapping[str, str]
+    program: str
+    pids: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningFacts:
+    """What the host sees in /proc of the worker's processes while the command runs.
+
+    :param processes: how many were looked at; one that was ending is not among them.
+    :param cut: there were more than a look takes; the next one begins with them.
+    :param further: first and number of the further uids that a session's own engine has.
+    :param shared: namespaces that the sandbox at the barrier had in common with the host.
+    """
+
+    kinds: tuple[RunningKind, ...]
+    processes: int
+    cut: bool = False
+    further: tuple[int, int] | None = None
+    shared: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -488,7 +488,7 @@ def main() -> None:
             order = json.loads(line)
             number = order.get("number")
             reply = DONE[order["do"]](order)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps({"number": number, **reply}) + "\n")
         sys.stdout.flush()

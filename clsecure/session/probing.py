@@ -38,13 +38,14 @@ class Control:
     heard: frozenset[str]
 
 
-def control(program: Path, bait: Bait) -> Control:
+def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -> Control:
     """Let the probe try everything outside. Nobody else may use the bait meanwhile.
 
     :param program: the root-owned probe.
+    :param patience: seconds for connections that nobody answers.
     :raises ToolError: it failed.
     """
-    order = json.dumps(bait.order(patience=_PATIENCE_OUTSIDE)).encode() + b"\n"
+    order = json.dumps(bait.order(patience=patience)).encode() + b"\n"
     done = process.run(Command(argv=(*_ARGV, str(program)), input=order, timeout=_SECONDS)).check()
     try:
         reply = json.loads(done.stdout)

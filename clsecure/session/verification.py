@@ -1,34 +1,217 @@
-"""The checks of a sandbox, phase by phase."""
+"""The checks of a sandbox, phase by phase: before the agent, while it runs, after it is dead."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clsecure import logs
+from clsecure.backends.api import RunningFacts
 from clsecure.backends.choose import backend_for
+from clsecure.backends.local import LocalBackend, LocalSandbox
+from clsecure.errors import VerificationError
 from clsecure.installation import Installation
-from clsecure.model import NetworkPolicy, Verification
+from clsecure.model import (
+    CheckResult,
+    CheckStatus,
+    DockerAccess,
+    NetworkPolicy,
+    Phase,
+    SandboxSpec,
+    Verification,
+)
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.checks import Checks
 from clsecure.session.info import Wanted, own_account
+from clsecure.session.probing import Control, control, probing, try_inside
+from clsecure.verify.bait import Bait, put_out
+from clsecure.verify.changes import differences
+from clsecure.verify.checks import require
+from clsecure.verify.fresh import check_fresh
 from clsecure.verify.host import check_barrier
+from clsecure.verify.inside import check_inside, unanswered
+from clsecure.verify.leftovers import check_leftovers
+from clsecure.verify.probe import Probe
+from clsecure.verify.running import check_running
+from clsecure.verify.tried import Tried
+from clsecure.verify.userside import UserSide, check_user_side
+
+log = logs.get("verification")
+
+_AT_START, _AT_END = 0.1, 0.25
+"""Seconds that connections outside may take which nobody answers: all that is known of them is that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What of the user's the probe is to try for.
+
+    :param state: a directory of the user's own.
+    """
+
+    home: Path
+    state: Path
+    environ: Mapping[str, str]
+
+
+class Verifier:
+    """Makes the checks of one session; to be closed.
+
+    :param backend: builds its sandboxes.
+    :param place: what of the user's the probe is to try for.
+    """
+
+    def __init__(
+        self,
+        backend: LocalBackend,
+        connection: HelperConnection,
+        installation: Installation,
+        place: Place,
+    ) -> None:
+        self._backend, self._connection, self._place = backend, connection, place
+        self._probe = installation.inside
+        self._out = contextlib.ExitStack()
+        self._control: tuple[Bait, Control] | None = None
+        self._before: Tried | None = None
+        self.found = Checks()
+
+    def close(self) -> None:
+        """Take away what is put out for the probe."""
+        self._out.close()
+
+    # ------------------------------------------------------------ before the agent
+
+    def prepare(self) -> None:
+        """Put out what the probe is to try for, and let it try outside; while the sandbox comes up."""
+        self._put_out(_AT_START)
+
+    def start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
+        """Check the very sandbox that waits for its command; return what was found.
+
+        :raises VerificationError: one does not hold; nothing may start.
+        """
+        results = check_barrier(sandbox.facts, spec)
+        self._take(results)
+        require(results)
+        if sandbox.can_probe:
+            results += self._inside_at_start(sandbox, spec)
+        return results
+
+    def start_apart(self, spec: SandboxSpec) -> None:
+        """Do the same in a sandbox of its own, where no probe can be let into the one that waits.
+
+        :raises VerificationError: one does not hold; nothing may start.
+        """
+        with self._backend.open(_fresh(spec), meanwhile=self.prepare) as sandbox:
+            self._inside_at_start(sandbox, spec)
+
+    def _inside_at_start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
+        self._before = self._try(sandbox, spec)
+        results = check_inside(self._before, spec, Phase.START)
+        self._take(results)
+        require(results)
+        return results
+
+    # ------------------------------------------------------------ after it
+
+    def looked(self, facts: RunningFacts, spec: SandboxSpec) -> bool:
+        """Take in what the host sees of the running sandbox; False when it does not hold any more."""
+        self._take(check_running(facts, spec))
+        return not self.found.verification.failed
+
+    def end(self, spec: SandboxSpec, user_side: Callable[[], UserSide] | None = None) -> None:
+        """Look for the last time: at a fresh sandbox of the same kind, at the machine, at the user's side.
+
+        :param user_side: looks at that; it takes its time, so beside the rest.
+        """
+        with ThreadPoolExecutor(1) as beside:
+            looking = beside.submit(user_side) if user_side else None
+            self._fresh_at_end(_fresh(spec))
+            rules = spec.network is NetworkPolicy.FULL
+            self._take(check_leftovers(self._connection.inspect(rules=rules), spec))
+            if looking is not None:
+                self._take(check_user_side(looking.result(), spec))
+
+    def _fresh_at_end(self, fresh: SandboxSpec) -> None:
+        with self._backend.open(fresh, meanwhile=lambda: self._put_out(_AT_END)) as sandbox:
+            results = check_barrier(sandbox.facts, fresh, Phase.END)
+            self._take(results)
+            # Nothing is tried in a sandbox that is not what it should be.
+            if all(result.status is not CheckStatus.FAIL for result in results):
+                self._inside_at_end(sandbox, fresh)
+
+    def _inside_at_end(self, sandbox: LocalSandbox, spec: SandboxSpec) -> None:
+        try:
+            tried = self._try(sandbox, spec, then=lambda probe: self._take(check_fresh(probe, spec)))
+        except VerificationError as error:
+            self._take([unanswered(error, Phase.END)])
+            return
+        self._take(check_inside(tried, spec, Phase.END))
+        if self._before is not None:
+            self._take([differences(self._before, tried.inside, port=tried.port)])
+
+    # ------------------------------------------------------------ both
+
+    def _put_out(self, patience: float) -> None:
+        self._out.close()
+        bait = self._out.enter_context(put_out(self._place.home, self._place.state, self._place.environ))
+        self._control = bait, control(self._probe, bait, patience=patience)
+
+    def _try(
+        self, sandbox: LocalSandbox, spec: SandboxSpec, then: Callable[[Probe], None] = lambda _: None
+    ) -> Tried:
+        assert self._control is not None  # noqa: S101  # put out before
+        bait, outside = self._control
+        try:
+            with probing(sandbox, spec, self._probe) as probe:
+                tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
+                then(probe)
+                return tried
+        finally:
+            self._out.close()
+
+    def _take(self, results: Iterable[CheckResult]) -> None:
+        results = tuple(results)
+        self.found.add(results)
+        for result in results:
+            if result.status is CheckStatus.FAIL:
+                log.warning(
+                    "check_failed",
+                    check=result.check_id,
+                    phase=result.phase.value,
+                    expected=result.expected,
+                    observed=result.observed,
+                )
+
+
+def _fresh(spec: SandboxSpec) -> SandboxSpec:
+    """Return what a sandbox is like in which nothing but the probe runs."""
+    return replace(spec, terminal=None, docker=DockerAccess.NONE, workspace=None, gateway_token=None)
 
 
 def verify_mode(
-    wanted: Wanted, connection: HelperConnection, *, installation: Installation, home: Path, state: Path
+    wanted: Wanted, connection: HelperConnection, *, installation: Installation, place: Place
 ) -> Verification:
     """Build a sandbox as a session would have it, without an agent, run every check, take all away again.
 
-    :param state: a directory of the user's own, for bait.
     :raises BackendUnavailableError: the sandbox does not come up on this machine.
     """
-    del installation, state
     with contextlib.ExitStack() as stack:
         namespace = None
         if wanted.network is NetworkPolicy.FULL:
             from clsecure.egress.full import FullNetwork
 
             namespace = stack.enter_context(FullNetwork()).namespace
-        spec = stack.enter_context(own_account(wanted, connection, home, namespace))
+        spec = stack.enter_context(own_account(wanted, connection, place.home, namespace))
         backend = backend_for(wanted.mode, connection, wanted.container)
-        sandbox = stack.enter_context(backend.open(spec))
-        return Verification(checks=check_barrier(sandbox.facts, spec))
+        verifier = stack.enter_context(contextlib.closing(Verifier(backend, connection, installation, place)))
+        with contextlib.suppress(VerificationError):
+            if spec.is_gvisor:
+                verifier.start_apart(spec)
+            with backend.open(spec, meanwhile=verifier.prepare) as sandbox:
+                verifier.start(sandbox, spec)
+        verifier.end(spec)
+        return verifier.found.verification

@@ -417,6 +417,8 @@ def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
     return spec.mode in check.modes and check.check_id != _OWN_KERNEL
 
 
-def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
+def check_barrier(
+    facts: ProcessFacts, spec: SandboxSpec, phase: Phase = Phase.START
+) -> tuple[CheckResult, ...]:
     """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
-    return tuple(check.judge(facts, spec, Phase.START) for check in BARRIER_CHECKS if _concerns(check, spec))
+    return tuple(check.judge(facts, spec, phase) for check in BARRIER_CHECKS if _concerns(check, spec))

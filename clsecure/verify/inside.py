@@ -50,7 +50,7 @@ _CALLS_ELSEWHERE = (*_TERMINAL, *_KEYS)
 _GATEWAY_RESIDUALS = ("R3", "R19", "R20", "R21", "R22", "R25", "R26", "R27")
 INSIDE_CHECKS: tuple[Check[Tried], ...] = (
     _check("canary-home", Area.FILES, "your home is out of reach", reach.canary("home"),
-           threats=("A1", "A2"), residuals=("R5",)),
+           threats=("A1", "A2"), residuals=("R5", "R13")),
     _check("canary-state", Area.FILES, "a file of clsecure's own state in it, too", reach.canary("state"),
            threats=("A1", "H11")),
     _check("canary-temporary", Area.FILES, "the temporary directory is the session's own",

@@ -251,7 +251,7 @@ def _concerns(check: Check[Leftovers], spec: SandboxSpec) -> bool:
         return spec.network is NetworkPolicy.FULL
     if check.check_id == IMAGE_UNCHANGED and spec.container is not None:
         # What docker's daemon keeps is docker's own.
-        return spec.container.engine is Engine.PODMAN
+        return spec.mode in check.modes and spec.container.engine is Engine.PODMAN
     return spec.mode in check.modes
 
 

@@ -25,7 +25,7 @@ from clsecure.model import (
     WorkerImage,
 )
 from clsecure.privileged.leftovers import AccountState, Found, HomeState, Leftovers
-from clsecure.privileged.root.walk import NAMES, Walk
+from clsecure.privileged.root.walk import DEPTH, NAMES, Walk
 from clsecure.verify.leftovers import MACHINE_CHECKS, check_leftovers
 
 UID = 1_900_000_000
@@ -257,7 +257,7 @@ def test_a_walk_without_end_is_told_to_be_incomplete(tmp_path: Path) -> None:
 
 def test_depth_is_bounded_and_told(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(DEPTH + 10):
         os.mkdir("d" * 20, dir_fd=fd)
         inner = os.open("d" * 20, os.O_RDONLY, dir_fd=fd)
         os.close(fd)

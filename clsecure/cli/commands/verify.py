@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         _list(as_json=invocation.output is OutputFormat.JSON)
         return 0
     from clsecure.session.store import state_directory
-    from clsecure.session.verification import verify_mode
+    from clsecure.session.verification import Place, verify_mode
 
     installation = require_installation()
     connection = HelperConnection(installation.helper)
@@ -40,7 +41,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         state = state_directory()
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with ui.phase("running the checks"):
-            found = verify_mode(wanted, connection, installation=installation, home=Path.home(), state=state)
+            place = Place(home=Path.home(), state=state, environ=os.environ)
+            found = verify_mode(wanted, connection, installation=installation, place=place)
     finally:
         connection.close()
     if invocation.output is OutputFormat.JSON:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MEMORY = ("/dev/shm", "/dev/mqueue")
 # Where anybody may write. Spools of jobs are not among them: they are looked at by themselves. Nor is mail:
 # others can send it.
-WRITABLE = ("/tmp", "/var/tmp", "/run/lock", "/run/screen", "/run/shm", "/var/crash", "/var/spool/samba")
+WRITABLE = ("/tmp", "/var/tmp", "/run/lock", "/run/screen", "/var/crash", "/var/spool/samba")
 CRON = ("/var/spool/cron/crontabs", "/var/spool/cron/tabs", "/var/spool/cron")
 AT = ("/var/spool/cron/atjobs", "/var/spool/cron/atspool", "/var/spool/at", "/var/spool/at/spool")
 LINGER = "/var/lib/systemd/linger"
@@ -33,6 +33,8 @@ SLICES = tuple(f"/sys/fs/cgroup{top}/system.slice" for top in ("", "/unified", "
 SPOOL_LIMIT = 10_000
 CAPABILITIES = "security.capability"
 EXECUTABLE = 0o111
+# Of a file's mode: one bit of it at least says that it is no plain file that nobody executes.
+DOUBTFUL = stat.S_ISUID | stat.S_ISGID | EXECUTABLE | 0o070000
 HOME_SECONDS, OUTSIDE_SECONDS = 0.5, 0.25
 # How far directories are gone into that not everybody may write to: trees of others can be large.
 CLOSED_LEVELS = 2
@@ -43,18 +45,20 @@ def remains(entry: Entry, *, rules: bool) -> Message:
 
     :param rules: look for rules of a full network, too, in the machine's own.
     """
-    # Before the walk, which is a process of the worker's itself.
-    running = Findings.of(_processes(entry))
     mounts = list(_mounts(entry))
+    # Before there is a child that is the worker.
+    processes = Findings.of(_processes(entry))
     home = _walk_home(entry, frozenset(mounts))
+    # Some machines have links there, of root's own making.
+    memory, writable = ({os.path.realpath(place) for place in places} for places in (MEMORY, WRITABLE))
     outside = Walk(
-        (*MEMORY, *WRITABLE),
+        tuple(sorted(memory | writable)),
         lambda _, info: "" if _is_its(entry, info) else None,
         enters=lambda info, depth: _is_its(entry, info) or _is_open(info, depth),
         seconds=OUTSIDE_SECONDS,
     )
     found = {
-        "processes": running,
+        "processes": processes,
         "mounts": Findings.of(iter(mounts)),
         "runtime": Findings.of(p for p in (f"{RUN}/{entry['name']}",) if os.path.lexists(p)),
         "storage": Findings.of(p for p in (f"{STATE}/engines/{entry['name']}",) if os.path.lexists(p)),
@@ -67,8 +71,8 @@ def remains(entry: Entry, *, rules: bool) -> Message:
     }
     message = {name: each.message() for name, each in found.items()}
     places = outside.result()
-    for name, those in (("memory", MEMORY), ("outside", WRITABLE)):
-        message[name] = _joined([*([message[name]] if name in message else []), *(places[p] for p in those)])
+    message["memory"] = _joined([message["memory"], *(places[place] for place in sorted(memory))])
+    message["outside"] = _joined([places[place] for place in sorted(writable - memory)])
     message["special"] = home.result()[entry["home"]]
     return {"found": message, "account": _account(entry), "home": _home(entry)}
 
@@ -183,6 +187,9 @@ def _walk_home(entry: Entry, mounts: frozenset[str]) -> Walk:
 
     def judge(name: str, info: os.stat_result) -> str | None:
         mode, what = info.st_mode, None
+        if info.st_uid == uid and (stat.S_ISDIR(mode) or not mode & DOUBTFUL):
+            # Nearly all: a home can hold hundreds of thousands.
+            return None
         if stat.S_ISREG(mode):
             # A directory's hands its group down, and one that can't be executed says something about locks.
             if (mode & stat.S_ISUID and mode & EXECUTABLE) or (mode & stat.S_ISGID and mode & stat.S_IXGRP):
@@ -266,7 +273,11 @@ def _account(entry: Entry) -> Message:
 
 
 def _home(entry: Entry) -> Message:
-    info, above = os.lstat(entry["home"]), os.stat(os.path.dirname(entry["home"]))
+    above = os.stat(os.path.dirname(entry["home"]))
+    try:
+        info = os.lstat(entry["home"])
+    except FileNotFoundError:
+        return {"directory": False, "uid": 0, "gid": 0, "mode": 0, "fixed": False}
     return {
         "directory": stat.S_ISDIR(info.st_mode),
         "uid": info.st_uid,

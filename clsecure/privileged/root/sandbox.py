@@ -22,6 +22,7 @@ from clsecure.privileged.root.limits import (
     confirmed,
     struck,
 )
+from clsecure.privileged.root.looking import Looking
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
 from clsecure.privileged.root.processes import Stage, facts_of, is_of, processes_of, uids_of
@@ -69,7 +70,7 @@ class Sandbox:
         self.main: Message = {}
         self.main_pidfd = -1
         self.groups: dict[str, str] = {}
-        self.started = False
+        self.looking: Looking | None = None
         self.held: dict[str, str] | None = None  # what limits hold, and how, in all that has groups
         self.passed: str | None = None
         self.struck: dict[str, int] = {}
@@ -294,6 +295,8 @@ class Sandbox:
                 return
             if conn in ready and self.main_pidfd not in ready and not self._asked(conn):
                 return
+            if self.looking is not None:
+                self.looking.tell(conn)
 
     def _is_over(self, ready: Sequence[Any]) -> bool:
         self._note_struck()
@@ -323,16 +326,22 @@ class Sandbox:
                 self._require_probeable()
             self.channel.tell(message, fds)
             if verb == "start":
-                self.started = True
                 self.channel.no_more()
+                self.looking = self._looking()
         finally:
             close_all(fds)
         return True
 
+    def _looking(self) -> Looking:
+        engine = self.stage.pid if self.engine and self.stage else None
+        sidecar = self.sidecar.stage.pid if self.sidecar and self.sidecar.stage else None
+        plain = self.request.plain
+        return Looking(self.entry, self.main, engine=engine, sidecar=sidecar, plain=plain)
+
     def _require_probeable(self) -> None:
         """Refuse a probe beside the agent, and where the launcher could not end it."""
         spaces, hosts = self.main["namespaces"], self.main["host_namespaces"]
-        if self.started:
+        if self.looking is not None:
             raise Refused("the command runs: no probe is started beside it")
         if self.request.plain or spaces["pid"] == hosts["pid"]:
             raise Refused("no probe can be started in this sandbox")

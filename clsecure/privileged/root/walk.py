@@ -175,11 +175,10 @@ class Walk:
                     info = each.stat(follow_symlinks=False)
                 except OSError:
                     continue
-                whole = f"{path}/{each.name}"
-                if info.st_dev != device or whole in self.but:
+                if info.st_dev != device or (self.but and f"{path}/{each.name}" in self.but):
                     continue
                 if (what := self.judge(each.name, info)) is not None:
-                    found.add(f"{what}{whole}")
+                    found.add(f"{what}{path}/{each.name}")
                 if stat.S_ISDIR(info.st_mode) and self.enters(info, depth):
                     below.append(each.name)
         return below
