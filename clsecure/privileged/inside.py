@@ -143,6 +143,18 @@ def opened(path: str, flags: int) -> str | None:
     return tried(lambda: os.close(os.open(path, flags)))
 
 
+def usable(path: str) -> str | None:
+    """Tell whether a socket could be connected to, without doing it: that may start who listens there."""
+
+    def look() -> None:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.ENOTSOCK, path)
+        if not os.access(path, os.W_OK):
+            raise OSError(errno.EACCES, path)
+
+    return tried(look)
+
+
 def listed(path: str) -> list[str]:
     """Return the names in a directory."""
     try:
@@ -368,6 +380,7 @@ def battery(order: Message) -> Message:
     descriptors = inherited()
     count, seen, foreign = processes(order["marker"])
     connected, resolvers = reached(order["sockets"], order.get("patience", PATIENCE))
+    connected.update((label, usable(path)) for label, path in order["looked_at"].items())
     program, euid = raised()
     return {
         "files": {label: read(path) for label, path in order["files"].items()},
