@@ -267,7 +267,8 @@ def routed(places: Iterable[tuple[socket.AddressFamily, str]]) -> str | None:
 def listening() -> list[int]:
     """Return the TCP ports on which something listens here, in this network namespace."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in text(f"/proc/net/{name}").splitlines()[1:]]
-    return sorted({int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == "0A"})
+    ports = {int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == "0A"}
+    return sorted(ports)[:LISTED]
 
 
 def addresses6() -> list[str]:
@@ -391,7 +392,7 @@ def battery(order: Message) -> Message:
         "connected": connected,
         "routes": {label: routed(places) for label, places in FAR.items()},
         "resolvers": resolvers,
-        "interfaces": sorted(name for _, name in socket.if_nameindex()),
+        "interfaces": sorted(name for _, name in socket.if_nameindex())[:LISTED],
         "addresses6": addresses6(),
         "listening": listening(),
         "processes": count,

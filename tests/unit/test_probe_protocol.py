@@ -74,6 +74,16 @@ def test_outside_services_are_only_looked_at(real, tmp_path) -> None:
         service.accept()[0].close()
 
 
+def test_a_busy_machine_is_told_within_bounds(real, tmp_path) -> None:
+    import socket
+
+    with contextlib.ExitStack() as stack:
+        bait = stack.enter_context(put_out(tmp_path, tmp_path))
+        for _ in range(600):
+            stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        assert 200 < len(real.battery(bait.order()).listening) < 600
+
+
 def test_connections_that_hang_cost_the_patience_once(real, tmp_path) -> None:
     """A listener whose queue is full answers nobody."""
     import socket
