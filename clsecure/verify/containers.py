@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from clsecure.backends.api import ContainerFacts, ProcessFacts
@@ -12,7 +12,7 @@ from clsecure.backends.container.spec import DOCKER_SOCKET
 from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
 from clsecure.model import GVISOR, DockerAccess, Engine, ResourceLimits, SandboxSpec, Vantage
 from clsecure.verify.checks import CONTAINER, Area, Check, Observation
-from clsecure.verify.mounts import PSEUDO, MountLine, below
+from clsecure.verify.mounts import PSEUDO, MountLine, below, is_device, machine_devices
 
 OWN_KERNEL = "own-kernel"
 _PRIVATE = frozenset({"", "private", "shareable"})
@@ -27,7 +27,6 @@ _GROUPS = frozenset({"cgroup", "cgroup2"})
 # Each sandbox has ones of its own: one whose number is mounted outside, too, is the machine's. Of control
 # groups there is only one.
 _OF_ONE = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "mqueue"})
-_DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
 
 
 def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
@@ -46,13 +45,13 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
     if spec.program is not None:
         known.append(f"/opt/clsecure/bin/{spec.program.name}")
-    machines = _machine_devices()
+    machines = machine_devices()
     wrong = []
     effective = {}
     for line in map(MountLine.parse, facts.mountinfo):
         effective[line.target] = line
         shared = line.kind in _OF_ONE and line.device in machines
-        if shared and not _is_device(line) and not below(line.target, known):
+        if shared and not is_device(line) and not below(line.target, known):
             wrong.append(f"{line.target} is the machine's")
         own = line.kind in PSEUDO - _GROUPS and (below(line.target, _MEMORY) or line.target in _KERNEL)
         hidden = line.kind in ("tmpfs", "devtmpfs", "proc", "sysfs") and below(line.target, ("/proc", "/sys"))
@@ -66,17 +65,6 @@ def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         if not line.read_only and line.kind not in PSEUDO and not below(line.target, [*writable, *sockets])
     ]
     return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
-
-
-def _machine_devices() -> frozenset[str]:
-    """Return the device numbers of the file systems that are mounted outside."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return frozenset(MountLine.parse(line).device for line in lines.splitlines())
-
-
-def _is_device(line: MountLine) -> bool:
-    """Tell whether a mount is one of the plain devices, which engines take from the machine's /dev."""
-    return line.root in _DEVICES and below(line.target, ("/dev", "/proc", "/sys"))
 
 
 def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:

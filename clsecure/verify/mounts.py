@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
 from clsecure.backends.container.spec import DOCKER_SOCKET
@@ -12,6 +12,8 @@ from clsecure.model import DockerAccess, SandboxSpec, Vantage
 from clsecure.verify.checks import LOCAL, Area, Check, Observation
 
 PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
+_MEMORY_KINDS = frozenset({"tmpfs", "devtmpfs", "mqueue"})
+_DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
 _SYSTEM = (
     "/usr",
     "/etc",
@@ -59,15 +61,30 @@ def below(path: str, roots: Iterable[str]) -> bool:
     return any(PurePosixPath(path).is_relative_to(root) for root in roots)
 
 
+def machine_devices() -> frozenset[str]:
+    """Return the device numbers of the file systems that are mounted outside."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    return frozenset(MountLine.parse(line).device for line in lines.splitlines())
+
+
+def is_device(line: MountLine) -> bool:
+    """Tell whether a mount is one of the plain devices, which engines take from the machine's /dev."""
+    return line.root in _DEVICES and below(line.target, ("/dev", "/proc", "/sys"))
+
+
 def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     """Every mount of a real file system is one of the plan's, and read-only unless the plan says not."""
     writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
     known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
     if spec.docker is not DockerAccess.NONE:
         known.append(str(DOCKER_SOCKET))
+    machines = machine_devices()
     wrong = []
     effective = {}
     for line in map(MountLine.parse, facts.mountinfo):
+        shared = line.kind in _MEMORY_KINDS and line.device in machines and not is_device(line)
+        if shared and not below(line.target, known):
+            wrong.append(f"{line.target} is the machine's")
         if line.kind in PSEUDO and not below(line.target, ["/home", "/root", "/srv"]):
             continue
         if line.kind in PSEUDO and line.target == "/home":
