@@ -36,6 +36,8 @@ LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aar
     platform.machine()
 ]
 
+_SAYS_SO = "the engine says the same"
+
 BARRIER = (
     Sabotage(
         check_id="account",
@@ -87,6 +89,7 @@ BARRIER = (
                 new="    os.setresuid(0, 0, 0)\n",
             ),
         ),
+        also={"engine-plan": _SAYS_SO},
     ),
     Sabotage(
         check_id="groups",
@@ -95,6 +98,7 @@ BARRIER = (
         broken=replaced(
             Patch(file=PODMAN, old='"pid_mode": "private",', new='"pid_mode": "private", "group_add": ["5"],')
         ),
+        also={"engine-plan": _SAYS_SO},
     ),
     Sabotage(
         check_id="capabilities",
@@ -119,6 +123,7 @@ BARRIER = (
         modes=CONTAINER,
         how="the engine leaves what it gives by default",
         broken=replaced(Patch(file=CONTAINERS, old='"cap_drop": ["ALL"],', new="")),
+        also={"engine-plan": _SAYS_SO},
     ),
     Sabotage(
         check_id="seccomp",
@@ -157,12 +162,14 @@ BARRIER = (
             Patch(file=PODMAN, old='"uts_mode": "private"', new='"uts_mode": "host"'),
             Patch(file=CONTAINERS, old='"hostname": HOSTNAME,', new=""),
         ),
+        also={"engine-plan": _SAYS_SO},
     ),
     Sabotage(
         check_id="namespaces",
         modes=CONTAINER,
         how="the container shares the PID namespace of its engine",
         broken=replaced(Patch(file=PODMAN, old='"pid_mode": "private"', new='"pid_mode": "host"')),
+        also={"engine-plan": _SAYS_SO},
     ),
     Sabotage(
         check_id="descriptors",
@@ -256,7 +263,7 @@ BARRIER = (
         modes=CONTAINER,
         how="the image is writable",
         broken=replaced(Patch(file=CONTAINERS, old='"read_only": True,', new='"read_only": False,')),
-        also={"container-mounts": "the root is the first of the mounts"},
+        also={"engine-plan": _SAYS_SO, "container-mounts": "the root is the first of the mounts"},
     ),
     Sabotage(
         check_id="container-mounts",
@@ -270,6 +277,7 @@ BARRIER = (
                 '{"type": "bind", "source": "/usr", "target": "/mnt", "read_only": True}],',
             )
         ),
+        also={"engine-plan": _SAYS_SO},
     ),
 )
 
