@@ -19,6 +19,7 @@ import pytest
 
 from clsecure.privileged.root import looking
 from clsecure.privileged.root.looking import Looking, seen_of
+from clsecure.privileged.root.processes import uids_of
 
 ENTRY = {"uid": os.getuid()}
 TWO = 'sleep 600 & echo "$!"; exec sleep 600'
@@ -127,11 +128,13 @@ def test_a_process_without_its_first_thread_is_seen_and_one_that_ended_is_not() 
         seen = seen_of(pid, ENTRY, {})
         assert seen is not None
         assert seen["spaces"] == spaces("self")
+        assert uids_of(pid) == [str(os.getuid()).encode()] * 4, "it is to be killed, too"
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     assert seen_of(child, ENTRY, {}) is None
+    assert uids_of(child) == []
     os.waitpid(child, 0)
     assert seen_of(child, ENTRY, {}) is None
 
