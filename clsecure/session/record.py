@@ -105,6 +105,7 @@ class Recorder:
     def _conclude(
         self, result: SessionResult, record: SessionRecord, finished: Finished, verification: Verification
     ) -> RecordResult:
+        failed_before = result.verification.failed_before if result.verification else ()
         said = {
             **self._said,
             "host": recorded.said(self._host.collect() if self._host else {}),
@@ -112,11 +113,11 @@ class Recorder:
             "setup": recorded.said([asdict(step) for step in result.setup]),
             "limits": recorded.said({name: asdict(limit) for name, limit in result.limits.items()}),
             "network": recorded.said(result.egress),
-            "verification": recorded.said(recorded.verification_of(verification)),
+            "verification": recorded.said(recorded.verification_of(verification, failed_before)),
             "timings": {"duration_s": result.duration_s, "phases": result.phases},
             "warnings": recorded.said(list(result.warnings)),
         }
-        _add_end(said, record, finished)
+        _add_end(said, record, finished, refused=bool(verification.failed or failed_before))
         subject = recorded.subject_of(record.session_id, record, finished.imported, finished.seen)
         return keep(said, subject, self._context.place, self._options, self._context.warn)
 
@@ -146,7 +147,7 @@ def record_late(
         if finished is None and "decisions" in known:
             return None
         _add_end(known, record, finished)
-        checks = known.setdefault("verification", {"checks": [], "failed": 0, "import_anyway": False})
+        checks = known.setdefault("verification", recorded.verification_of(Verification()))
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported
         if imported is not None or not subject:
@@ -212,12 +213,17 @@ def _session(record: SessionRecord, place: SessionDirectory, *, resumed: bool) -
     return {"session": recorded.said(session)}
 
 
-def _add_end(said: dict[str, Any], record: SessionRecord, finished: Finished | None) -> None:
-    """Add what was decided, and what the work was."""
+def _add_end(
+    said: dict[str, Any], record: SessionRecord, finished: Finished | None, *, refused: bool = False
+) -> None:
+    """Add what was decided, and what the work was.
+
+    :param refused: nothing was decided: a check had failed.
+    """
     decision: Json = {"at": recorded.stamp(time.time()), "action": "none", "kept": False}
     if finished is not None:
         action = "discard" if finished.discarded else "keep" if finished.imported is None else "import"
-        decision |= {"action": action, "kept": finished.kept}
+        decision |= {"action": "refuse" if refused else action, "kept": finished.kept}
         if finished.imported is not None:
             decision |= {"branch": finished.imported.branch, "tip": finished.imported.tip}
         if finished.seen is not None:
