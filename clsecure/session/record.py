@@ -17,7 +17,7 @@ from clsecure.audit.records import is_id
 from clsecure.errors import ClsecureError, SessionNotFoundError, StateError
 from clsecure.model import SandboxSpec, Verification
 from clsecure.session import recorded
-from clsecure.session.host_facts import HostFacts
+from clsecure.session.host_facts import host_facts
 from clsecure.session.keeping import RecordOptions, keep, leave_note, load_signing
 from clsecure.session.recorded import Json
 from clsecure.session.result import RecordResult, SessionResult
@@ -45,9 +45,10 @@ class Recorder:
             notes=plan.record_notes,
             environ=around.environ,
         )
-        self._host: HostFacts | None = None
+        self._host: dict[str, object] | None = None
+        self._spec: SandboxSpec | None = None
         self._said: dict[str, Any] = {}
-        self._loading = threading.Timer(_LOAD_AFTER_S, load_signing)
+        self._loading = threading.Timer(_LOAD_AFTER_S, self._look_ahead)
 
     def begin(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
         """Write down what is going to run, for the record of a run that is killed.
@@ -56,16 +57,21 @@ class Recorder:
         """
         context = self._context
         self._close_earlier(record)
-        self._host = HostFacts(spec.mode, spec.container)
+        self._spec = spec
         self._said = {
             **_session(record, context.place, resumed=resumed),
             "plan": recorded.said(recorded.plan_of(context.plan)),
             "sandbox": recorded.said(recorded.sandbox_of(spec)),
         }
         files.write(context.place.run_file, json.dumps(self._said).encode("ascii"))
-        # What signs takes as long to import as a sandbox to start: done while the agent works.
+        # Takes as long as a sandbox to start: done while the agent works.
         self._loading.daemon = True
         self._loading.start()
+
+    def _look_ahead(self) -> None:
+        load_signing()
+        assert self._spec is not None  # noqa: S101  # begun
+        self._host = host_facts(self._spec.mode, self._spec.container)
 
     def _close_earlier(self, record: SessionRecord) -> None:
         """Sign what is known of a run in the same place that was killed, before this one writes over it."""
@@ -86,6 +92,10 @@ class Recorder:
         self._loading.cancel()
         try:
             with context.clock.phase("record"):
+                if self._loading.is_alive():
+                    self._loading.join()
+                if self._host is None:
+                    self._look_ahead()
                 made = self._conclude(result, record, finished, verification)
                 if finished.imported is not None:
                     git_dir = context.repository.git_dir
@@ -108,7 +118,7 @@ class Recorder:
         failed_before = result.verification.failed_before if result.verification else ()
         said = {
             **self._said,
-            "host": recorded.said(self._host.collect() if self._host else {}),
+            "host": recorded.said(self._host),
             "complete": True,
             "setup": recorded.said([asdict(step) for step in result.setup]),
             "limits": recorded.said({name: asdict(limit) for name, limit in result.limits.items()}),
