@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from clsecure.verify.userside import UserSide, check_user_side
 
 log = logs.get("verification")
 
-_AT_START, _AT_END = 0.1, 0.25
+_PATIENCE = 0.1
 """Seconds that connections outside may take which nobody answers: all that is known of them is that."""
 
 
@@ -74,19 +74,21 @@ class Verifier:
         self._backend, self._connection, self._place = backend, connection, place
         self._probe = installation.inside
         self._out = contextlib.ExitStack()
-        self._control: tuple[Bait, Control] | None = None
+        self._beside = ThreadPoolExecutor(1)
+        self._control: Future[tuple[Bait, Control]] | None = None
         self._before: Tried | None = None
         self.found = Checks()
 
     def close(self) -> None:
         """Take away what is put out for the probe."""
+        self._beside.shutdown()
         self._out.close()
 
     # ------------------------------------------------------------ before the agent
 
     def prepare(self) -> None:
-        """Put out what the probe is to try for, and let it try outside; while the sandbox comes up."""
-        self._put_out(_AT_START)
+        """Begin to put out what the probe is to try for, and to let it try outside, beside all else."""
+        self._control = self._beside.submit(self._put_out)
 
     def start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
         """Check the very sandbox that waits for its command; return what was found.
@@ -105,7 +107,7 @@ class Verifier:
 
         :raises VerificationError: one does not hold; nothing may start.
         """
-        with self._backend.open(_fresh(spec), meanwhile=self.prepare) as sandbox:
+        with self._backend.open(_fresh(spec)) as sandbox:
             self._inside_at_start(sandbox, spec)
 
     def _inside_at_start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
@@ -127,6 +129,7 @@ class Verifier:
 
         :param user_side: looks at that; it takes its time, so beside the rest.
         """
+        self.prepare()
         with ThreadPoolExecutor(1) as beside:
             looking = beside.submit(user_side) if user_side else None
             self._fresh_at_end(_fresh(spec))
@@ -136,7 +139,7 @@ class Verifier:
                 self._take(check_user_side(looking.result(), spec))
 
     def _fresh_at_end(self, fresh: SandboxSpec) -> None:
-        with self._backend.open(fresh, meanwhile=lambda: self._put_out(_AT_END)) as sandbox:
+        with self._backend.open(fresh) as sandbox:
             results = check_barrier(sandbox.facts, fresh, Phase.END)
             self._take(results)
             # Nothing is tried in a sandbox that is not what it should be.
@@ -155,16 +158,16 @@ class Verifier:
 
     # ------------------------------------------------------------ both
 
-    def _put_out(self, patience: float) -> None:
+    def _put_out(self) -> tuple[Bait, Control]:
         self._out.close()
         bait = self._out.enter_context(put_out(self._place.home, self._place.state, self._place.environ))
-        self._control = bait, control(self._probe, bait, patience=patience)
+        return bait, control(self._probe, bait, patience=_PATIENCE)
 
     def _try(
         self, sandbox: LocalSandbox, spec: SandboxSpec, then: Callable[[Probe], None] = lambda _: None
     ) -> Tried:
         assert self._control is not None  # noqa: S101  # put out before
-        bait, outside = self._control
+        bait, outside = self._control.result()
         try:
             with probing(sandbox, spec, self._probe) as probe:
                 tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
@@ -209,9 +212,10 @@ def verify_mode(
         backend = backend_for(wanted.mode, connection, wanted.container)
         verifier = stack.enter_context(contextlib.closing(Verifier(backend, connection, installation, place)))
         with contextlib.suppress(VerificationError):
+            verifier.prepare()
             if spec.is_gvisor:
                 verifier.start_apart(spec)
-            with backend.open(spec, meanwhile=verifier.prepare) as sandbox:
+            with backend.open(spec) as sandbox:
                 verifier.start(sandbox, spec)
         verifier.end(spec)
         return verifier.found.verification

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +28,9 @@ from clsecure.model import (
 from clsecure.privileged.leftovers import Leftovers
 from clsecure.verify.leftovers import check_leftovers
 from tests.support import planted
+from tests.support.engines import need
 from tests.support.hostile import Target
-from tests.support.person import Person
+from tests.support.person import Person, clsecure_command
 from tests.support.planted import Plant, Worker
 from tests.support.raw_helper import RawHelper
 from tests.support.shared_setup import STATE
@@ -167,6 +173,8 @@ def test_a_store_of_images_that_is_not_as_it_was_made(
     try:
         if not there:
             (keeper / "storage" / "overlay" / "layer" / "diff").mkdir(parents=True)
+            (keeper / "storage" / "overlay" / ".has-mount-program").touch()
+            (store / "account.json").write_text(json.dumps({"uid": worker.uid + 1}))
             store.chmod(0o700)
             for path in (keeper, *keeper.rglob("*")):
                 os.chown(path, worker.uid + 1, worker.uid + 1)
@@ -177,7 +185,7 @@ def test_a_store_of_images_that_is_not_as_it_was_made(
             case "closed":
                 keeper.chmod(0o777)
             case "foreign":
-                os.chown(keeper, worker.uid, worker.uid)
+                os.chown(keeper, person.uid, person.gid)
             case "loose":
                 (keeper / "storage" / "overlay").chmod(0o777)
         try:
@@ -201,22 +209,104 @@ python3 -m venv --without-pip ~/venv && mkdir -m 2775 ~/shared && mkfifo ~/fifo 
 ssh-keygen -q -t ed25519 -N '' -f ~/key 2>/dev/null; tar -C /usr/bin -cf - python3 | tar -C ~ -xpf -
 echo x >/tmp/x; echo x >/var/tmp/x; echo x >/dev/shm/x; ipcmk -M 4096; setsid sleep 1000 & echo done
 """
+CONTAINED = """
+git config user.email agent@localhost && git config user.name Agent && echo more >>README.md
+git commit -qam 'More' && git clone -q . ~/clone && mkdir -m 2775 ~/shared && mkfifo ~/fifo
+echo x >/tmp/x; echo x >/var/tmp/x; echo x >/dev/shm/x; setsid sleep 1000 & echo done
+"""
 
 
-@pytest.mark.parametrize("mode", ["user", "namespace"])
-def test_an_honest_agent_leaves_nothing(person: Person, helper: RawHelper, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("user", ()),
+        ("namespace", ()),
+        ("namespace", ("--allow-docker",)),
+        pytest.param("container", (), marks=pytest.mark.xdist_group("containers")),
+    ],
+)
+def test_an_honest_agent_leaves_nothing(
+    request: pytest.FixtureRequest, person: Person, helper: RawHelper, mode: str, options: tuple[str, ...]
+) -> None:
+    if options:
+        need("podman", "docker")
+    if mode == "container":
+        request.getfixturevalue("podman_image")
     target = Target(
-        person=person, mode=mode, repository=person.repository(f"honest-{mode}"), session=f"honest-{mode}"
-    )
+        person=person, mode=mode, repository=person.repository(f"honest-{mode}{len(options)}"),
+        session="honest", options=("--agent", "demo", "--no-network", *options),
+    )  # fmt: skip
     try:
-        assert "done" in target.attack(HONEST, finish="keep").said
-        said = helper.ask(
-            {"verb": "lease", "project": str(target.repository), "session": target.session, "create": False}
-        )
-        account = said["account"]
+        said = target.attack(HONEST if mode != "container" else CONTAINED, finish="keep").said
+        assert "done" in said
+        session = {"project": str(target.repository), "session": target.session}
+        account = helper.ask({"verb": "lease", **session, "create": False})["account"]
         there = Worker(name=account["name"], uid=account["uid"], home=Path(account["home"]))
         assert list(there.home.iterdir())
         assert looked(helper, there, IsolationMode(mode)) == {}
     finally:
         helper.finish()
         person.clsecure("cleanup", target.session, "--yes", cwd=target.repository).check()
+
+
+# ---------------------------------------------------------------- the user's side
+
+LOOK = """
+import json, sys
+from pathlib import Path
+from dataclasses import asdict
+from clsecure.model import IsolationMode, KeptProgram, SandboxSpec, WorkerAccount
+from clsecure.verify.userside import check_user_side, look
+from clsecure.verify.userstate import UserState, user_state
+from clsecure.workspace.repository import discover
+top, uid, sha256, before = sys.argv[1], int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+repository, home = discover(Path(top)), Path.home()
+if before is None:
+    print(json.dumps(asdict(user_state(repository, home))))
+else:
+    account = WorkerAccount(name="w", uid=uid, gid=uid, home=Path("/home/w"))
+    program = KeptProgram(name="claude", sha256=sha256, version="1")
+    spec = SandboxSpec(mode=IsolationMode.USER, account=account, program=program)
+    results = check_user_side(look(repository, home, spec, UserState.parse(before)), spec)
+    print(json.dumps({r.check_id: r.status for r in results if r.status != "pass"}))
+"""
+
+
+def test_each_change_on_the_users_side_fails_its_own_check(
+    person: Person, helper: RawHelper, worker: Worker
+) -> None:
+    """A file of the worker's among git's, a swapped program, a home that is opened."""
+    repository = person.repository("users-side")
+    with tempfile.TemporaryFile() as program:
+        program.write(b"#!/bin/true\n")
+        program.flush()
+        digest = hashlib.sha256(b"#!/bin/true\n").hexdigest()
+        kept = Path(helper.ask({"verb": "agent", "sha256": digest}, [program.fileno()])["path"]) / "agent"
+
+    def look(before: object) -> Any:
+        argv = [*clsecure_command()[:2], "-c", LOOK, str(repository), str(worker.uid), digest]
+        return person.run([*argv, json.dumps(before)], cwd=repository).check().json()
+
+    before = look(None)
+    assert look(before) == {}
+    with planted.planted(worker, planted.file(f"{repository}/.git/info/attributes")):
+        assert look(before) == {"repository-untouched": "fail"}
+    with planted.planted(worker, planted.file(f"{repository}/planted")):
+        assert look(before) == {"repository-untouched": "fail"}
+    content = kept.read_bytes()
+    try:
+        kept.write_bytes(b"#!/bin/false\n")
+        assert look(before) == {"agent-program-unchanged": "fail"}
+        kept.write_bytes(content)
+        kept.chmod(0o777)
+        assert look(before) == {"agent-program-unchanged": "fail"}
+    finally:
+        kept.write_bytes(content)
+        kept.chmod(0o555)
+    mode = stat.S_IMODE(person.home.stat().st_mode)
+    try:
+        person.home.chmod(0o777)
+        assert look(before) == {"user-home-closed": "fail"}
+    finally:
+        person.home.chmod(mode)
+    assert look(before) == {}

@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import platform
 
-from tests.support.sabotage import Patch, Sabotage, replaced
-
-USER, NAMESPACE, CONTAINER = ("user",), ("namespace",), ("container",)
-LOCAL, EVERY = (*USER, *NAMESPACE), (*USER, *NAMESPACE, *CONTAINER)
-
-LAUNCHER, PROFILE = "privileged/launcher.py", "privileged/firejail.profile"
-MODES, VIEW = "privileged/root/modes.py", "privileged/root/view.py"
-PROCESSES, ENGINE = "privileged/root/processes.py", "privileged/root/engine.py"
-USERSPACE = "privileged/root/userspace.py"
-PODMAN, CONTAINERS = "backends/container/podman.py", "backends/container/spec.py"
+from tests.sabotage.inside import INSIDE
+from tests.sabotage.leftovers import LEFT
+from tests.support.sabotage import (
+    CONTAINER,
+    CONTAINERS,
+    ENGINE,
+    EVERY,
+    LAUNCHER,
+    LOCAL,
+    LYING,
+    MODES,
+    NAMESPACE,
+    PODMAN,
+    PROCESSES,
+    PROFILE,
+    RAISABLE,
+    USER,
+    USERSPACE,
+    VIEW,
+    Patch,
+    Sabotage,
+    replaced,
+)
 
 LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}[
     platform.machine()
 ]
-
-# The launcher can't do without no_new_privs what only root could: it says that it did.
-_LYING = (
-    Patch(file=LAUNCHER, old="libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0", new="False"),
-    Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = landlock_abi()"),
-    Patch(file=LAUNCHER, old="filtered = seccomp()", new="filtered = True"),
-)
-# And where it is root still, all of it is done.
-_BY_ROOT = """        import importlib.util
-        spec = importlib.util.spec_from_file_location("launcher", f"{self.pieces}/launcher.py")
-        launcher = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(launcher)
-        launcher.landlock([self.entry["home"], *(m[0] for m in self.request.mounts if not m[1])])
-        launcher.seccomp()
-"""
 
 BARRIER = (
     Sabotage(
@@ -74,24 +72,14 @@ BARRIER = (
         check_id="no-new-privileges",
         modes=USER,
         how="set-uid programs raise it, and all else is as it was",
-        broken=replaced(
-            *_LYING,
-            Patch(
-                file=MODES,
-                old="        become(self.entry, empty_bounding_set=True)\n        # The change of",
-                new=f"{_BY_ROOT}        become(self.entry, empty_bounding_set=True)\n        # The change of",
-            ),
-            Patch(
-                file=MODES, old="        prctl(PR_SET_NO_NEW_PRIVS, 1)\n        main =", new="        main ="
-            ),
-        ),
+        broken=replaced(*RAISABLE),
     ),
     Sabotage(
         check_id="no-new-privileges",
         modes=CONTAINER,
         how="podman is not asked for it, and does not have it itself",
         broken=replaced(
-            *_LYING,
+            *LYING,
             Patch(file=PODMAN, old='"no_new_privileges": True', new='"no_new_privileges": False'),
             Patch(
                 file=USERSPACE,
@@ -241,6 +229,18 @@ BARRIER = (
     ),
     Sabotage(
         check_id="mounts",
+        modes=USER,  # firejail makes it anew
+        how="memory of the machine's is mounted",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old='        self.writable("/dev/shm", 0o1777)\n',
+                new='        bind("/dev/shm", self.directory("/dev/shm"), 0)\n',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="mounts",
         modes=USER,  # firejail makes it read-only by itself
         how="the system's programs are writable",
         broken=replaced(
@@ -273,4 +273,4 @@ BARRIER = (
     ),
 )
 
-SABOTAGE: tuple[Sabotage, ...] = (*BARRIER,)
+SABOTAGE: tuple[Sabotage, ...] = (*BARRIER, *INSIDE, *LEFT)

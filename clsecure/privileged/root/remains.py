@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
@@ -218,12 +219,9 @@ def _has_capabilities(name: str) -> bool:
 def _images(entry: Entry) -> Iterator[str]:
     """Give what of the owner's image store is not as it was made: closed, and of an account of its own."""
     store = f"{STATE}/images/{entry['owner']}"
-    if not os.path.lexists(store):
+    if not os.path.lexists(f"{store}/store"):
         return
-    info = os.lstat(f"{store}/store")
-    keeper = info.st_uid
-    if is_of(entry, (keeper,)) or keeper == entry["owner"]:
-        yield f"{store}/store belongs to {keeper}"
+    keeper = json.loads(read_bounded(f"{store}/account.json"))["uid"]
     expected = {f"{STATE}/images": 0, store: 0}
     expected |= dict.fromkeys((f"{store}/store", f"{store}/store/storage"), keeper)
     for kind in ("", "-images", "-layers"):
@@ -235,7 +233,7 @@ def _images(entry: Entry) -> Iterator[str]:
                 # What of a layer is the root of an image.
                 expected |= {f"{place}/diff": keeper for place in places[1:]}
     for path, owner in expected.items():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             info = os.lstat(path)
             loose = not stat.S_ISLNK(info.st_mode) and info.st_mode & 0o022
             if info.st_uid != owner or loose:
