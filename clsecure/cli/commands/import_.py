@@ -37,8 +37,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     installation = require_installation()
     with kept_session(
         options.session, ui=ui, store=Store(), installation=installation, project=project_here()
-    ) as kept:
-        kept, verification = kept.verified()
+    ) as held:
+        kept, verification = held.verified()
         record = kept.record
         if options.anyway:
             _insist(kept, ui)
