@@ -125,7 +125,7 @@ def test_a_process_without_its_first_thread_is_seen_and_one_that_ended_is_not() 
         status = Path(f"/proc/{pid}/status")
         while "\nState:\tZ" not in status.read_text():
             time.sleep(0.01)
-        seen = seen_of(pid, ENTRY, {})
+        seen = seen_of(pid, ENTRY, looking.SPACES, {})
         assert seen is not None
         assert seen["spaces"] == spaces("self")
         assert uids_of(pid) == [str(os.getuid()).encode()] * 4, "it is to be killed, too"
@@ -133,16 +133,16 @@ def test_a_process_without_its_first_thread_is_seen_and_one_that_ended_is_not() 
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert seen_of(child, ENTRY, {}) is None
+    assert seen_of(child, ENTRY, looking.SPACES, {}) is None
     assert uids_of(child) == []
     os.waitpid(child, 0)
-    assert seen_of(child, ENTRY, {}) is None
+    assert seen_of(child, ENTRY, looking.SPACES, {}) is None
 
 
 def test_another_accounts_process_is_not_looked_at() -> None:
-    assert seen_of(os.getpid(), {"uid": os.getuid() + 1}, {}) is None
+    assert seen_of(os.getpid(), {"uid": os.getuid() + 1}, looking.SPACES, {}) is None
     further = {"uid": os.getuid() + 1, "range": max(0, os.getuid() - 10)}
-    assert seen_of(os.getpid(), further, {}) is not None
+    assert seen_of(os.getpid(), further, looking.SPACES, {}) is not None
 
 
 def test_a_look_has_an_end_and_the_next_one_goes_on_there(monkeypatch: pytest.MonkeyPatch) -> None:
