@@ -61,7 +61,7 @@ def network_of(pid: int) -> Message:
         for fields in table(pid, "unix")
         if len(fields) > 7
         and fields[7].startswith("@")
-        # Sockets that pass credentials get a name of the kernel's own (unix(7), autobind): nobody listens there.
+        # Sockets that pass credentials get such a name of the kernel's (unix(7), autobind).
         and (int(fields[3], 16) & SO_ACCEPTCON or not AUTOBIND.match(fields[7]))
     }
     return {
