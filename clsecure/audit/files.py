@@ -7,6 +7,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from clsecure.errors import StateError
 
@@ -27,11 +28,11 @@ def make_directory(path: Path) -> None:
         raise StateError(f"{path} is not a directory of yours", resolution=f"look at it, then: rm {path}")
 
 
-def read(path: Path, *, most: int) -> bytes:
-    """Return what a regular file of the user's holds.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file of the user's for reading.
 
     :raises FileNotFoundError: there is none.
-    :raises StateError: it is something else, somebody else's, or larger than ``most`` bytes.
+    :raises StateError: it is something else, or somebody else's.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -39,10 +40,20 @@ def read(path: Path, *, most: int) -> bytes:
         raise
     except OSError as error:
         raise StateError(f"{path} can't be read", details=error.strerror) from error
-    with os.fdopen(fd, "rb") as file:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise StateError(f"{path} is not a regular file of yours")
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        os.close(fd)
+        raise StateError(f"{path} is not a regular file of yours")
+    return os.fdopen(fd, "rb")
+
+
+def read(path: Path, *, most: int) -> bytes:
+    """Return what a regular file of the user's holds.
+
+    :raises FileNotFoundError: there is none.
+    :raises StateError: it is something else, somebody else's, or larger than ``most`` bytes.
+    """
+    with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise StateError(f"{path} is larger than {most} bytes")

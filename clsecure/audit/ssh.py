@@ -15,7 +15,7 @@ NAMESPACE = "clsecure-record"
 """No signature for another purpose (git, files) passes for one of a record, and the other way round."""
 
 _SECONDS = 60.0
-_GOOD = re.compile(r"signature with \S+ key (SHA256:[A-Za-z0-9+/]{43})")
+_GOOD = re.compile(r"signature (?:for clsecure )?with \S+ key (SHA256:[A-Za-z0-9+/]{43})")
 
 
 def sign(data: bytes, key: Path, environ: Mapping[str, str]) -> tuple[str, bytes]:

@@ -7,9 +7,58 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from clsecure.backends.container.spec import ContainerPlan
 from clsecure.model import IsolationMode, SandboxCommand, SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What is in a network namespace, by the host; each kind bounded.
+
+    :param interfaces: their names.
+    :param routes: names of interfaces that routes lead to.
+    :param ports: on which something listens (TCP), on any address.
+    :param sockets: abstract Unix sockets.
+    """
+
+    interfaces: tuple[str, ...]
+    routes: tuple[str, ...]
+    ports: tuple[int, ...]
+    sockets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileIdentity:
+    """Which file it is, whose, and what it allows (``mode`` of stat(2))."""
+
+    device: int
+    inode: int
+    uid: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramFacts:
+    """The agent's program.
+
+    :param path: of root's kept copy, outside.
+    :param inside: what is in its place in the sandbox; None for nothing.
+    """
+
+    path: Path
+    kept: FileIdentity
+    inside: FileIdentity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerFacts:
+    """What was wanted of an engine, and what it says of the container that it made (inspect)."""
+
+    plan: ContainerPlan
+    inspected: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +75,11 @@ class ProcessFacts:
     :param landlock_abi: what the launcher applied, 0 for none.
     :param seccomp_filter: the launcher's own filter is on.
     :param kernel: release and version of the kernel that the launcher sees (uname(2)).
+    :param network: None where it was not seen.
+    :param port: on which the launcher listens for the gateway.
+    :param program: None where the sandbox has none of its own.
+    :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
+    :param container: None in the other modes.
     """
 
     pid: int
@@ -38,6 +92,11 @@ class ProcessFacts:
     landlock_abi: int
     seccomp_filter: bool
     kernel: str = ""
+    network: NetworkFacts | None = None
+    port: int | None = None
+    program: ProgramFacts | None = None
+    packet_filter: str | None = None
+    container: ContainerFacts | None = None
 
 
 class Place(StrEnum):

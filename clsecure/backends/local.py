@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.api import Capabilities, RunningFacts
+from clsecure.backends.api import Capabilities, ContainerFacts, RunningFacts
 from clsecure.backends.lending import lent
 from clsecure.backends.reports import process_facts, running_facts, sandbox_end
 from clsecure.backends.streams import Streams
@@ -30,7 +30,13 @@ class LocalSandbox:
     """A sandbox whose launcher waits at the barrier, or runs the command."""
 
     def __init__(
-        self, connection: HelperConnection, report: dict[str, Any], fds: list[int], *, plain: bool
+        self,
+        connection: HelperConnection,
+        report: dict[str, Any],
+        fds: list[int],
+        *,
+        plain: bool,
+        container: ContainerFacts | None = None,
     ) -> None:
         launcher = report["report"]
         self._connection = connection
@@ -39,7 +45,7 @@ class LocalSandbox:
         self.looked: Callable[[RunningFacts], None] | None = None
         """Gets what the helper sees of the running sandbox, from :meth:`receive`: soon, then now and then."""
         self.enforced: Mapping[str, str] = report["enforced"]
-        self.facts = process_facts(report["facts"], launcher)
+        self.facts = process_facts(report["facts"], launcher, container)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
         self.port: int | None = launcher["port"]
@@ -157,6 +163,7 @@ class LocalBackend:
     def __init__(self, mode: IsolationMode, connection: HelperConnection) -> None:
         self.mode = mode
         self._connection = connection
+        self._container: ContainerFacts | None = None  # of the sandbox that comes up
 
     @contextmanager
     def open(
@@ -244,7 +251,9 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        sandbox = LocalSandbox(self._connection, report, received, plain=spec.is_gvisor)
+        sandbox = LocalSandbox(
+            self._connection, report, received, plain=spec.is_gvisor, container=self._container
+        )
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
         if lacking:
             sandbox.close()

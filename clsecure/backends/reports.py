@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from clsecure.backends.api import Place, ProcessFacts, RunningFacts, RunningKind
+from clsecure.backends.api import (
+    ContainerFacts,
+    FileIdentity,
+    NetworkFacts,
+    Place,
+    ProcessFacts,
+    ProgramFacts,
+    RunningFacts,
+    RunningKind,
+)
 from clsecure.privileged.client import SandboxEnd
 
 
-def process_facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:
-    """Return what was seen at the barrier; ``launcher`` is that one's own report."""
+def process_facts(
+    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None
+) -> ProcessFacts:
+    """Return what was seen at the barrier.
+
+    :param launcher: that one's own report.
+    :param container: what its engine said.
+    """
     return ProcessFacts(
         pid=facts["pid"],
         status=facts["status"],
@@ -21,7 +37,19 @@ def process_facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFac
         kernel=launcher["kernel"],
         landlock_abi=launcher["landlock"],
         seccomp_filter=launcher["seccomp"],
+        network=NetworkFacts(**{name: tuple(found) for name, found in facts["network"].items()}),
+        port=launcher["port"],
+        program=_program(facts["program"]),
+        packet_filter=facts["filter"],
+        container=container,
     )
+
+
+def _program(said: dict[str, Any] | None) -> ProgramFacts | None:
+    if said is None:
+        return None
+    inside = FileIdentity(**said["inside"]) if said["inside"] else None
+    return ProgramFacts(path=Path(said["path"]), kept=FileIdentity(**said["kept"]), inside=inside)
 
 
 def running_facts(reply: dict[str, Any]) -> RunningFacts:

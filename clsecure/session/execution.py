@@ -69,12 +69,8 @@ class Execution:
             with clock.phase("verify_start"), ui.phase("trying a sandbox"):
                 self._verifier.start_apart(self._spec)
 
-        def both() -> None:
-            meanwhile()
-            self._verifier.prepare()
-
         with clock.phase("start"), ui.phase("building the sandbox"):
-            opened = backend.open(self._spec, meanwhile=both)
+            opened = backend.open(self._spec, meanwhile=meanwhile)
             sandbox = opened.__enter__()
         try:
             with clock.phase("verify_start"):

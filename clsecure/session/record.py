@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsecure import logs
 from clsecure.audit import files
-from clsecure.chain import ChainReport, verify
+from clsecure.audit.records import is_id
 from clsecure.errors import ClsecureError, SessionNotFoundError, StateError
 from clsecure.model import SandboxSpec, Verification
 from clsecure.session import recorded
-from clsecure.session.host_facts import HostFacts
+from clsecure.session.host_facts import host_facts
+from clsecure.session.keeping import RecordOptions, keep, leave_note, load_signing
 from clsecure.session.recorded import Json
 from clsecure.session.result import RecordResult, SessionResult
 from clsecure.session.store import SessionDirectory, SessionRecord
 
 if TYPE_CHECKING:
-    from clsecure.audit.envelope import Sealed
     from clsecure.session.context import Context
     from clsecure.session.finish import Finished
 
@@ -33,22 +31,6 @@ log = logs.get("record")
 
 _MOST = 4 << 20
 _LOAD_AFTER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordOptions:
-    """How records are made, as the user decided.
-
-    :param state: the state directory.
-    :param ssh_key: the user's key that signs as well.
-    :param notes: an import leaves a git note.
-    :param environ: the user's environment, for the way to their SSH agent.
-    """
-
-    state: Path
-    ssh_key: Path | None = None
-    notes: bool = False
-    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class Recorder:
@@ -63,9 +45,10 @@ class Recorder:
             notes=plan.record_notes,
             environ=around.environ,
         )
-        self._host: HostFacts | None = None
+        self._host: dict[str, object] | None = None
+        self._spec: SandboxSpec | None = None
         self._said: dict[str, Any] = {}
-        self._loading = threading.Timer(_LOAD_AFTER_S, _load_signing)
+        self._loading = threading.Timer(_LOAD_AFTER_S, self._look_ahead)
 
     def begin(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
         """Write down what is going to run, for the record of a run that is killed.
@@ -73,16 +56,30 @@ class Recorder:
         :raises StateError: that is not possible.
         """
         context = self._context
-        self._host = HostFacts(spec.mode, spec.container)
+        self._close_earlier(record)
+        self._spec = spec
         self._said = {
             **_session(record, context.place, resumed=resumed),
             "plan": recorded.said(recorded.plan_of(context.plan)),
             "sandbox": recorded.said(recorded.sandbox_of(spec)),
         }
         files.write(context.place.run_file, json.dumps(self._said).encode("ascii"))
-        # What signs takes as long to import as a sandbox to start: done while the agent works.
+        # Takes as long as a sandbox to start: done while the agent works.
         self._loading.daemon = True
         self._loading.start()
+
+    def _look_ahead(self) -> None:
+        load_signing()
+        assert self._spec is not None  # noqa: S101  # begun
+        self._host = host_facts(self._spec.mode, self._spec.container)
+
+    def _close_earlier(self, record: SessionRecord) -> None:
+        """Sign what is known of a run in the same place that was killed, before this one writes over it."""
+        place = self._context.place
+        begun = _begun(place)
+        if begun is not None and begun["session"]["id"] != record.session_id:
+            earlier = replace(record, session_id=begun["session"]["id"], exit_code=None)
+            record_late(place, earlier, self._options, finished=None, warn=self._context.warn)
 
     def conclude(
         self, result: SessionResult, record: SessionRecord, finished: Finished, verification: Verification
@@ -95,7 +92,14 @@ class Recorder:
         self._loading.cancel()
         try:
             with context.clock.phase("record"):
+                if self._loading.is_alive():
+                    self._loading.join()
+                if self._host is None:
+                    self._look_ahead()
                 made = self._conclude(result, record, finished, verification)
+                if finished.imported is not None:
+                    git_dir = context.repository.git_dir
+                    leave_note(git_dir, finished.imported, made, self._options, context.warn)
         except (ClsecureError, OSError) as error:
             made = None
             words = error.brief if isinstance(error, ClsecureError) else str(error)
@@ -111,20 +115,21 @@ class Recorder:
     def _conclude(
         self, result: SessionResult, record: SessionRecord, finished: Finished, verification: Verification
     ) -> RecordResult:
+        failed_before = result.verification.failed_before if result.verification else ()
         said = {
             **self._said,
-            "host": recorded.said(self._host.collect() if self._host else {}),
+            "host": recorded.said(self._host),
             "complete": True,
             "setup": recorded.said([asdict(step) for step in result.setup]),
             "limits": recorded.said({name: asdict(limit) for name, limit in result.limits.items()}),
             "network": recorded.said(result.egress),
-            "verification": recorded.said(recorded.verification_of(verification)),
+            "verification": recorded.said(recorded.verification_of(verification, failed_before)),
             "timings": {"duration_s": result.duration_s, "phases": result.phases},
             "warnings": recorded.said(list(result.warnings)),
         }
-        _add_end(said, record, finished, "")
+        _add_end(said, record, finished, refused=bool(verification.failed or failed_before))
         subject = recorded.subject_of(record.session_id, record, finished.imported, finished.seen)
-        return _keep(said, subject, self._context.place, record, self._options, self._context.warn)
+        return keep(said, subject, self._context.place, self._options, self._context.warn)
 
 
 def record_late(
@@ -133,7 +138,9 @@ def record_late(
     options: RecordOptions,
     *,
     finished: Finished | None,
+    git_dir: Path | None = None,
     import_anyway: bool = False,
+    verification: Verification | None = None,
     warn: Callable[[str], None],
 ) -> RecordResult | None:
     """Write down what became of a session after its run: its later import, or its removal.
@@ -141,23 +148,30 @@ def record_late(
     Stands on the signed record of the run; where the run was killed before there was one, on what was written
     down when its agent began. The caller holds the session.
 
-    :param finished: what became of the work; None when the session is removed. Then there is a new record
-        only where there was none.
+    :param finished: what became of the work; None when the session is removed or goes on with another run.
+        Then there is a new record only where there was none.
+    :param git_dir: the user's repository, for the note of an import.
     :param import_anyway: the user took the work home although a check had failed.
+    :param verification: the checks that the run itself did not come to; None where it did.
     """
     try:
         known, subject = _known(place, record, options, warn)
         if finished is None and "decisions" in known:
             return None
-        _add_end(known, record, finished, "remove")
-        checks = known.setdefault("verification", {"checks": [], "failed": 0, "import_anyway": False})
+        _add_end(known, record, finished)
+        if verification is not None:
+            known["verification"] = recorded.said(recorded.verification_of(verification))
+        checks = known.setdefault("verification", recorded.verification_of(Verification()))
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported
         if imported is not None or not subject:
             seen = finished.seen if finished else None
             fresh = recorded.subject_of(record.session_id, record, imported, seen)
             subject = [unit for unit in subject if "gitCommit" in unit["digest"]] + fresh
-        return _keep(known, subject, place, record, options, warn)
+        made = keep(known, subject, place, options, warn)
+        if imported is not None and git_dir is not None:
+            leave_note(git_dir, imported, made, options, warn)
+        return made
     except (ClsecureError, OSError) as error:
         words = error.brief if isinstance(error, ClsecureError) else str(error)
         warn(f"the record of this session could not be written: {words}")
@@ -180,11 +194,19 @@ def _known(
         pass
     except ClsecureError as error:
         warn(f"the earlier record of this session does not hold ({error.brief}); nothing is taken from it")
+    begun = _begun(place)
+    if begun is not None and begun["session"]["id"] == record.session_id:
+        return {**begun, "complete": False}, []
+    return {**_session(record, place, resumed=False), "complete": False}, []
+
+
+def _begun(place: SessionDirectory) -> dict[str, Any] | None:
+    """Return what was written down when the agent of a run began that has no record yet."""
     with suppress(FileNotFoundError, StateError, ValueError, RecursionError):
         begun = json.loads(files.read(place.run_file, most=_MOST))
-        if isinstance(begun, dict) and begun.get("session", {}).get("id") == record.session_id:
-            return {**begun, "complete": False}, []
-    return {**_session(record, place, resumed=False), "complete": False}, []
+        if isinstance(begun, dict) and is_id(str(begun.get("session", {}).get("id"))):
+            return begun
+    return None
 
 
 def _session(record: SessionRecord, place: SessionDirectory, *, resumed: bool) -> dict[str, Any]:
@@ -205,12 +227,17 @@ def _session(record: SessionRecord, place: SessionDirectory, *, resumed: bool) -
     return {"session": recorded.said(session)}
 
 
-def _add_end(said: dict[str, Any], record: SessionRecord, finished: Finished | None, otherwise: str) -> None:
-    """Add what was decided, and what the work was."""
-    decision: Json = {"at": recorded.stamp(time.time()), "action": otherwise, "kept": False}
+def _add_end(
+    said: dict[str, Any], record: SessionRecord, finished: Finished | None, *, refused: bool = False
+) -> None:
+    """Add what was decided, and what the work was.
+
+    :param refused: nothing was decided: a check had failed.
+    """
+    decision: Json = {"at": recorded.stamp(time.time()), "action": "none", "kept": False}
     if finished is not None:
         action = "discard" if finished.discarded else "keep" if finished.imported is None else "import"
-        decision |= {"action": action, "kept": finished.kept}
+        decision |= {"action": "refuse" if refused else action, "kept": finished.kept}
         if finished.imported is not None:
             decision |= {"branch": finished.imported.branch, "tip": finished.imported.tip}
         if finished.seen is not None:
@@ -219,74 +246,3 @@ def _add_end(said: dict[str, Any], record: SessionRecord, finished: Finished | N
     said["exit_code"] = record.exit_code
     said["decisions"] = [*said.get("decisions", []), recorded.said(decision)]
     said["timeline"] = [*said.get("timeline", []), *recorded.timeline()][-recorded.MAX_EVENTS :]
-
-
-def _keep(
-    said: dict[str, Any],
-    subject: list[Any],
-    place: SessionDirectory,
-    record: SessionRecord,
-    options: RecordOptions,
-    warn: Callable[[str], None],
-) -> RecordResult:
-    """Sign it, write it, and leave the note that was asked for."""
-    from clsecure.audit import envelope
-    from clsecure.audit.keys import KeyPair
-    from clsecure.audit.records import Records
-
-    said["event_log"] = _event_log(place, warn)
-    sealed = envelope.seal(envelope.statement(subject, said), KeyPair(options.state).signer())
-    if options.ssh_key is not None:
-        _sign_by_ssh(sealed, options, warn)
-    path = Records(options.state).write(record.session_id, sealed)
-    data = envelope.to_bytes(sealed.envelope)
-    made = RecordResult(path=str(path), sha256=hashlib.sha256(data).hexdigest(), keyids=sealed.keyids)
-    log.info("record_written", path=made.path, sha256=made.sha256)
-    place.run_file.unlink(missing_ok=True)
-    return made
-
-
-def _sign_by_ssh(sealed: Sealed, options: RecordOptions, warn: Callable[[str], None]) -> None:
-    """Have the user's key sign as well; without it the record still has the signature of our own."""
-    from clsecure.audit import envelope, ssh
-
-    assert options.ssh_key is not None  # noqa: S101  # the caller's word
-    try:
-        keyid, signature = ssh.sign(sealed.envelope.pae(), options.ssh_key, options.environ)
-        envelope.add_signature(sealed, keyid, signature)
-    except ClsecureError as error:
-        warn(f"your SSH key did not sign the record: {error.brief} ({options.ssh_key})")
-
-
-def _event_log(place: SessionDirectory, warn: Callable[[str], None]) -> Json:
-    report = look_at_events(place.events)
-    if report is None:
-        warn("the log of events is gone: the record can't bind it")
-        return {"lines": 0, "sha256": None, "broken": None, "torn": []}
-    if report.broken is not None:
-        warn(f"the log of events was changed: line {report.broken}: {report.why}")
-    return {
-        "lines": report.head.lines,
-        "sha256": report.head.sha256,
-        "broken": report.broken,
-        "torn": list(report.torn[: recorded.MAX_ITEMS]),
-    }
-
-
-def look_at_events(path: Path) -> ChainReport | None:
-    """Look through a session's log of events; None when it is not there."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(fd, "rb") as file:
-        return verify(file)
-
-
-def _load_signing() -> None:
-    import sqlite3  # noqa: F401
-
-    import securesystemslib.dsse  # noqa: F401
-
-    import clsecure.audit.keys
-    import clsecure.audit.records  # noqa: F401

@@ -125,6 +125,8 @@ class SessionRunner:
                     container=container,
                 )
             context.ui.use_tag(plan.tag)
+            verifier = stack.enter_context(self._verifier(backend))
+            verifier.prepare()
             copy = PrivateCopy(context, backend, spec)
             self.workspace = workspace = copy.ready()
             agents_spec = replace(
@@ -142,7 +144,6 @@ class SessionRunner:
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
             execution, recorder = None, Recorder(context)
-            verifier = stack.enter_context(self._verifier(backend))
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -365,7 +366,9 @@ class SessionRunner:
 
     def _verifier(self, backend: LocalBackend) -> AbstractContextManager[Verifier]:
         context, around = self.context, self.context.around
-        place = Place(home=around.home, state=around.store.root, environ=around.environ)
+        place = Place(
+            home=around.home, state=around.store.root, environ=around.environ, session=context.plan.session
+        )
         return contextlib.closing(Verifier(backend, context.connection, around.installation, place))
 
     def _verify(

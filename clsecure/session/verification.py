@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from clsecure import logs
@@ -24,9 +25,13 @@ from clsecure.model import (
     Verification,
 )
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.boxes import verifiable
 from clsecure.session.checks import Checks
 from clsecure.session.info import Wanted, own_account
+from clsecure.session.own_checks import find_own_checks, run_own_checks
 from clsecure.session.probing import Control, control, probing, try_inside
+from clsecure.session.store import SessionRecord
+from clsecure.settings.sources import settings_directory
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.changes import differences
 from clsecure.verify.checks import require
@@ -37,11 +42,12 @@ from clsecure.verify.leftovers import check_leftovers
 from clsecure.verify.probe import Probe
 from clsecure.verify.running import check_running
 from clsecure.verify.tried import Tried
-from clsecure.verify.userside import UserSide, check_user_side
+from clsecure.verify.userside import UserSide, check_user_side, look
+from clsecure.workspace.repository import Repository
 
 log = logs.get("verification")
 
-_AT_START, _AT_END = 0.1, 0.25
+_PATIENCE = 0.1
 """Seconds that connections outside may take which nobody answers: all that is known of them is that."""
 
 
@@ -50,11 +56,13 @@ class Place:
     """What of the user's the probe is to try for.
 
     :param state: a directory of the user's own.
+    :param session: the session's name, for checks of the user's own.
     """
 
     home: Path
     state: Path
     environ: Mapping[str, str]
+    session: str = ""
 
 
 class Verifier:
@@ -62,6 +70,7 @@ class Verifier:
 
     :param backend: builds its sandboxes.
     :param place: what of the user's the probe is to try for.
+    :raises UsageError: a check of the user's own can't be run.
     """
 
     def __init__(
@@ -73,20 +82,23 @@ class Verifier:
     ) -> None:
         self._backend, self._connection, self._place = backend, connection, place
         self._probe = installation.inside
+        self._own = find_own_checks(settings_directory(place.environ, place.home))
         self._out = contextlib.ExitStack()
-        self._control: tuple[Bait, Control] | None = None
+        self._beside = ThreadPoolExecutor(1)
+        self._control: Future[tuple[Bait, Control]] | None = None
         self._before: Tried | None = None
         self.found = Checks()
 
     def close(self) -> None:
         """Take away what is put out for the probe."""
+        self._beside.shutdown()
         self._out.close()
 
     # ------------------------------------------------------------ before the agent
 
     def prepare(self) -> None:
-        """Put out what the probe is to try for, and let it try outside; while the sandbox comes up."""
-        self._put_out(_AT_START)
+        """Begin to put out what the probe is to try for, and to let it try outside, beside all else."""
+        self._control = self._beside.submit(self._put_out)
 
     def start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
         """Check the very sandbox that waits for its command; return what was found.
@@ -105,7 +117,7 @@ class Verifier:
 
         :raises VerificationError: one does not hold; nothing may start.
         """
-        with self._backend.open(_fresh(spec), meanwhile=self.prepare) as sandbox:
+        with self._backend.open(_fresh(spec)) as sandbox:
             self._inside_at_start(sandbox, spec)
 
     def _inside_at_start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
@@ -127,6 +139,7 @@ class Verifier:
 
         :param user_side: looks at that; it takes its time, so beside the rest.
         """
+        self.prepare()
         with ThreadPoolExecutor(1) as beside:
             looking = beside.submit(user_side) if user_side else None
             self._fresh_at_end(_fresh(spec))
@@ -136,7 +149,7 @@ class Verifier:
                 self._take(check_user_side(looking.result(), spec))
 
     def _fresh_at_end(self, fresh: SandboxSpec) -> None:
-        with self._backend.open(fresh, meanwhile=lambda: self._put_out(_AT_END)) as sandbox:
+        with self._backend.open(fresh) as sandbox:
             results = check_barrier(sandbox.facts, fresh, Phase.END)
             self._take(results)
             # Nothing is tried in a sandbox that is not what it should be.
@@ -145,7 +158,7 @@ class Verifier:
 
     def _inside_at_end(self, sandbox: LocalSandbox, spec: SandboxSpec) -> None:
         try:
-            tried = self._try(sandbox, spec, then=lambda probe: self._take(check_fresh(probe, spec)))
+            tried = self._try(sandbox, spec, then=lambda probe: self._ask_further(probe, spec))
         except VerificationError as error:
             self._take([unanswered(error, Phase.END)])
             return
@@ -153,18 +166,22 @@ class Verifier:
         if self._before is not None:
             self._take([differences(self._before, tried.inside, port=tried.port)])
 
+    def _ask_further(self, probe: Probe, spec: SandboxSpec) -> None:
+        self._take(check_fresh(probe, spec))
+        self._take(run_own_checks(self._own, probe, spec, session=self._place.session, phase=Phase.END))
+
     # ------------------------------------------------------------ both
 
-    def _put_out(self, patience: float) -> None:
+    def _put_out(self) -> tuple[Bait, Control]:
         self._out.close()
         bait = self._out.enter_context(put_out(self._place.home, self._place.state, self._place.environ))
-        self._control = bait, control(self._probe, bait, patience=patience)
+        return bait, control(self._probe, bait, patience=_PATIENCE)
 
     def _try(
         self, sandbox: LocalSandbox, spec: SandboxSpec, then: Callable[[Probe], None] = lambda _: None
     ) -> Tried:
         assert self._control is not None  # noqa: S101  # put out before
-        bait, outside = self._control
+        bait, outside = self._control.result()
         try:
             with probing(sandbox, spec, self._probe) as probe:
                 tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
@@ -192,6 +209,18 @@ def _fresh(spec: SandboxSpec) -> SandboxSpec:
     return replace(spec, terminal=None, docker=DockerAccess.NONE, workspace=None, gateway_token=None)
 
 
+def verify_session(
+    record: SessionRecord, repository: Repository, verifier: Verifier, spec: SandboxSpec
+) -> Verification:
+    """Look at a session that has ended: a fresh sandbox of its kind, what it left, and the user's side.
+
+    :param spec: as the session is recorded; see :func:`.boxes.verifiable`.
+    """
+    with verifiable(record, spec) as whole:
+        verifier.end(whole, partial(look, repository, Path.home(), whole, record.user_state))
+    return verifier.found.verification
+
+
 def verify_mode(
     wanted: Wanted, connection: HelperConnection, *, installation: Installation, place: Place
 ) -> Verification:
@@ -209,9 +238,10 @@ def verify_mode(
         backend = backend_for(wanted.mode, connection, wanted.container)
         verifier = stack.enter_context(contextlib.closing(Verifier(backend, connection, installation, place)))
         with contextlib.suppress(VerificationError):
+            verifier.prepare()
             if spec.is_gvisor:
                 verifier.start_apart(spec)
-            with backend.open(spec, meanwhile=verifier.prepare) as sandbox:
+            with backend.open(spec) as sandbox:
                 verifier.start(sandbox, spec)
         verifier.end(spec)
         return verifier.found.verification

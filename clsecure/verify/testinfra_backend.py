@@ -16,7 +16,7 @@ _LATE = 124
 """What timeout(1) ends with."""
 
 
-class ProbeBackend(BaseBackend):
+class ProbeBackend(BaseBackend):  # type: ignore[misc]  # it has no types of its own
     """Runs what testinfra's modules ask for, in the sandbox and as the worker."""
 
     NAME = "clsecure"

@@ -8,7 +8,14 @@ import os
 import select
 import signal
 
-from clsecure.privileged.root.kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, drop_bounding_set, prctl
+from clsecure.privileged.root.kernel import (
+    CLONE_NEWNET,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    call,
+    drop_bounding_set,
+    prctl,
+)
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.registry import RANGE
 
@@ -17,15 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from clsecure.privileged.root.messages import Entry, Message
+    from clsecure.privileged.root.messages import Entry
 
+WORDS_LIMIT = 32 * 1024
 INHERITED_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 
 
-def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
+def tool(*argv: str, timeout: float = 60, worker: Entry | None = None, network: int = -1) -> str:
     """Run a program of the machine to its end, as root, or as the worker (rm and chmod of its own home).
 
     A failure of root's is raised with its words; how the worker's ended is seen by what it left.
+
+    :param network: a network namespace to run it in.
+    :returns: what root's said, bounded.
     """
     words = os.memfd_create("words") if worker is None else os.open("/dev/null", os.O_WRONLY)
     null = os.open("/dev/null", os.O_RDONLY)
@@ -35,6 +46,8 @@ def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
             os.dup2(fd, target)
 
         def execute() -> None:
+            if network >= 0:
+                call("setns", network, CLONE_NEWNET)
             if worker is not None:
                 become(worker, empty_bounding_set=True)
                 prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -47,10 +60,13 @@ def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
     _, status = os.waitpid(pid, 0)
     os.close(pidfd)
     with open(null), open(words, "rb", buffering=0) as output:
-        if worker is None and status != 0:
-            output.seek(0)
-            said = output.read(500).decode("utf-8", "replace").strip()
-            raise Refused(f"{os.path.basename(argv[0])} failed: {said or 'not done in time'}")
+        if worker is not None:
+            return ""
+        output.seek(0)
+        said = output.read(WORDS_LIMIT).decode("utf-8", "replace").strip()
+        if status != 0:
+            raise Refused(f"{os.path.basename(argv[0])} failed: {said[:500] or 'not done in time'}")
+        return said
 
 
 def run_and_exit(action: Callable[[], object]) -> NoReturn:
@@ -108,27 +124,6 @@ def exit_code(status: int) -> int:
     """Return a wait status in the shell's way: 128+N for signal N."""
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
-
-
-def facts_of(pid: int) -> Message:
-    """Return what /proc says of a process; the caller, who may not look, decides on it."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mountinfo = [line.rstrip("\n") for line in file]
-    descriptors = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            descriptors[name] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return {
-        "pid": pid,
-        "status": status,
-        "namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")},
-        "host_namespaces": {n: os.readlink(f"/proc/self/ns/{n}") for n in os.listdir("/proc/self/ns")},
-        "mountinfo": mountinfo,
-        "descriptors": descriptors,
-        "executable": os.readlink(f"/proc/{pid}/exe"),
-    }
 
 
 def keep_only(*fds: int) -> None:

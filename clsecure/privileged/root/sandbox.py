@@ -13,6 +13,7 @@ from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel, peer_uid
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
+from clsecure.privileged.root.facts import facts_of, filter_of, network_of, program_of
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -25,7 +26,7 @@ from clsecure.privileged.root.limits import (
 from clsecure.privileged.root.looking import Looking
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
-from clsecure.privileged.root.processes import Stage, facts_of, is_of, processes_of, uids_of
+from clsecure.privileged.root.processes import Stage, is_of, processes_of, uids_of
 from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
 from clsecure.privileged.root.state import (
@@ -226,10 +227,14 @@ class Sandbox:
         with contextlib.suppress(OSError):
             self.main_pidfd = os.pidfd_open(pid)
             if is_of(self.entry, uids_of(pid)):
-                self.main, enforced = facts_of(pid), self._enforced(pid)
+                self.main, enforced = self._facts(pid), self._enforced(pid)
                 if not select.select([self.main_pidfd], [], [], 0)[0]:
                     return enforced
         raise Refused("the launcher has ended")
+
+    def _facts(self, pid: int) -> Message:
+        found = {**facts_of(pid), "network": network_of(pid), "program": program_of(pid, self.request.agent)}
+        return found | {"filter": None if self.request.network is None else filter_of(pid)}
 
     def _connected(self, awaited: Callable[[], bool]) -> bool:
         """Wait for the launcher in the container: the first process of the worker's that connects."""
