@@ -142,6 +142,7 @@ def record_late(
     finished: Finished | None,
     git_dir: Path | None = None,
     import_anyway: bool = False,
+    verification: Verification | None = None,
     warn: Callable[[str], None],
 ) -> RecordResult | None:
     """Write down what became of a session after its run: its later import, or its removal.
@@ -153,12 +154,15 @@ def record_late(
         Then there is a new record only where there was none.
     :param git_dir: the user's repository, for the note of an import.
     :param import_anyway: the user took the work home although a check had failed.
+    :param verification: the checks that the run itself did not come to; None where it did.
     """
     try:
         known, subject = _known(place, record, options, warn)
         if finished is None and "decisions" in known:
             return None
         _add_end(known, record, finished)
+        if verification is not None:
+            known["verification"] = recorded.said(recorded.verification_of(verification))
         checks = known.setdefault("verification", recorded.verification_of(Verification()))
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported

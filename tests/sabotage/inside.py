@@ -14,11 +14,10 @@ from pathlib import Path
 from tests.support.person import Person
 from tests.support.sabotage import (
     EVERY,
+    FACTS,
     LAUNCHER,
     LOCAL,
     MODES,
-    NAMESPACE,
-    PROCESSES,
     RAISABLE,
     SANDBOX,
     USER,
@@ -29,6 +28,7 @@ from tests.support.sabotage import (
     replaced,
 )
 
+_TEMPORARY = "it lies there"
 _ALSO_HOMES = "a home that is seen is one more in /home"
 
 
@@ -55,7 +55,7 @@ def beside_probe(*lines: str) -> Patch:
 def unseen(target: str) -> Patch:
     """Have the helper leave the mounts out whose line holds a word."""
     return Patch(
-        file=PROCESSES,
+        file=FACTS,
         old='mountinfo = [line.rstrip("\\n") for line in file]',
         new=f'mountinfo = [line.rstrip("\\n") for line in file if {target!r} not in line]',
     )
@@ -67,21 +67,25 @@ def without_call(*numbers: str) -> tuple[Patch, ...]:
 
 
 _OWN_PROC = '        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)\n'
-_OWN_NETWORK = Patch(
-    file=PROCESSES,
-    old='"namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")},',
-    new='"namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")}'
-    ' | {"net": "net:[1]"},',
-)
 _SHARED_NETWORK = replaced(
-    Patch(file=MODES, old="own_network = CLONE_NEWNET", new="own_network = 0"), _OWN_NETWORK
+    Patch(file=MODES, old="own_network = CLONE_NEWNET", new="own_network = 0"),
+    Patch(
+        file=FACTS,
+        old='for n in os.listdir(f"/proc/{pid}/ns")},',
+        new='for n in os.listdir(f"/proc/{pid}/ns")} | {"net": "net:[1]"},',
+    ),
+    Patch(
+        file=SANDBOX,
+        old='"network": network_of(pid),',
+        new='"network": {"interfaces": ["lo"], "routes": [], "ports": [], "sockets": []},',
+    ),
 )
 _OF_NETWORK = dict.fromkeys(
-    ("loopback", "own-address", "no-route", "no-port", "gateway-port", "ipv6", "metadata", "resolvers"),
+    ("loopback", "own-address", "no-route", "no-port", "ipv6", "metadata", "resolvers", "inside-unchanged"),
     "there is one network, and all of it is the machine's: this one, where the machine has it",
 )
 
-AGENT = Path("/var/tmp/clsecure-sabotage-agent")
+AGENT = Path("/run/clsecure-sabotage-agent")
 
 
 @contextlib.contextmanager
@@ -96,7 +100,6 @@ def with_keys(scene: Scene) -> Iterator[Person]:
             scene.environ["SSH_AUTH_SOCK"] = str(AGENT)
             broken = replaced(
                 in_view(
-                    f'self.directory("{AGENT.parent}", 0o1777)',
                     f"""write_file(self.at("{AGENT}"), b"")""",
                     f"""bind("{AGENT}", self.at("{AGENT}"), 0)""",
                 ),
@@ -120,9 +123,9 @@ def with_resolver(scene: Scene) -> Iterator[Person]:
             '    first.write("0")',
         ),
         beside_probe(
+            "answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+            'answers.bind(("127.0.0.1", 53))',
             "if os.fork() == 0:",
-            "    answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
-            '    answers.bind(("127.0.0.1", 53))',
             "    while True:",
             "        answers.sendto(*answers.recvfrom(512))",
         ),
@@ -135,7 +138,7 @@ def with_resolver(scene: Scene) -> Iterator[Person]:
 INSIDE = (
     Sabotage(
         check_id="canary-home",
-        modes=LOCAL,
+        modes=USER,
         how="the view holds a file of the user's home",
         broken=replaced(
             in_view(
@@ -148,7 +151,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="canary-state",
-        modes=LOCAL,
+        modes=USER,
         how="the view holds a file of the user's state",
         broken=replaced(
             in_view(
@@ -173,16 +176,17 @@ INSIDE = (
                 '    write_file(self.at(bait), b"bait", 0o644)',
             )
         ),
+        also={"temporary-empty": _TEMPORARY},
     ),
     Sabotage(
         check_id="root-files",
-        modes=LOCAL,
+        modes=USER,
         how="root's home is open, and holds something",
         broken=replaced(in_view("""write_file(f"{self.directory('/root')}/letter", b"")""")),
     ),
     Sabotage(
         check_id="other-homes",
-        modes=LOCAL,
+        modes=USER,
         how="/home holds another home, an empty one",
         broken=replaced(in_view('self.directory("/home/somebody")')),
     ),
@@ -199,11 +203,15 @@ INSIDE = (
             ),
             Patch(file=LAUNCHER, old='("/", EXECUTE | READ_FILE | READ_DIR)', new='("/", FS_ALL)'),
             Patch(
-                file=PROCESSES,
+                file=FACTS,
                 old='mountinfo = [line.rstrip("\\n") for line in file]',
                 new='mountinfo = [line.rstrip("\\n").replace(" / / rw,", " / / ro,") for line in file]',
             ),
         ),
+        also={
+            "root-options": "it is not read-only",
+            "system-modes": "everybody may write to it",
+        },
     ),
     Sabotage(
         check_id="inherited-descriptors",
@@ -222,13 +230,15 @@ INSIDE = (
         modes=USER,
         how="the network is the machine's, and the helper says that it is not",
         broken=_SHARED_NETWORK,
+        options=("--no-network",),
         perhaps=_OF_NETWORK,
     ),
     Sabotage(
         check_id="own-address",
-        modes=NAMESPACE,
+        modes=USER,
         how="the network is the machine's, and the helper says that it is not",
         broken=_SHARED_NETWORK,
+        options=("--no-network",),
         perhaps=_OF_NETWORK,
     ),
     Sabotage(
@@ -245,6 +255,7 @@ INSIDE = (
             ),
             unseen("/tmp/clsecure-info-"),
         ),
+        also={"temporary-empty": _TEMPORARY},
     ),
     Sabotage(
         check_id="service-sockets",
@@ -265,7 +276,7 @@ INSIDE = (
         broken=replaced(
             *RAISABLE,
             Patch(
-                file=PROCESSES,
+                file=FACTS,
                 old='        "status": status,',
                 new='        "status": status | {"NoNewPrivs": "1"},',
             ),
@@ -273,7 +284,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="no-route",
-        modes=LOCAL,
+        modes=USER,
         how="there is an address to send packets to",
         broken=replaced(
             in_network(
@@ -284,7 +295,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="ipv6",
-        modes=LOCAL,
+        modes=USER,
         how="there is an IPv6 address",
         broken=replaced(
             in_network(
@@ -297,7 +308,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="metadata",
-        modes=LOCAL,
+        modes=USER,
         how="there is a way to the address where clouds tell secrets",
         broken=replaced(
             in_network(
@@ -315,7 +326,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="gateway-port",
-        modes=LOCAL,
+        modes=USER,
         how="something listens beside the gateway",
         broken=replaced(beside_probe('self.port = socket.create_server(("127.0.0.1", 4444))')),
     ),
@@ -382,7 +393,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="terminal-injection",
-        modes=LOCAL,
+        modes=USER,
         how="TIOCSTI is not filtered",
         broken=replaced(Patch(file=LAUNCHER, old="TIOCLINUX = 0x5412,", new="TIOCLINUX = 0x5499,")),
     ),
@@ -402,7 +413,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="limit-files",
-        modes=LOCAL,
+        modes=USER,
         how="open files are not limited, and the helper says that they are",
         broken=replaced(
             Patch(file=MODES, old="        limit_open_files(self.request.limits)\n", new=""),
@@ -419,16 +430,11 @@ INSIDE = (
         modes=LOCAL,
         how="core dumps are written",
         broken=replaced(
-            after(
-                MODES,
-                "        limit_open_files(self.request.limits)\n",
-                "        import resource",
-                "        resource.setrlimit(resource.RLIMIT_CORE, (9, 9))",
-            ),
             Patch(
                 file=LAUNCHER,
                 old="os.closerange(3, 1024)\n    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
-                new="os.closerange(3, 1024)",
+                new="os.closerange(3, 1024)\n    resource.setrlimit("
+                "resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)",
             ),
         ),
     ),
@@ -441,8 +447,38 @@ INSIDE = (
         ),
     ),
     Sabotage(
-        check_id="inside-unchanged",
+        check_id="root-options",
+        modes=USER,
+        how="the root may hold devices",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old="MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV",
+                new="MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID",
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="system-modes",
+        modes=USER,
+        how="everybody may write to /home",
+        broken=replaced(in_view('self.directory("/home", 0o777)')),
+    ),
+    Sabotage(
+        check_id="temporary-empty",
+        modes=USER,
+        how="/tmp holds a file",
+        broken=replaced(in_view("""write_file(self.at("/tmp/left"), b"")""")),
+    ),
+    Sabotage(
+        check_id="account-name",
         modes=LOCAL,
+        how="the worker is called something else",
+        broken=replaced(Patch(file=VIEW, old='worker = f"{name}:x:{uid}', new='worker = f"somebody:x:{uid}')),
+    ),
+    Sabotage(
+        check_id="inside-unchanged",
+        modes=USER,
         how="no sandbox is like the one before",
         broken=replaced(in_view('self.directory(f"/{os.getpid()}")')),
     ),

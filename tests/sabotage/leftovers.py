@@ -7,7 +7,10 @@ and networks of that one command.
 from __future__ import annotations
 
 import contextlib
+import os
+import pwd
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.support.person import Person
 from tests.support.sabotage import CONTAINER, EVERY, LOCAL, SANDBOX, USER, Patch, Sabotage, Scene, replaced
@@ -55,10 +58,32 @@ def open_store(scene: Scene) -> Iterator[Person]:
         store.chmod(before)
 
 
+@contextlib.contextmanager
+def with_groups(scene: Scene) -> Iterator[Person]:
+    """Have the helper make the worker's control groups again; they don't go with the account."""
+    broken = replaced(
+        at_the_end(
+            "from clsecure.privileged.root.limits import cgroups",
+            "for place in cgroups(self.entry):",
+            "    with contextlib.suppress(OSError):",
+            "        os.makedirs(place)",
+        )
+    )
+    try:
+        with broken(scene) as victim:
+            yield victim
+    finally:
+        names = {account.pw_name for account in pwd.getpwall()}
+        for top, directories, _ in os.walk("/sys/fs/cgroup"):
+            for name in directories:
+                if name.startswith("claude-worker-") and name not in names:
+                    Path(top, name).rmdir()
+
+
 LEFT = (
     Sabotage(
         check_id="processes-left",
-        modes=EVERY,
+        modes=LOCAL,
         how="a process is not killed",
         broken=replaced(
             at_the_end(
@@ -74,21 +99,13 @@ LEFT = (
     ),
     Sabotage(
         check_id="control-groups-left",
-        modes=LOCAL,
+        modes=USER,
         how="the control group is not removed",
-        broken=replaced(
-            at_the_end(
-                "from clsecure.privileged.root.limits import cgroups",
-                "for place in cgroups(self.entry):",
-                "    with contextlib.suppress(OSError):",
-                "        os.makedirs(place)",
-            ),
-            first="mount -t tmpfs tmpfs /run/lock",
-        ),
+        broken=with_groups,
     ),
     Sabotage(
         check_id="ipc-left",
-        modes=LOCAL,
+        modes=USER,
         how="a file stays in shared memory",
         broken=replaced(
             at_the_end(*file("/dev/shm/left", 0o600)),
@@ -97,7 +114,7 @@ LEFT = (
     ),
     Sabotage(
         check_id="mounts-left",
-        modes=LOCAL,
+        modes=USER,
         how="the home is mounted elsewhere on the machine",
         broken=replaced(
             at_the_end(
@@ -108,15 +125,18 @@ LEFT = (
     ),
     Sabotage(
         check_id="runtime-files-left",
-        modes=LOCAL,
+        modes=USER,
         how="the directory of its sockets stays",
         broken=replaced(at_the_end("own_directory(RUN, 0o711)", 'own_directory(f"{RUN}/{name}", 0o711)')),
     ),
     Sabotage(
         check_id="storage-left",
-        modes=LOCAL,
+        modes=USER,
         how="the storage of an engine stays",
-        broken=replaced(at_the_end(f'os.makedirs(f"{STATE}/engines/{{name}}", mode=0o700, exist_ok=True)')),
+        broken=replaced(
+            at_the_end(f'os.makedirs(f"{STATE}/engines/{{name}}", mode=0o700, exist_ok=True)'),
+            first=f"mkdir -p -m 711 {STATE}/engines && mount -t tmpfs -o mode=711 tmpfs {STATE}/engines",
+        ),
     ),
     Sabotage(
         check_id="network-rules-left",
@@ -127,7 +147,7 @@ LEFT = (
     ),
     Sabotage(
         check_id="scheduled-left",
-        modes=LOCAL,
+        modes=USER,
         how="a crontab stays",
         broken=replaced(
             at_the_end(*file("/var/spool/cron/crontabs/{name}", 0o600)),
@@ -136,7 +156,7 @@ LEFT = (
     ),
     Sabotage(
         check_id="files-outside",
-        modes=LOCAL,
+        modes=USER,
         how="a file stays in /var/tmp",
         broken=replaced(
             at_the_end(*file("/var/tmp/left", 0o600)),
@@ -146,7 +166,7 @@ LEFT = (
     ),
     Sabotage(
         check_id="special-files",
-        modes=LOCAL,
+        modes=USER,
         how="the home holds a set-uid program",
         broken=replaced(at_the_end(*file("{home}/program", 0o4755))),
     ),
@@ -158,19 +178,19 @@ LEFT = (
     ),
     Sabotage(
         check_id="group-membership",
-        modes=LOCAL,
+        modes=USER,
         how="the worker is in a group, as in that of docker",
         broken=replaced(at_the_end(*tool("/usr/sbin/usermod", "-aG", "users", "{name}"))),
     ),
     Sabotage(
         check_id="account-unshared",
-        modes=LOCAL,
+        modes=USER,
         how="somebody is in the worker's group",
         broken=replaced(at_the_end(*tool("/usr/sbin/usermod", "-aG", "{name}", "nobody"))),
     ),
     Sabotage(
         check_id="account-locked",
-        modes=LOCAL,
+        modes=USER,
         how="the worker has a shell",
         broken=replaced(at_the_end(*tool("/usr/sbin/usermod", "--shell", "/bin/sh", "{name}"))),
     ),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.sabotage.table import SABOTAGE
-from tests.support.person import Person
-from tests.support.sabotage import Sabotage, Scene
+from tests.support.hostile import DEADLINE, LiveAgent, Target
+from tests.support.person import Outcome, Person
+from tests.support.sabotage import Sabotage, Scene, nothing
 
 pytestmark = pytest.mark.root
 # Containers beside the hostile tests of containers: there is the image, in the same person's store.
@@ -44,7 +49,12 @@ def test_unbroken_every_check_of_a_mode_holds(
 
 @pytest.mark.parametrize(
     ("sabotage", "mode"),
-    [of_mode(mode, row, name=f"{row.check_id} {row.how}") for row in SABOTAGE for mode in row.modes],
+    [
+        of_mode(mode, row, name=f"{row.check_id} {row.how}")
+        for row in SABOTAGE
+        if row.session is None
+        for mode in row.modes
+    ],
 )
 def test_a_broken_sandbox_fails_exactly_its_check(
     person: Person,
@@ -59,7 +69,62 @@ def test_a_broken_sandbox_fails_exactly_its_check(
         found = victim.clsecure(
             "verify", "--mode", ready, "--output", "json", *sabotage.options, env=scene.environ
         )
-    assert found.returncode == 123, found.text + found.errors
-    checks = found.json()["checks"]
+    judge(sabotage, found, found.json())
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "mode"),
+    [
+        of_mode(mode, row, name=f"{row.check_id} {row.how}")
+        for row in SABOTAGE
+        if row.session is not None
+        for mode in row.modes
+    ],
+)
+def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
+    person: Person,
+    sabotage: Sabotage,
+    ready: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    assert sabotage.session is not None
+    record_property("sabotage", {"check_id": sabotage.check_id, "mode": ready, "how": sabotage.how})
+    scene = Scene(person=person, mode=ready, place=tmp_path)
+    target = Target(person=person, mode=ready, repository=person.repository(f"broken-{ready}"))
+    if sabotage.options:
+        target = replace(target, options=(*sabotage.options, "--no-network"))
+    argv = target.argv(["/bin/sh", "-c", "echo ready; read _"])
+    # A pipe of the test's own: it stays open where the session has to end by itself.
+    waits, ends = os.pipe()
+    with sabotage.broken(scene) as victim:
+        process = victim.spawn(
+            argv,
+            cwd=target.repository,
+            env=scene.environ,
+            stdin=waits,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        os.close(waits)
+        try:
+            if sabotage.session is not nothing:
+                LiveAgent(target, process).expect("ready")
+            with process, sabotage.session(person, target.repository):
+                if sabotage.session is not nothing:
+                    os.close(ends)
+                stdout, stderr = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+            person.clsecure("cleanup", "--yes", str(target.account()["name"]))
+    found = Outcome(argv=tuple(argv), returncode=process.returncode, stdout=stdout, stderr=stderr)
+    judge(sabotage, found, found.json().get("verification") or {})
+
+
+def judge(sabotage: Sabotage, found: Outcome, verification: dict[str, Any]) -> None:
+    """Fail unless exactly those checks failed that had to."""
+    assert "checks" in verification, found.text + found.errors
+    checks = verification["checks"]
     failed = {each["check_id"]: each["observed"] for each in checks if each["status"] == "fail"}
     assert sabotage.explains(set(failed)), failed
+    assert found.returncode == 123

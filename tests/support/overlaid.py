@@ -14,14 +14,16 @@ from typing import Any
 
 from tests.support.person import Person
 
-_START = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 126; shift 2; done; shift; exec "$@"'
+_START = """while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 126; shift 2; done; shift
+{{ {first}
+}} || exit 126; exec "$@\""""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverlaidPerson(Person):
     """``over``: file of the machine to the one that is seen in its place.
 
-    :param first: shell commands of root's, in the same namespaces, before anything lies over something.
+    :param first: shell commands of root's, in the same namespaces, when that lies there.
     :param own_network: the namespaces are a network's as well, with nothing in it.
     """
 
@@ -42,7 +44,7 @@ class OverlaidPerson(Person):
         groups = ",".join(map(str, self.groups)) or str(self.gid)
         who = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", f"--groups={groups}", "--", *argv]
         spaces = ["--mount", "--propagation=private", *(["--net"] if self.own_network else [])]
-        script = f"{self.first or ':'} || exit 126; {_START}"
+        script = _START.format(first=self.first or ":")
         return subprocess.Popen(
             ["unshare", *spaces, "sh", "-c", script, "sh", *layers, "--", *who],
             cwd=cwd or self.home,

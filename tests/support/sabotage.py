@@ -23,7 +23,7 @@ USER, NAMESPACE, CONTAINER = ("user",), ("namespace",), ("container",)
 LOCAL, EVERY = (*USER, *NAMESPACE), (*USER, *NAMESPACE, *CONTAINER)
 
 LAUNCHER, PROFILE = "privileged/launcher.py", "privileged/firejail.profile"
-MODES, VIEW, SANDBOX = (f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox"))
+MODES, VIEW, SANDBOX, FACTS = (f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox", "facts"))
 PROCESSES, ENGINE, USERSPACE = (f"privileged/root/{name}.py" for name in ("processes", "engine", "userspace"))
 PODMAN, CONTAINERS = "backends/container/podman.py", "backends/container/spec.py"
 
@@ -78,6 +78,16 @@ Breakage = Callable[[Scene], AbstractContextManager[Person]]
 """Breaks something, and gives the person for whom it is broken; leaving mends it."""
 
 
+Meanwhile = Callable[[Person, Path], AbstractContextManager[None]]
+"""Does something to a person's machine while their session runs; leaving undoes it."""
+
+
+@contextlib.contextmanager
+def nothing(_person: Person, _repository: Path) -> Iterator[None]:
+    """Only wait: the session is to be ended by what is seen of it."""
+    yield
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replaced:
     """The breakage that is other code.
@@ -128,10 +138,10 @@ _BY_ROOT = f"""{LOADED}
         launcher.landlock([self.entry["home"], *(m[0] for m in self.request.mounts if not m[1])])
         launcher.seccomp()
 """
-_BECOMES = "        become(self.entry, empty_bounding_set=True)\n        # The change of"
+BECOMES = "        become(self.entry, empty_bounding_set=True)\n        # The change of"
 RAISABLE = (
     *LYING,
-    Patch(file=MODES, old=_BECOMES, new=f"{_BY_ROOT}{_BECOMES}"),
+    Patch(file=MODES, old=BECOMES, new=f"{_BY_ROOT}{BECOMES}"),
     Patch(file=MODES, old="        prctl(PR_SET_NO_NEW_PRIVS, 1)\n        main =", new="        main ="),
 )
 """Everything of user mode is there but no_new_privs."""
@@ -141,10 +151,14 @@ RAISABLE = (
 class Sabotage:
     """One row of the table: how a check is made to fail.
 
+    It is run by ``clsecure verify``, or where that has nothing to look at, by a session.
+
     :param how: what is broken, in words; with the check's id it names the test.
     :param also: other checks that this breaks, too, each with the reason why it cannot but.
     :param perhaps: those that it breaks depending on what this machine has.
-    :param options: what ``clsecure verify`` is started with besides its mode.
+    :param options: what it is started with besides its mode.
+    :param session: a session's; its agent waits until the session is ended, or until this was done meanwhile,
+        on the machine, with the repository.
     """
 
     check_id: str
@@ -154,6 +168,7 @@ class Sabotage:
     also: Mapping[str, str] = field(default_factory=dict)
     perhaps: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    session: Meanwhile | None = None
 
     def explains(self, failed: set[str]) -> bool:
         """Tell whether these are the checks that have to fail, and no others."""
