@@ -126,19 +126,7 @@ def test_i6_the_record_has_the_hash_of_the_program_and_nothing_inside_can_change
         'if echo x 2>/dev/null >>"$program" || rm -f "$program" 2>/dev/null || [ -w "$program" ]; '
         "then echo changed >>hash; fi"
     )
-    argv = (
-        "--mode",
-        mode,
-        "--no-network",
-        "--output",
-        "json",
-        "--on-finish",
-        "import",
-        "--",
-        "sh",
-        "-c",
-        script,
-    )
+    options = ("--mode", mode, "--no-network", "--output", "json", "--on-finish", "import")
     env = {"PATH": f"{directory}:/usr/bin:/bin"}
     document = person.clsecure(*options, "--", "sh", "-c", script, cwd=repo, env=env).check().json()
     [line] = person.git(repo, "show", f"{document['import']['tip']}:hash").splitlines()
