@@ -91,7 +91,7 @@ def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
     assert sabotage.session is not None
     record_property("sabotage", {"check_id": sabotage.check_id, "mode": ready, "how": sabotage.how})
     scene = Scene(person=person, mode=ready, place=tmp_path)
-    target = Target(person=person, mode=ready, repository=person.repository(f"broken-{ready}"))
+    target = Target(person=person, mode=ready, repository=person.repository(f"broken-{sabotage.check_id}"))
     if sabotage.options:
         target = replace(target, options=(*sabotage.options, "--no-network"))
     argv = target.argv(["/bin/sh", "-c", "echo ready; read _"])
