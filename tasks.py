@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 PYTHON = f"{sys.executable} -P -m"
+sys.path.insert(0, str(ROOT / "packaging"))  # what builds the packages: the module builder
 
 
 @task
@@ -130,6 +131,26 @@ def build_images(c: Context, image: list[str], twice: bool = False) -> None:  # 
                 if not filecmp.cmp(built.archive, again.archive, shallow=False):
                     raise Exit(f"{name}: two builds, two archives", code=125)
             _say(f"{name}: built twice, byte for byte the same")
+
+
+@task(help={"twice": "build it a second time, and compare", "output": "where it goes"})
+def build_deb(c: Context, twice: bool = False, output: str = "") -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build the Debian package into build/packages."""
+    from builder.making import make_deb
+
+    make_deb(_place(output), twice=twice, say=_say)
+
+
+@task(help={"key": "a file with the secret key that signs", "output": "a directory for any static host"})
+def build_repo(c: Context, key: str, output: str) -> None:  # noqa: ARG001
+    """Write signed repositories for apt and dnf of what is in build/packages."""
+    from builder.making import make_repository
+
+    make_repository(Path(key).resolve(), Path(output).resolve(), say=_say)
+
+
+def _place(output: str) -> Path:
+    return Path(output).resolve() if output else ROOT / "build" / "packages"
 
 
 def _sources(cache: Path) -> Sources:

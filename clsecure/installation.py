@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from clsecure.errors import BackendUnavailableError
 PACKAGE_DIRECTORY = Path("/usr/lib/clsecure")
 SETUP_DIRECTORY = Path("/usr/local/lib/clsecure")
 SUDOERS_FILE = Path("/etc/sudoers.d/clsecure")
+PACKAGE_SUDOERS_FILE = Path("/etc/sudoers.d/clsecure-package")
+"""A package's own: it and ``clsecure setup`` can be on one machine, each with the helper of its version."""
 STATE_DIRECTORY = Path("/var/lib/clsecure")
 GROUP = "clsecure"
 """Members may use the helper without a password."""
@@ -127,6 +130,23 @@ def source_directory() -> Path:
     return Path(__file__).resolve().parent
 
 
+def is_packaged() -> bool:
+    """Tell whether this copy of clsecure is a package's, which brings its root-owned pieces along."""
+    return source_directory().is_relative_to(PACKAGE_DIRECTORY)
+
+
+def how_to_install() -> str:
+    """Return what puts the root-owned pieces of this very copy of clsecure in their place."""
+    return "install the package clsecure again" if is_packaged() else "clsecure setup"
+
+
+def how_to_allow(user: str) -> str:
+    """Return what lets somebody use them."""
+    if not is_packaged():
+        return "clsecure setup"
+    return f"sudo usermod --append --groups {GROUP} {shlex.quote(user)}   (and log in again)"
+
+
 def read_piece(path: Path) -> bytes:
     """Read one piece, once: a regular file, no link, at most 1 MiB.
 
@@ -211,7 +231,9 @@ def find_installation(
             "clsecure's root-owned pieces are not installed",
             details="Sessions need a small helper that makes worker accounts; it lives in a directory that "
             f"only root can change ({directories[-1]}).",
-            resolution="Install it with: clsecure setup   (it shows what it would do, and asks)",
+            resolution="Install it with: clsecure setup   (it shows what it would do, and asks)"
+            if not is_packaged()
+            else how_to_install(),
         )
     return next((one for one in found if one.matches), found[0])
 
@@ -228,6 +250,6 @@ def require_installation(
         raise BackendUnavailableError(
             "clsecure's root-owned pieces differ from this version",
             details=f"In {installation.directory}: {', '.join(installation.stale)}",
-            resolution="Update them with: clsecure setup",
+            resolution=f"Update them: {how_to_install()}",
         )
     return installation

@@ -22,6 +22,7 @@ from clsecure.errors import BackendUnavailableError, StateError, ToolError, Usag
 from clsecure.installation import (
     DIRECTORIES,
     GROUP,
+    PACKAGE_DIRECTORY,
     PIECES,
     SETUP_DIRECTORY,
     STATE_DIRECTORY,
@@ -35,6 +36,7 @@ from clsecure.process import Command
 
 _STATE_DIRECTORIES = ("agents", "engines", "images", "locks", "view")
 _SUDOERS_MODE = 0o440
+_MAKER = "Made by `clsecure setup`, taken away by `clsecure setup --remove`."
 # Lower case only: sudoers takes a name of capitals for an alias. Anything else is named by its uid.
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _USER_LINE = re.compile(r"^(?P<who>[a-z_][a-z0-9_-]{0,31}|#[0-9]+) ALL=\(root\) NOPASSWD: ", re.MULTILINE)
@@ -46,6 +48,7 @@ class Layout:
 
     :param trusted_root: the check of parent directories ends here.
     :param group: made when missing; None for no group.
+    :param others: helpers that are not setup's, which use the same state and group.
     """
 
     directory: Path = SETUP_DIRECTORY
@@ -53,6 +56,7 @@ class Layout:
     state: Path = STATE_DIRECTORY
     trusted_root: Path = Path("/")
     group: str | None = GROUP
+    others: tuple[Path, ...] = (PACKAGE_DIRECTORY / "helper",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +140,11 @@ def plan_setup(users: Sequence[str], layout: Layout | None = None) -> SetupPlan:
     )
 
 
-def sudoers_text(names: Sequence[str], layout: Layout) -> str:
-    """Return the drop-in: one program, no arguments, for the group and the given users."""
+def sudoers_text(names: Sequence[str], layout: Layout, *, maker: str = _MAKER) -> str:
+    """Return the drop-in: one program, no arguments, for the group and the given users.
+
+    :param maker: the comment at its top.
+    """
     helper = layout.directory / "helper"
     # log_input would put a pipe in the place of the socket that is the helper's standard input; noexec would
     # keep it from running useradd. The environment is emptied of what the machine's sudoers lets through.
@@ -148,7 +155,7 @@ def sudoers_text(names: Sequence[str], layout: Layout) -> str:
     who = [*((f"%{layout.group}",) if layout.group else ()), *names]
     return "".join(
         (
-            "# Made by `clsecure setup`, taken away by `clsecure setup --remove`.\n",
+            f"# {maker}\n",
             f"Defaults!{helper} {defaults}\n",
             *(f'{name} ALL=(root) NOPASSWD: {helper} ""\n' for name in who),
         )
@@ -182,20 +189,21 @@ def apply_setup(plan: SetupPlan) -> None:
 
 
 def plan_removal(layout: Layout | None = None) -> RemovalPlan:
-    """Say what would be taken away."""
+    """Say what would be taken away: what a package on this machine needs as well is not among it."""
     layout = layout or Layout()
-    accounts = registered_accounts(layout)
+    shared = any(os.path.lexists(helper) for helper in layout.others)
+    accounts = () if shared else registered_accounts(layout)
     directories = (layout.directory, *(layout.directory / name for name in DIRECTORIES))
     candidates = [layout.sudoers, *strangers(layout.directory)]
     candidates += (layout.directory / piece.target for piece in PIECES)
     candidates += reversed(directories)
-    if not accounts:
+    if not accounts and not shared:
         # The counter in the registry stays: it is what keeps a uid from ever being given out twice.
         candidates += [layout.state / name for name in _STATE_DIRECTORIES]
     return RemovalPlan(
         layout=layout,
         paths=tuple(path for path in candidates if os.path.lexists(path)),
-        removes_group=layout.group is not None and _group_is_empty(layout.group),
+        removes_group=not shared and layout.group is not None and _group_is_empty(layout.group),
         accounts=accounts,
     )
 

@@ -79,13 +79,13 @@ class Records:
         :param commit: the full id.
         :raises SessionNotFoundError: no record names it.
         """
-        for attempt in ("as it is", "anew"):
-            if attempt == "anew":
-                self._index.rebuild(self._entries())
-            for session_id in self._index.of_commit(commit):
-                with suppress(ClsecureError):
-                    if commit in commits_of(self.read(session_id)):
-                        return session_id
+        for session_id in self._index.of_commit(commit):
+            with suppress(ClsecureError):
+                if commit in commits_of(self.read(session_id)):
+                    return session_id
+        for entry in self._made_anew():
+            if commit in entry.commits:
+                return entry.session_id
         raise SessionNotFoundError(
             f"no record names the commit {commit}",
             details="It was not imported by clsecure for this user, or its record is gone.",
@@ -98,16 +98,21 @@ class Records:
         """
         if is_id(name) and self.path(name).exists():
             return name
-        found = self._index.of_name(name)
-        if not found:
-            self._index.rebuild(self._entries())
-            found = self._index.of_name(name)
+        found = self._index.of_name(name) or tuple(
+            entry.session_id for entry in self._made_anew() if name in entry.names
+        )
         if not found:
             raise SessionNotFoundError(
                 f"there is no record of a session {name!r}",
                 resolution=f"The records are in {self.directory}; sessions: clsecure list",
             )
         return found[0]
+
+    def _made_anew(self) -> list[Entry]:
+        """Make the index anew; return all of it, newest first: it may be that there can't be one."""
+        entries = sorted(self._entries(), key=lambda entry: entry.session_id, reverse=True)
+        self._index.rebuild(entries)
+        return entries
 
     def _entries(self) -> Iterator[Entry]:
         for session_id in self.ids():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clsecure import __version__
 from clsecure.audit import files
-from clsecure.cli.report import Report
+from clsecure.cli.report_rows import Report
 from clsecure.errors import StateError, UsageError
 from clsecure.terminal import escape
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from pathlib import Path
 
 from clsecure import process
 from clsecure.errors import BackendUnavailableError
-from clsecure.installation import find_installation
+from clsecure.installation import find_installation, how_to_allow, how_to_install
 from clsecure.machine.probe import (
     CONNECTORS,
     EVERY,
@@ -72,14 +73,14 @@ def probe_helper() -> Probe:
     try:
         installation = find_installation()
     except BackendUnavailableError:
-        return absent("root helper", EVERY, "clsecure setup")
+        return absent("root helper", EVERY, how_to_install())
     if not installation.matches:
         return Probe(
             name="root helper",
             status=ProbeStatus.MISSING,
             observed=f"another version in {installation.directory}: {', '.join(installation.stale)}",
             needed_by=EVERY,
-            fix="clsecure setup",
+            fix=how_to_install(),
         )
     return Probe(name="root helper", status=ProbeStatus.OK, observed=str(installation.directory))
 
@@ -97,7 +98,7 @@ def probe_permission() -> Probe:
             status=ProbeStatus.MISSING,
             observed="no helper",
             needed_by=EVERY,
-            fix="clsecure setup",
+            fix=how_to_install(),
         )
     # No session of the terminal: sudo can't ask, whatever it is set to.
     done = process.run(Command(argv=("sudo", "-n", str(helper)), timeout=15))
@@ -109,7 +110,7 @@ def probe_permission() -> Probe:
             status=ProbeStatus.MISSING,
             observed=answer.splitlines()[0][:120] if answer else f"sudo ended with status {done.returncode}",
             needed_by=EVERY,
-            fix="clsecure setup",
+            fix=how_to_allow(pwd.getpwuid(os.geteuid()).pw_name),
         )
     return Probe(name=name, status=ProbeStatus.OK, observed="allowed")
 

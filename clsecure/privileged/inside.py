@@ -143,6 +143,18 @@ def opened(path: str, flags: int) -> str | None:
     return tried(lambda: os.close(os.open(path, flags)))
 
 
+def usable(path: str) -> str | None:
+    """Tell whether a socket could be connected to, without doing it: that may start who listens there."""
+
+    def look() -> None:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.ENOTSOCK, path)
+        if not os.access(path, os.W_OK):
+            raise OSError(errno.EACCES, path)
+
+    return tried(look)
+
+
 def listed(path: str) -> list[str]:
     """Return the names in a directory."""
     try:
@@ -255,7 +267,8 @@ def routed(places: Iterable[tuple[socket.AddressFamily, str]]) -> str | None:
 def listening() -> list[int]:
     """Return the TCP ports on which something listens here, in this network namespace."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in text(f"/proc/net/{name}").splitlines()[1:]]
-    return sorted({int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == "0A"})
+    ports = {int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == "0A"}
+    return sorted(ports)[:LISTED]
 
 
 def addresses6() -> list[str]:
@@ -368,6 +381,7 @@ def battery(order: Message) -> Message:
     descriptors = inherited()
     count, seen, foreign = processes(order["marker"])
     connected, resolvers = reached(order["sockets"], order.get("patience", PATIENCE))
+    connected.update((label, usable(path)) for label, path in order["looked_at"].items())
     program, euid = raised()
     return {
         "files": {label: read(path) for label, path in order["files"].items()},
@@ -378,7 +392,7 @@ def battery(order: Message) -> Message:
         "connected": connected,
         "routes": {label: routed(places) for label, places in FAR.items()},
         "resolvers": resolvers,
-        "interfaces": sorted(name for _, name in socket.if_nameindex()),
+        "interfaces": sorted(name for _, name in socket.if_nameindex())[:LISTED],
         "addresses6": addresses6(),
         "listening": listening(),
         "processes": count,

@@ -5,36 +5,26 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import suppress
 
 from clsecure import __version__
 from clsecure.errors import ToolError
 from clsecure.model import ContainerSpec, Engine, IsolationMode
-from clsecure.process import PIPE, Command, Process, TimeoutExpired, spawn
+from clsecure.process import Command, run
 
 _SECONDS = 5.0
 _VERSION = re.compile(rb"\d+(?:\.\d+)+[-+~.\w]*")
 
 
-class HostFacts:
-    """Asks programs for their versions; they answer meanwhile."""
-
-    def __init__(self, mode: IsolationMode, container: ContainerSpec | None) -> None:
-        self._children: dict[str, Process[bytes]] = {}
-        for name, argv in _programs(mode, container).items():
-            with suppress(ToolError, OSError):
-                self._children[name] = spawn(Command(argv=argv), stdout=PIPE)
-
-    def collect(self) -> dict[str, object]:
-        """Return everything; a program that gave no answer in time has none."""
-        return {
-            "kernel": f"{os.uname().sysname} {os.uname().release}",
-            "machine": os.uname().machine,
-            "distribution": _distribution(),
-            "clsecure": __version__,
-            "python": sys.version.split()[0],
-            "programs": {name: _answer(child) for name, child in self._children.items()},
-        }
+def host_facts(mode: IsolationMode, container: ContainerSpec | None) -> dict[str, object]:
+    """Ask the machine, and the programs for their versions; one that does not say it has none."""
+    return {
+        "kernel": f"{os.uname().sysname} {os.uname().release}",
+        "machine": os.uname().machine,
+        "distribution": _distribution(),
+        "clsecure": __version__,
+        "python": sys.version.split()[0],
+        "programs": {name: _version(argv) for name, argv in _programs(mode, container).items()},
+    }
 
 
 def _programs(mode: IsolationMode, container: ContainerSpec | None) -> dict[str, tuple[str, ...]]:
@@ -47,13 +37,11 @@ def _programs(mode: IsolationMode, container: ContainerSpec | None) -> dict[str,
     return programs
 
 
-def _answer(child: Process[bytes]) -> str | None:
+def _version(argv: tuple[str, ...]) -> str | None:
     try:
-        out, _ = child.communicate(timeout=_SECONDS)
-    except TimeoutExpired:
-        child.kill()
-        out, _ = child.communicate()
-    found = _VERSION.search(out)
+        found = _VERSION.search(run(Command(argv=argv, timeout=_SECONDS)).stdout)
+    except (ToolError, OSError):
+        return None
     return found[0].decode("ascii", "replace") if found else None
 
 

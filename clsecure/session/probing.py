@@ -45,7 +45,7 @@ def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -
     :param patience: seconds for connections that nobody answers.
     :raises ToolError: it failed.
     """
-    order = json.dumps(bait.order(patience=patience)).encode() + b"\n"
+    order = json.dumps(bait.order(outside=True, patience=patience)).encode() + b"\n"
     done = process.run(Command(argv=(*_ARGV, str(program)), input=order, timeout=_SECONDS)).check()
     try:
         reply = json.loads(done.stdout)
@@ -104,8 +104,8 @@ def try_inside(
     :raises VerificationError: it gave no report.
     """
     bait.heard()
-    private = spec.network is NetworkPolicy.FULL and not spec.allow_private
-    inside = probe.battery(bait.order(private=private))
+    full = spec.network is NetworkPolicy.FULL
+    inside = probe.battery(bait.order(full=full, private=full and not spec.allow_private))
     return Tried(
         spec=spec,
         files=bait.files,

@@ -17,7 +17,7 @@ from clsecure.audit.records import is_id
 from clsecure.errors import ClsecureError, SessionNotFoundError, StateError
 from clsecure.model import SandboxSpec, Verification
 from clsecure.session import recorded
-from clsecure.session.host_facts import HostFacts
+from clsecure.session.host_facts import host_facts
 from clsecure.session.keeping import RecordOptions, keep, leave_note, load_signing
 from clsecure.session.recorded import Json
 from clsecure.session.result import RecordResult, SessionResult
@@ -45,9 +45,10 @@ class Recorder:
             notes=plan.record_notes,
             environ=around.environ,
         )
-        self._host: HostFacts | None = None
+        self._host: dict[str, object] | None = None
+        self._spec: SandboxSpec | None = None
         self._said: dict[str, Any] = {}
-        self._loading = threading.Timer(_LOAD_AFTER_S, load_signing)
+        self._loading = threading.Timer(_LOAD_AFTER_S, self._look_ahead)
 
     def begin(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
         """Write down what is going to run, for the record of a run that is killed.
@@ -56,16 +57,21 @@ class Recorder:
         """
         context = self._context
         self._close_earlier(record)
-        self._host = HostFacts(spec.mode, spec.container)
+        self._spec = spec
         self._said = {
             **_session(record, context.place, resumed=resumed),
             "plan": recorded.said(recorded.plan_of(context.plan)),
             "sandbox": recorded.said(recorded.sandbox_of(spec)),
         }
         files.write(context.place.run_file, json.dumps(self._said).encode("ascii"))
-        # What signs takes as long to import as a sandbox to start: done while the agent works.
+        # Takes as long as a sandbox to start: done while the agent works.
         self._loading.daemon = True
         self._loading.start()
+
+    def _look_ahead(self) -> None:
+        load_signing()
+        assert self._spec is not None  # noqa: S101  # begun
+        self._host = host_facts(self._spec.mode, self._spec.container)
 
     def _close_earlier(self, record: SessionRecord) -> None:
         """Sign what is known of a run in the same place that was killed, before this one writes over it."""
@@ -86,6 +92,10 @@ class Recorder:
         self._loading.cancel()
         try:
             with context.clock.phase("record"):
+                if self._loading.is_alive():
+                    self._loading.join()
+                if self._host is None:
+                    self._look_ahead()
                 made = self._conclude(result, record, finished, verification)
                 if finished.imported is not None:
                     git_dir = context.repository.git_dir
@@ -105,18 +115,19 @@ class Recorder:
     def _conclude(
         self, result: SessionResult, record: SessionRecord, finished: Finished, verification: Verification
     ) -> RecordResult:
+        failed_before = result.verification.failed_before if result.verification else ()
         said = {
             **self._said,
-            "host": recorded.said(self._host.collect() if self._host else {}),
+            "host": recorded.said(self._host),
             "complete": True,
             "setup": recorded.said([asdict(step) for step in result.setup]),
             "limits": recorded.said({name: asdict(limit) for name, limit in result.limits.items()}),
             "network": recorded.said(result.egress),
-            "verification": recorded.said(recorded.verification_of(verification)),
+            "verification": recorded.said(recorded.verification_of(verification, failed_before)),
             "timings": {"duration_s": result.duration_s, "phases": result.phases},
             "warnings": recorded.said(list(result.warnings)),
         }
-        _add_end(said, record, finished)
+        _add_end(said, record, finished, refused=bool(verification.failed or failed_before))
         subject = recorded.subject_of(record.session_id, record, finished.imported, finished.seen)
         return keep(said, subject, self._context.place, self._options, self._context.warn)
 
@@ -129,6 +140,7 @@ def record_late(
     finished: Finished | None,
     git_dir: Path | None = None,
     import_anyway: bool = False,
+    verification: Verification | None = None,
     warn: Callable[[str], None],
 ) -> RecordResult | None:
     """Write down what became of a session after its run: its later import, or its removal.
@@ -140,13 +152,16 @@ def record_late(
         Then there is a new record only where there was none.
     :param git_dir: the user's repository, for the note of an import.
     :param import_anyway: the user took the work home although a check had failed.
+    :param verification: the checks that the run itself did not come to; None where it did.
     """
     try:
         known, subject = _known(place, record, options, warn)
         if finished is None and "decisions" in known:
             return None
         _add_end(known, record, finished)
-        checks = known.setdefault("verification", {"checks": [], "failed": 0, "import_anyway": False})
+        if verification is not None:
+            known["verification"] = recorded.said(recorded.verification_of(verification))
+        checks = known.setdefault("verification", recorded.verification_of(Verification()))
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported
         if imported is not None or not subject:
@@ -212,12 +227,17 @@ def _session(record: SessionRecord, place: SessionDirectory, *, resumed: bool) -
     return {"session": recorded.said(session)}
 
 
-def _add_end(said: dict[str, Any], record: SessionRecord, finished: Finished | None) -> None:
-    """Add what was decided, and what the work was."""
+def _add_end(
+    said: dict[str, Any], record: SessionRecord, finished: Finished | None, *, refused: bool = False
+) -> None:
+    """Add what was decided, and what the work was.
+
+    :param refused: nothing was decided: a check had failed.
+    """
     decision: Json = {"at": recorded.stamp(time.time()), "action": "none", "kept": False}
     if finished is not None:
         action = "discard" if finished.discarded else "keep" if finished.imported is None else "import"
-        decision |= {"action": action, "kept": finished.kept}
+        decision |= {"action": "refuse" if refused else action, "kept": finished.kept}
         if finished.imported is not None:
             decision |= {"branch": finished.imported.branch, "tip": finished.imported.tip}
         if finished.seen is not None:

@@ -28,6 +28,7 @@ MAX_FILES = 500
 MAX_COMMITS = 500
 MAX_ITEMS = 500
 MAX_EVENTS = 1000
+MAX_CHECKS = 1000
 MAX_TEXT = 2000
 _USER_INFORMATION = re.compile(r"(?<=://)[^/@]*@")
 
@@ -136,11 +137,27 @@ def findings_of(seen: Review) -> list[Json]:
     return [asdict(finding) for finding in worst[:MAX_ITEMS]]
 
 
-def verification_of(verification: Verification) -> Json:
-    """Return how the isolation stood."""
+def verification_of(verification: Verification, failed_before: tuple[str, ...] = ()) -> Json:
+    """Return how the isolation stood, in the words of the table of checks.
+
+    :param failed_before: what failed in earlier runs of the workspace, a line each.
+    """
+    from clsecure.verify.table import ALL_CHECKS
+
+    known = {check.check_id: check for check in ALL_CHECKS}
+    # Where there are too many, the failures are not what is left out.
+    checks = sorted(verification.checks, key=lambda check: check not in verification.failed)[:MAX_CHECKS]
     return {
-        "checks": [asdict(check) for check in verification.checks],
+        "checks": [
+            {
+                **asdict(check),
+                "property": known[check.check_id].property if check.check_id in known else "",
+                "residuals": list(known[check.check_id].residuals) if check.check_id in known else [],
+            }
+            for check in (verification.checks if len(checks) == len(verification.checks) else checks)
+        ],
         "failed": len(verification.failed),
+        "failed_before": list(failed_before[:MAX_ITEMS]),
         "import_anyway": verification.import_anyway,
     }
 

@@ -366,7 +366,9 @@ class SessionRunner:
 
     def _verifier(self, backend: LocalBackend) -> AbstractContextManager[Verifier]:
         context, around = self.context, self.context.around
-        place = Place(home=around.home, state=around.store.root, environ=around.environ)
+        place = Place(
+            home=around.home, state=around.store.root, environ=around.environ, session=context.plan.session
+        )
         return contextlib.closing(Verifier(backend, context.connection, around.installation, place))
 
     def _verify(

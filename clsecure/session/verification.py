@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from clsecure import logs
@@ -24,9 +25,13 @@ from clsecure.model import (
     Verification,
 )
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.boxes import verifiable
 from clsecure.session.checks import Checks
 from clsecure.session.info import Wanted, own_account
+from clsecure.session.own_checks import find_own_checks, run_own_checks
 from clsecure.session.probing import Control, control, probing, try_inside
+from clsecure.session.store import SessionRecord
+from clsecure.settings.sources import settings_directory
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.changes import differences
 from clsecure.verify.checks import require
@@ -37,7 +42,8 @@ from clsecure.verify.leftovers import check_leftovers
 from clsecure.verify.probe import Probe
 from clsecure.verify.running import check_running
 from clsecure.verify.tried import Tried
-from clsecure.verify.userside import UserSide, check_user_side
+from clsecure.verify.userside import UserSide, check_user_side, look
+from clsecure.workspace.repository import Repository
 
 log = logs.get("verification")
 
@@ -50,11 +56,13 @@ class Place:
     """What of the user's the probe is to try for.
 
     :param state: a directory of the user's own.
+    :param session: the session's name, for checks of the user's own.
     """
 
     home: Path
     state: Path
     environ: Mapping[str, str]
+    session: str = ""
 
 
 class Verifier:
@@ -62,6 +70,7 @@ class Verifier:
 
     :param backend: builds its sandboxes.
     :param place: what of the user's the probe is to try for.
+    :raises UsageError: a check of the user's own can't be run.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class Verifier:
     ) -> None:
         self._backend, self._connection, self._place = backend, connection, place
         self._probe = installation.inside
+        self._own = find_own_checks(settings_directory(place.environ, place.home))
         self._out = contextlib.ExitStack()
         self._beside = ThreadPoolExecutor(1)
         self._control: Future[tuple[Bait, Control]] | None = None
@@ -148,13 +158,17 @@ class Verifier:
 
     def _inside_at_end(self, sandbox: LocalSandbox, spec: SandboxSpec) -> None:
         try:
-            tried = self._try(sandbox, spec, then=lambda probe: self._take(check_fresh(probe, spec)))
+            tried = self._try(sandbox, spec, then=lambda probe: self._ask_further(probe, spec))
         except VerificationError as error:
             self._take([unanswered(error, Phase.END)])
             return
         self._take(check_inside(tried, spec, Phase.END))
         if self._before is not None:
             self._take([differences(self._before, tried.inside, port=tried.port)])
+
+    def _ask_further(self, probe: Probe, spec: SandboxSpec) -> None:
+        self._take(check_fresh(probe, spec))
+        self._take(run_own_checks(self._own, probe, spec, session=self._place.session, phase=Phase.END))
 
     # ------------------------------------------------------------ both
 
@@ -193,6 +207,18 @@ class Verifier:
 def _fresh(spec: SandboxSpec) -> SandboxSpec:
     """Return what a sandbox is like in which nothing but the probe runs."""
     return replace(spec, terminal=None, docker=DockerAccess.NONE, workspace=None, gateway_token=None)
+
+
+def verify_session(
+    record: SessionRecord, repository: Repository, verifier: Verifier, spec: SandboxSpec
+) -> Verification:
+    """Look at a session that has ended: a fresh sandbox of its kind, what it left, and the user's side.
+
+    :param spec: as the session is recorded; see :func:`.boxes.verifiable`.
+    """
+    with verifiable(record, spec) as whole:
+        verifier.end(whole, partial(look, repository, Path.home(), whole, record.user_state))
+    return verifier.found.verification
 
 
 def verify_mode(

@@ -53,21 +53,37 @@ class Bait:
     own: str
     _listeners: Mapping[str, socket.socket]
 
-    def order(self, *, private: bool = False, patience: float | None = None) -> dict[str, object]:
+    def order(
+        self,
+        *,
+        outside: bool = False,
+        full: bool = False,
+        private: bool = False,
+        patience: float | None = None,
+    ) -> dict[str, object]:
         """Return what the probe is told to try.
 
-        :param private: connect to private networks, too: only where a packet filter is to refuse it.
+        :param outside: only look at the sockets of services: a connection could start one of them.
+        :param full: connect to where metadata is, which a packet filter is to refuse. Elsewhere there is no
+            way, which is asked without sending anything.
+        :param private: to private networks, too.
         :param patience: seconds for all connections together, None for the probe's own.
         """
+        services = {label: ("unix", path) for label, path in self.services.items()}
         far = {
             label: (family, (label, 80)) for label, family in zip(METADATA, ("inet", "inet6"), strict=True)
         }
-        nobody = {label: ("inet", (f"{label.partition('/')[0][:-1]}9", 9)) for label in PRIVATE if private}
-        services = {label: ("unix", path) for label, path in self.services.items()}
+        nobody = {label: ("inet", (f"{label.partition('/')[0][:-1]}9", 9)) for label in PRIVATE}
         return {
             "do": "try",
             "files": self.files,
-            "sockets": {**self.sockets, **services, **far, **nobody},
+            "sockets": {
+                **self.sockets,
+                **({} if outside else services),
+                **(far if full else {}),
+                **(nobody if private else {}),
+            },
+            "looked_at": self.services if outside else {},
             "marker": self.marker,
             "own": self.own,
             **({} if patience is None else {"patience": patience}),

@@ -142,18 +142,18 @@ def ipv6(tried: Tried, _spec: SandboxSpec) -> Observation:
 
 def metadata(tried: Tried, spec: SandboxSpec) -> Observation:
     """Without a full network there is no way there; with one, the packet filter answers at once."""
-    if spec.network is NetworkPolicy.FULL:
+    full = spec.network is NetworkPolicy.FULL
+    labels = METADATA if full and spec.allow_private else (*METADATA, *PRIVATE)
+    if full:
         expected = "the packet filter refuses them at once"
-        labels = METADATA if spec.allow_private else (*METADATA, *PRIVATE)
         inside = {label: tried.inside.connected.get(label, "not tried") for label in labels}
-        could = [label for label in METADATA if tried.outside.connected.get(label) not in _BY_FILTER]
         holds = all(error in _BY_FILTER for error in inside.values())
     else:
         expected = "there is no way to them"
         # A proxy of the machine's own makes no way: what counts is where packets may go.
-        inside = {label: tried.inside.routes.get(label, "not tried") for label in (*METADATA, *PRIVATE)}
-        could = [label for label in inside if tried.outside.routes.get(label, "not tried") is None]
+        inside = {label: tried.inside.routes.get(label, "not tried") for label in labels}
         holds = None not in inside.values()
+    could = [label for label in labels if tried.outside.routes.get(label, "not tried") is None]
     if holds and not could:
         return untried(expected, "outside there is no way to them either")
     return Observation(expected=expected, observed=errors(inside), holds=holds)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.built_images import given_to
+from tests.support.gvisor import runsc
 from tests.support.person import CHECKOUT, Person
 from tests.support.shared_setup import DIRECTORY
 
@@ -30,9 +33,10 @@ from clsecure.verify.changes import differences
 from clsecure.verify.fresh import check_fresh
 from clsecure.verify.inside import check_inside
 
-mode, image, directory, settings = sys.argv[1:]
+mode, image, runtime, directory, settings = sys.argv[1:]
 engine = Engine(mode) if mode in ("podman", "docker") else None
-container = engine and ContainerSpec(engine=engine, image=WorkerImage(name="worker", image_id=image))
+image = WorkerImage(name="worker", image_id=image)
+container = engine and ContainerSpec(engine=engine, image=image, runtime=runtime or None)
 kind = IsolationMode.CONTAINER if engine else IsolationMode(mode)
 wanted = Wanted(mode=kind, network=NetworkPolicy.API, container=container)
 installed, results, seconds = Installation(directory=Path(directory)), [], {}
@@ -71,15 +75,48 @@ def test_this_fails(host):
 """
 
 
-def looked(person: Person, kind: str, image: str, settings: Path, environ: dict[str, str]) -> Any:
+def looked(
+    person: Person, kind: str, settings: Path, *, image: str, runtime: str, environ: dict[str, str]
+) -> Any:
     ids = ("--reuid", person.uid, "--regid", person.gid, "--groups", person.groups[0], "--inh-caps=-all")
-    argv = ("setpriv", *map(str, ids), sys.executable, "-I", "-c", DRIVER, kind, image, DIRECTORY, settings)
+    argv = (
+        "setpriv",
+        *map(str, ids),
+        sys.executable,
+        "-I",
+        "-c",
+        DRIVER,
+        kind,
+        image,
+        runtime,
+        DIRECTORY,
+        settings,
+    )
     done = subprocess.run(
         list(map(str, argv)), env=person.environment(environ), cwd=person.home, capture_output=True,
         text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def engine(kind: str, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The image, runtime and environment of a container of the kind; nothing of it for the others."""
+    found: dict[str, Any] = {"image": "", "runtime": "", "environ": {}}
+    match kind:
+        case "podman" | "docker":
+            address = request.getfixturevalue("podman_image" if kind == "podman" else "docker_host")
+            found["image"] = request.getfixturevalue("worker_image").image
+            found["environ"] = {"DOCKER_HOST": address} if kind == "docker" else {}
+            yield found
+        case "gvisor":
+            person = request.getfixturevalue("person")
+            with given_to(person, "worker-minimal") as image, runsc() as runtime:
+                person.clsecure("images", "load", image.name, timeout=240).check()
+                yield {**found, "image": image.image, "runtime": runtime}
+        case _:
+            yield found
 
 
 @pytest.mark.parametrize(
@@ -89,21 +126,17 @@ def looked(person: Person, kind: str, image: str, settings: Path, environ: dict[
         "namespace",
         pytest.param("podman", marks=pytest.mark.xdist_group("containers")),
         pytest.param("docker", marks=pytest.mark.xdist_group("containers")),
+        pytest.param("gvisor", marks=[pytest.mark.xdist_group("gvisor"), pytest.mark.slow]),
     ],
 )
-def test_a_sandbox_that_holds_passes_and_own_tests_look_into_it(person, kind, request) -> None:
-    image, environ = "", {}
-    if kind in ("podman", "docker"):
-        environ = {"DOCKER_HOST": request.getfixturevalue("docker_host")} if kind == "docker" else {}
-        request.getfixturevalue("podman_image" if kind == "podman" else "docker_host")
-        image = request.getfixturevalue("worker_image").image
+def test_a_sandbox_that_holds_passes_and_own_tests_look_into_it(person, kind, engine) -> None:
     settings = person.home / ".config" / "clsecure"
     example = (CHECKOUT / "hooks" / "checks.d" / "test_house_rules.py").read_bytes()
     person.run(["mkdir", "-p", str(settings / "checks.d")]).check()
     person.write(settings / "checks.d" / "test_house_rules.py", example)
     person.write(settings / "checks.d" / "test_own.py", OWN.encode())
     try:
-        found = looked(person, kind, image, settings, environ)
+        found = looked(person, "podman" if kind == "gvisor" else kind, settings, **engine)
     finally:
         person.run(["rm", "-r", str(settings / "checks.d")]).check()
     checks = {each["check_id"]: each for each in found["checks"]}

@@ -16,7 +16,15 @@ def sample(
 ) -> dict[str, Any]:
     """Return a statement; every text that could be somebody else's is ``text``."""
     limits = {"memory": 1 << 30, "cpus": None, "pids": 100, "disk": None, "open_files": None}
-    check = {"check_id": "uids", "vantage": "host", "phase": "start", "expected": text, "observed": text}
+    check = {
+        "check_id": "uids",
+        "vantage": "host",
+        "phase": "start",
+        "expected": text,
+        "observed": text,
+        "property": text,
+        "residuals": ["R1"],
+    }
     counts = {"requests": 3, "denied": 1, "bytes_in": 5000, "bytes_out": 10}
     unit = {
         "path": text, "commit_count": 9, "uncommitted": True, "rewritten": True, "files_changed": 7,
@@ -52,7 +60,7 @@ def sample(
         "limits": {"memory": {"value": 5.0, "enforced_by": text}, "pids": {"value": 5, "enforced_by": None}},
         "network": {"policy": "full", "tokens": None, "complete": False, "warnings": [text],
                     "hosts": [{"host": text, "port": 443, **counts}], **counts},
-        "verification": {"failed": 1, "import_anyway": True,
+        "verification": {"failed": 1, "failed_before": [text], "import_anyway": True,
                          "checks": [{**check, "status": status} for status in ("pass", "fail", "skip")]},
         "work": {"units": [unit], "refused": [text]},
         "findings": [{"kind": text, "path": text, "severity": severity, "message": text}

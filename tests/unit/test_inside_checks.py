@@ -203,6 +203,9 @@ def test_with_a_full_network_the_packet_filter_has_to_answer() -> None:
         for answer in (None, "ECONNREFUSED", "ETIMEDOUT"):
             report = {**open_, "connected": {**refused, place: answer}}
             assert failed(tried(report, spec=FULL, port=None)) == ["metadata"]
+    nowhere = {"routes": dict.fromkeys(OUTSIDE["routes"], "ENETUNREACH")}
+    offline = tried({**open_, "connected": refused}, spec=FULL, port=None, outside=nowhere)
+    assert "metadata" in skipped(offline)
     private = {**open_, "connected": {**refused, PRIVATE[1]: None}}
     assert failed(tried(private, spec=replace(FULL, allow_private=True), port=None)) == []
 

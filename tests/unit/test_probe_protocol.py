@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,33 @@ def test_the_whole_battery_is_tried_and_told(real, tmp_path) -> None:
     assert first.marker
     assert again.home == first.home
     assert list(tmp_path.iterdir()) == [], "what it made it has taken away"
+
+
+def test_outside_services_are_only_looked_at(real, tmp_path) -> None:
+    """A connection could start one: systemd does."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as service, put_out(tmp_path, tmp_path) as all_of_it:
+        service.bind(str(tmp_path / "agent"))
+        service.listen()
+        service.settimeout(0)
+        bait = replace(all_of_it, services={"agent": str(tmp_path / "agent"), "file": "/etc/passwd"})
+        report = real.battery(bait.order(outside=True))
+        assert (report.connected["agent"], report.connected["file"]) == (None, "ENOTSOCK")
+        with pytest.raises(BlockingIOError):
+            service.accept()
+        assert real.battery(bait.order()).connected["agent"] is None
+        service.accept()[0].close()
+
+
+def test_a_busy_machine_is_told_within_bounds(real, tmp_path) -> None:
+    import socket
+
+    with contextlib.ExitStack() as stack:
+        bait = stack.enter_context(put_out(tmp_path, tmp_path))
+        for _ in range(600):
+            stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        assert 200 < len(real.battery(bait.order()).listening) < 600
 
 
 def test_connections_that_hang_cost_the_patience_once(real, tmp_path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from clsecure.cli import page as pages
-from clsecure.cli import report as reports
+from clsecure.cli import report_rows
 from clsecure.cli.report import lines, sections
 from clsecure.errors import UsageError
 from clsecure.session.proof import Proof, Standing
@@ -167,8 +167,8 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(**{**options, "autoescape": False})  # type: ignore[arg-type]
 
     monkeypatch.setattr(jinja2, "Environment", environment)
-    monkeypatch.setattr(reports, "escape", lambda text: text)
-    monkeypatch.setattr(reports, "_MOST", 100_000)
+    monkeypatch.setattr(report_rows, "escape", lambda text: text)
+    monkeypatch.setattr(report_rows, "_MOST", 100_000)
 
 
 def without_policy(text: str) -> str:

@@ -37,7 +37,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     installation = require_installation()
     with kept_session(
         options.session, ui=ui, store=Store(), installation=installation, project=project_here()
-    ) as kept:
+    ) as held:
+        kept, verification = held.verified()
         record = kept.record
         if options.anyway:
             _insist(kept, ui)
@@ -62,6 +63,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             finished=finished,
             git_dir=kept.finish.start.top.source_git_dir,
             import_anyway=options.anyway and bool(record.failed_checks),
+            verification=verification,
             warn=ui.warn,
         )
     if finished.imported is None:

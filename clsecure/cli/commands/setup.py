@@ -5,6 +5,8 @@ Also runs as root, so it imports nothing but the standard library and this packa
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
 import pwd
 import shlex
@@ -15,7 +17,7 @@ from clsecure import installer, process
 from clsecure.cli import render
 from clsecure.cli.options import Invocation, SetupOptions
 from clsecure.errors import BackendUnavailableError, StateError, UsageError
-from clsecure.installation import digest, inspect
+from clsecure.installation import GROUP, digest, how_to_allow, inspect, is_packaged
 from clsecure.installer import RemovalPlan, SetupPlan
 from clsecure.process import SYSTEM_PATH, Command
 from clsecure.settings.values import OutputFormat
@@ -29,6 +31,11 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     """Show the plan, ask, and do it: as root at once, as a plain user through sudo."""
     options = invocation.options
     assert isinstance(options, SetupOptions)  # noqa: S101  # the parser pairs verb and options
+    if is_packaged() and not options.remove:
+        status = _came_as_a_package(_user(options), ui)
+        if invocation.output is OutputFormat.JSON:
+            render.write_json({"files": [], "sudoers": "", "users": [_user(options)], "makes_group": False})
+        return status
     plan = installer.plan_removal() if options.remove else installer.plan_setup([_user(options)])
     as_json = invocation.output is OutputFormat.JSON
     if not as_json:
@@ -37,6 +44,19 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     if as_json and status == 0:
         render.write_json(_document(plan))
     return status
+
+
+def _came_as_a_package(user: str, ui: Ui) -> int:
+    """Say what is left to do: the pieces are there, and membership of the group is the permission."""
+    with contextlib.suppress(KeyError):
+        if user in grp.getgrnam(GROUP).gr_mem:
+            ui.note(f"This clsecure came as a package, and {user} may use it: there is nothing to set up.")
+            return 0
+    raise UsageError(
+        "this clsecure came as a package: there is nothing to install",
+        details=f"Members of the group {GROUP} may use it, and {user} is not one of them.",
+        resolution=how_to_allow(user),
+    )
 
 
 def _carry_out(plan: SetupPlan | RemovalPlan, options: SetupOptions, ui: Ui) -> int:

@@ -1,0 +1,1 @@
+"""Builds the packages of clsecure: ``invoke build-deb``, ``build-rpm``, ``build-repo``, ``release``."""

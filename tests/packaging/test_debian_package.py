@@ -1,0 +1,293 @@
+"""``apt install clsecure`` on a clean Debian 12, and all that comes after it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+
+import pytest
+
+from builder import deb
+from clsecure import __version__
+from clsecure.installation import PACKAGE_DIRECTORY, PIECES
+from tests.support.clean_machine import PERSON
+from tests.support.packages import PREVIOUS
+from tests.support.person import CHECKOUT
+from tests.support.sweep import processes_of
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("packages")]
+
+_SESSION = "cd ~/sample && clsecure --agent demo --on-finish {finish} --mode {mode} </dev/null"
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_two_builds_are_the_same_bytes(packages, package_place):
+    """From another directory, and by somebody whose new files nobody else may read."""
+    work = package_place / "again"
+    work.mkdir()
+    umask = os.umask(0o077)
+    try:
+        again = deb.build_deb(packages.release, work / "output", work, lambda _: None)
+    finally:
+        os.umask(umask)
+    assert sha256(again) == sha256(packages.deb)
+    shutil.rmtree(work)
+
+
+def test_lintian_finds_nothing(packages):
+    done = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on=error,warning", packages.deb],
+        capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == ""
+
+
+def test_all_files_are_roots_and_nobody_else_can_change_them(packages):
+    raw = subprocess.run(["dpkg-deb", "--fsys-tarfile", packages.deb], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        listed = archive.getmembers()
+    for each in listed:
+        assert (each.uid, each.gid) == (0, 0), each.name
+        assert each.issym() or not each.mode & 0o022, each.name
+        assert not each.mode & (stat.S_ISUID | stat.S_ISGID), each.name
+        assert each.mtime == packages.release.epoch
+    modes = {each.name.removeprefix("."): each.mode for each in listed}
+    assert modes["/etc/sudoers.d/clsecure-package"] == 0o440
+    assert modes[f"{PACKAGE_DIRECTORY}/helper"] == 0o755
+    assert not [name for name in modes if name.endswith(".pyc")]
+
+
+def test_the_machine_has_the_pieces_the_command_and_the_group(installed):
+    listed = installed.sh(f"cd {PACKAGE_DIRECTORY} && sha256sum {' '.join(p.target for p in PIECES)}").check()
+    found = dict(reversed(line.split("  ", 1)) for line in listed.text.splitlines())
+    assert found == {p.target: sha256(CHECKOUT / "clsecure" / p.source) for p in PIECES}
+    assert installed.person("clsecure --version").check().text == f"clsecure {__version__}\n"
+    installed.sh("visudo -cq && getent group clsecure").check()
+    document = json.loads(installed.person("clsecure doctor --output json").text)
+    probes = {each["name"]: each for each in document["probes"]}
+    assert probes["root helper"]["observed"] == str(PACKAGE_DIRECTORY)
+    assert probes["helper without password"]["status"] == "ok"
+    assert document["modes"]["user"]["works"]
+    assert document["modes"]["namespace"]["works"]
+
+
+def test_the_permission_is_for_the_helper_alone(installed):
+    for argv in (f"{PACKAGE_DIRECTORY}/helper x", f"{PACKAGE_DIRECTORY}/maintainer/purge", "/usr/bin/id"):
+        refused = installed.person(f"sudo -n -- {argv}")
+        assert refused.returncode == 1
+        assert refused.errors.startswith("sudo:"), argv
+    installed.sh(f"gpasswd --delete {PERSON} clsecure").check()
+    assert installed.person(f"sudo -n -- {PACKAGE_DIRECTORY}/helper").errors.startswith("sudo:")
+
+
+def test_help_costs_little_more_than_python(installed):
+    script = """
+import subprocess, sys, time
+def fastest(*argv):
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+    return min(times)
+print(fastest("/usr/bin/clsecure", "--help") - fastest("/usr/bin/python3", "-I", "-c", "pass"))
+"""
+    done = installed.run("runuser", "-u", PERSON, "--", "python3", "-I", "-c", script).check()
+    assert float(done.text) < 0.150
+
+
+@pytest.mark.parametrize("mode", ["namespace", "user"])
+def test_the_work_of_a_session_comes_home(installed, mode):
+    done = installed.person(_SESSION.format(mode=mode, finish="import"))
+    assert done.returncode == 0, done.errors
+    assert f"mode {mode}" in done.errors
+    branches = installed.person("cd ~/sample && git branch --format='%(refname:short)'").check()
+    (branch,) = (each for each in branches.text.split() if each.startswith("claude/"))
+    shown = installed.person(f"cd ~/sample && git show {branch}:demo/notes.txt && git status --porcelain")
+    assert shown.check().text
+
+
+def test_an_upgrade_keeps_the_work_of_the_version_before(installed):
+    installed.sh(f"apt-get -q install -y --allow-downgrades clsecure={PREVIOUS}").check()
+    assert installed.person("clsecure --version").check().text == f"clsecure {PREVIOUS}\n"
+    installed.person(_SESSION.format(mode="namespace", finish="keep")).check()
+    installed.sh("apt-get -q upgrade -y").check()
+    assert installed.person("clsecure --version").check().text == f"clsecure {__version__}\n"
+    (kept,) = json.loads(installed.person("clsecure list --output json").check().text)["sessions"]
+    assert kept["status"] == "kept"
+    installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
+    branches = installed.person("cd ~/sample && git branch --list 'claude/*'").check()
+    assert len(branches.text.splitlines()) == 1
+
+
+def test_a_removal_keeps_the_work_and_a_new_installation_has_it_again(installed):
+    installed.person(_SESSION.format(mode="user", finish="keep")).check()
+    done = installed.sh("apt-get -q remove -y clsecure").check()
+    assert "kept: 1 worker accounts" in done.text
+    assert "apt purge clsecure" in done.text
+    assert not [name for name in installed.names() if name.startswith("/usr/lib/clsecure")]
+    installed.sh("getent group clsecure && ls -d /home/claude-worker-*").check()
+    installed.sh("apt-get -q install -y --no-install-recommends clsecure").check()
+    assert installed.run("test", "-e", "/var/lib/clsecure/removal").returncode == 1
+    (kept,) = json.loads(installed.person("clsecure list --output json").check().text)["sessions"]
+    installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
+
+
+@pytest.mark.parametrize("how", ["at once", "after a removal"])
+def test_a_purge_leaves_nothing_of_it_and_all_of_the_persons(installed, how, packages):
+    before = installed.names()
+    accounts = installed.sh("cat /etc/passwd /etc/shadow /etc/group /etc/gshadow").check().text
+    installed.person(_SESSION.format(mode="namespace", finish="keep")).check()
+    if how == "after a removal":
+        installed.sh("apt-get -q remove -y clsecure").check()
+    done = installed.sh("apt-get -q purge -y clsecure").check()
+    assert done.errors == ""
+    left = installed.names()
+    mine = {name for name in left - before if name.startswith(f"/home/{PERSON}/")}
+    assert mine, "the person's own records of the session"
+    logs = {
+        "/var/log/apt/eipp.log.xz",
+        "/var/log/apt/term.log",
+        "/var/log/apt/history.log",
+        "/var/log/dpkg.log",
+    }
+    assert {name for name in left - before - mine if "clsecure" in name or "claude-worker" in name} == set()
+    assert left - before - mine <= logs | {
+        f"/etc/{name}-" for name in ("passwd", "shadow", "group", "gshadow")
+    }
+    # The machine's own configuration, which no package made, is the administrator's.
+    assert {name for name in left if "clsecure" in name and not name.startswith(f"/home/{PERSON}/")} <= {
+        "/etc/clsecure",
+        "/etc/clsecure/helper.json",
+        "/etc/apt/sources.list.d/clsecure.sources",
+        "/usr/share/keyrings/clsecure-archive-keyring.gpg",
+        *(name for name in left if name.startswith(("/var/lib/apt/lists/", "/srv/repository/"))),
+    }
+    after = installed.sh("cat /etc/passwd /etc/shadow /etc/group /etc/gshadow").check().text
+    assert set(accounts.splitlines()) - set(after.splitlines()) == {
+        line for line in accounts.splitlines() if line.startswith("clsecure:")
+    }
+    assert "claude-worker" not in after
+
+
+def test_a_purge_ends_a_session_that_runs(installed):
+    script = f"""
+        runuser --login {PERSON} -c 'cd sample && clsecure -- sh -c "echo runs; exec sleep 500"' >/tmp/said &
+        timeout 30 sh -c 'until grep -q runs /tmp/said; do sleep 0.05; done'
+        stat -c %u /home/claude-worker-*
+        apt-get -q purge -y clsecure >/tmp/purged
+        wait $! || :
+    """
+    done = installed.run("sh", "-euc", script).check()
+    assert processes_of(int(done.text)) == []
+    left = installed.names()
+    assert not [name for name in left if "claude-worker" in name or name.startswith("/var/lib/clsecure")]
+    assert "claude-worker" not in installed.sh("cat /etc/passwd").check().text
+
+
+# A clsecure that is not the package's, as from a checkout: its own copy of the modules.
+_OTHER = """
+cp -r /usr/lib/clsecure/python /opt/other
+other() {
+    /usr/lib/clsecure/bin/python3 -I -c 'import sys; sys.path.insert(0, "/opt/other")
+from clsecure.__main__ import main
+sys.exit(main())' "$@"
+}
+"""
+
+
+def test_setup_has_nothing_to_do_and_says_how_somebody_is_let_in(installed):
+    assert "nothing to set up" in installed.person("clsecure setup").check().errors
+    refused = installed.sh("useradd bob && clsecure setup --user bob")
+    assert refused.returncode == 125
+    assert "sudo usermod --append --groups clsecure bob" in refused.errors
+    assert installed.run("test", "-e", "/usr/local/lib/clsecure").returncode == 1
+
+
+def test_what_setup_put_beside_the_package_goes_alone(installed):
+    installed.sh(f"{_OTHER} other setup --user {PERSON} --yes").check()
+    installed.sh("visudo -cq && ls /etc/sudoers.d/clsecure /usr/local/lib/clsecure/helper").check()
+    installed.person(_SESSION.format(mode="user", finish="keep")).check()
+    installed.sh("clsecure setup --remove --yes").check()
+    assert installed.sh("ls /etc/sudoers.d/clsecure").returncode != 0
+    assert not [name for name in installed.names() if name.startswith("/usr/local/lib/clsecure")]
+    (kept,) = json.loads(installed.person("clsecure list --output json").check().text)["sessions"]
+    installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
+
+
+def test_a_purge_leaves_what_setup_still_uses(installed):
+    installed.sh(f"{_OTHER} other setup --user {PERSON} --yes").check()
+    installed.person(_SESSION.format(mode="user", finish="keep")).check()
+    done = installed.sh("apt-get -q purge -y clsecure").check()
+    assert "/usr/local/lib/clsecure/helper still uses the worker accounts" in done.text + done.errors
+    installed.sh(
+        "visudo -cq && getent group clsecure && ls -d /home/claude-worker-* /var/lib/clsecure"
+    ).check()
+
+
+def test_a_repository_with_another_signature_or_none_is_refused(new_machine, packages, package_place):
+    machine = new_machine()
+    broken = package_place / "broken"
+    shutil.copytree(packages.repository, broken)
+    machine = type(machine)(place=machine.place, layers=machine.layers, repository=broken)
+    update = "apt-get -q update -o Dir::Etc::SourceList=/dev/null"
+    machine.sh(update).check()
+    release = broken / "deb/dists/stable/InRelease"
+    signed = release.read_bytes()
+    listed = broken / "deb/dists/stable/main" / f"binary-{packages.release.architecture.debian}" / "Packages"
+
+    release.write_bytes(signed.replace(b"Label: clsecure", b"Label: xlsecure"))
+    refused = machine.sh(f"{update} --error-on=any")
+    assert refused.returncode == 100
+    assert "BADSIG" in refused.text + refused.errors
+
+    release.unlink()
+    (release.with_name("Release.gpg")).unlink()
+    refused = machine.sh(f"rm -rf /var/lib/apt/lists/* && {update}")
+    assert refused.returncode == 100
+    assert "is not signed" in refused.text + refused.errors
+
+    release.write_bytes(signed)
+    for path in [listed, *listed.parent.rglob("by-hash/*/*"), listed.with_suffix(".gz")]:
+        path.write_bytes(b"Package: clsecure\n")
+    refused = machine.sh(f"rm -rf /var/lib/apt/lists/* && {update}")
+    assert refused.returncode == 100
+    shutil.rmtree(broken)
+
+
+def test_a_package_other_than_the_signed_one_is_refused(new_machine, packages, package_place):
+    broken = package_place / "exchanged"
+    shutil.copytree(packages.repository, broken)
+    machine = new_machine()
+    machine = type(machine)(place=machine.place, layers=machine.layers, repository=broken)
+    machine.sh("apt-get -q update").check()
+    shutil.copyfile(packages.previous, broken / "deb/pool/main/c/clsecure" / packages.deb.name)
+    refused = machine.sh("apt-get -q install -y --no-install-recommends clsecure")
+    assert refused.returncode == 100
+    assert "unexpected size" in refused.errors or "Hash Sum mismatch" in refused.errors
+    shutil.rmtree(broken)
+
+
+def test_all_that_is_recommended_can_be_installed(new_machine):
+    machine = new_machine()
+    machine.sh("apt-get -q update").check()
+    done = machine.sh("apt-get -q install -y --simulate clsecure").check()
+    for name in ("git", "sudo", "python3", "firejail", "nftables", "podman", "uidmap", "slirp4netns"):
+        assert f"Inst {name} " in done.text, name
+
+
+def test_another_python_has_its_byte_code_at_once(installed):
+    cached = f"{PACKAGE_DIRECTORY}/python/clsecure/__pycache__/__main__.cpython-311.pyc"
+    installed.sh(f"rm {cached} && dpkg-trigger --by-package=python3-minimal /usr/bin/python3").check()
+    installed.sh("dpkg --configure --pending").check()
+    installed.run("test", "-e", cached).check()
