@@ -35,11 +35,20 @@ def ready(request: pytest.FixtureRequest, person: Person, mode: str) -> str:
     return mode
 
 
-@pytest.mark.parametrize("mode", [of_mode(mode, name="whole") for mode in GROUPS])
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        *(of_mode(mode, (), name="whole") for mode in GROUPS),
+        *(
+            of_mode("user", (f"--{network}-network",), name=f"{network} network")
+            for network in ("allow", "no")
+        ),
+    ],
+)
 def test_unbroken_every_check_of_a_mode_holds(
-    person: Person, ready: str, record_property: Callable[[str, object], None]
+    person: Person, ready: str, options: tuple[str, ...], record_property: Callable[[str, object], None]
 ) -> None:
-    found = person.clsecure("verify", "--mode", ready, "--output", "json")
+    found = person.clsecure("verify", "--mode", ready, "--output", "json", *options)
     checks = found.json()["checks"]
     names = ("check_id", "status", "phase", "observed")
     record_property("checks", [{**{name: each[name] for name in names}, "mode": ready} for each in checks])
