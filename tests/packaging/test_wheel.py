@@ -1,4 +1,4 @@
-"""The wheel in a virtual environment of a plain person: what ``pipx install`` and ``uv tool install`` make."""
+"""The wheel in a virtual environment of a plain person: what ``pipx`` and ``uv tool`` make of it."""
 
 from __future__ import annotations
 
