@@ -11,6 +11,10 @@ from typing import Any
 from benchmarks import cases, containers, network
 from benchmarks.measuring import Result
 
+_CHECKS = (("verify_start", "at the start", 0.15), ("verify_end", "at the end", 1.0))
+_FIREJAIL = 0.1
+"""Seconds that firejail's own start takes where the goals were set: their ratios hold elsewhere, too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
@@ -51,7 +55,23 @@ def goals(results: Mapping[str, Result]) -> list[Goal]:
             start, floor = until_agent(results[cases.many(mode)]), results[cases.CLONE].median
             name = f"start, {mode}, many files, to clone and checkout"
             found.append(Goal(name=name, limit=2.0, measured=start / floor, unit="x"))
-    return [*found, *_goals_of_containers(results), *_goals_of_the_gateway(results)]
+    return [
+        *found,
+        *_goals_of_the_checks(results),
+        *_goals_of_containers(results),
+        *_goals_of_the_gateway(results),
+    ]
+
+
+def _goals_of_the_checks(results: Mapping[str, Result]) -> Iterator[Goal]:
+    name = cases.existing("namespace", "keep")
+    if name not in results:
+        return
+    phases, floor = results[name].median_phases(), results[cases.FIREJAIL].median
+    for phase, when, limit in _CHECKS:
+        yield Goal(name=f"checks {when}, namespace", limit=limit, measured=phases[phase], unit="s")
+        ratio = phases[phase] / floor
+        yield Goal(name=f"checks {when}, to firejail", limit=limit / _FIREJAIL, measured=ratio, unit="x")
 
 
 def _goals_of_containers(results: Mapping[str, Result]) -> Iterator[Goal]:

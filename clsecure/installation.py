@@ -45,9 +45,9 @@ class Piece:
 
 
 ROOT_MODULES = (
-    "__init__", "accounts", "agents", "channel", "disk", "engine", "kernel", "killing", "limits", "messages",
-    "modes", "network", "processes", "registry", "request", "sandbox", "seccomp", "sidecar", "state",
-    "stores", "userspace", "view",
+    "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
+    "looking", "messages", "modes", "network", "processes", "registry", "remains", "request", "sandbox",
+    "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
 )  # fmt: skip
 """What the helper consists of: ``clsecure/privileged/root``."""
 _LIBRARY = (

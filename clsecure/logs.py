@@ -13,11 +13,12 @@ import re
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from clsecure.chain import ChainWriter, is_chained
 from clsecure.errors import StateError
 from clsecure.terminal import escape
 
@@ -113,12 +114,37 @@ def show(write: Callable[[bytes], None]) -> None:
 def record(path: Path) -> None:
     """Append every event to a file as one line of JSON, from now on until :func:`close`.
 
+    Each line carries the hash of the one before, from run to run (:mod:`clsecure.chain`).
+
     :raises StateError: it can't be opened, or is not a private regular file of ours.
     """
+    fd = _open(path)
+    if not is_chained(fd):
+        # Of a version that did not chain: kept beside, since nothing in it could be told from a change.
+        os.close(fd)
+        path.replace(path.with_name(f"{path.name}.old"))
+        fd = _open(path)
+    _add(_Sink(write=ChainWriter(fd), processors=(_redaction, _iso, _json)))
+
+
+def close() -> None:
+    """Write nothing any more, and close the files."""
+    for sink in _sinks:
+        if isinstance(sink.write, ChainWriter):
+            sink.write.close()
+    _sinks.clear()
+
+
+def seen() -> Iterator[tuple[float, str, str, str]]:
+    """Go through what this process logged: time, level, room and event; without fields, the newest 1000."""
+    for event in _pending:
+        yield event.at, event.level, event.name, event.event
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
-        )
+        fd = os.open(path, flags, 0o600)
     except OSError as error:
         raise StateError(f"the log {path} can't be written", details=error.strerror) from error
     facts = os.fstat(fd)
@@ -126,28 +152,7 @@ def record(path: Path) -> None:
         os.close(fd)
         raise StateError(f"the log {path} is not a regular file of yours", resolution=f"rm {path}")
     os.fchmod(fd, 0o600)
-    _add(_Sink(write=_FileWriter(fd), processors=(_redaction, _iso, _json)))
-
-
-def close() -> None:
-    """Write nothing any more, and close the files."""
-    for sink in _sinks:
-        if isinstance(sink.write, _FileWriter):
-            sink.write.close()
-    _sinks.clear()
-
-
-class _FileWriter:
-    """Whole lines, each in one write: several processes may append to one file."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __call__(self, line: bytes) -> None:
-        os.write(self._fd, line)
-
-    def close(self) -> None:
-        os.close(self._fd)
+    return fd
 
 
 def _add(sink: _Sink) -> None:

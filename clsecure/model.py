@@ -355,20 +355,31 @@ class StartState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedUnit:
-    """One branch that was made: in the user's repository, or in a submodule of it."""
+    """One branch that was made: in the user's repository, or in a submodule of it.
+
+    :param tree: of ``tip``.
+    :param base_commit, base_tree: what was cloned in.
+    """
 
     path: str
     branch: str
     tip: str
+    tree: str
+    base_commit: str
+    base_tree: str
     commits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportResult:
-    """The ``import`` object of the JSON result."""
+    """The ``import`` object of the JSON result.
+
+    :param tree: of ``tip``.
+    """
 
     branch: str
     tip: str
+    tree: str
     commits: int
     uncommitted_commit: str | None
     files_changed: int

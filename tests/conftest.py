@@ -14,6 +14,8 @@ from tests.support.built_images import Image
 from tests.support.person import Person
 from tests.support.shared_setup import person_with_clsecure
 
+pytest_plugins = ["tests.support.matrix_plugin"]
+
 # A shell ignores Ctrl-C for what it starts in the background, and so would all that the tests start and end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

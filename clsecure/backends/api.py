@@ -6,9 +6,59 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
 
+from clsecure.backends.container.spec import ContainerPlan
 from clsecure.model import IsolationMode, SandboxCommand, SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What is in a network namespace, by the host; each kind bounded.
+
+    :param interfaces: their names.
+    :param routes: names of interfaces that routes lead to.
+    :param ports: on which something listens (TCP), on any address.
+    :param sockets: abstract Unix sockets.
+    """
+
+    interfaces: tuple[str, ...]
+    routes: tuple[str, ...]
+    ports: tuple[int, ...]
+    sockets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileIdentity:
+    """Which file it is, whose, and what it allows (``mode`` of stat(2))."""
+
+    device: int
+    inode: int
+    uid: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramFacts:
+    """The agent's program.
+
+    :param path: of root's kept copy, outside.
+    :param inside: what is in its place in the sandbox; None for nothing.
+    """
+
+    path: Path
+    kept: FileIdentity
+    inside: FileIdentity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerFacts:
+    """What was wanted of an engine, and what it says of the container that it made (inspect)."""
+
+    plan: ContainerPlan
+    inspected: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +75,11 @@ class ProcessFacts:
     :param landlock_abi: what the launcher applied, 0 for none.
     :param seccomp_filter: the launcher's own filter is on.
     :param kernel: release and version of the kernel that the launcher sees (uname(2)).
+    :param network: None where it was not seen.
+    :param port: on which the launcher listens for the gateway.
+    :param program: None where the sandbox has none of its own.
+    :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
+    :param container: None in the other modes.
     """
 
     pid: int
@@ -37,6 +92,65 @@ class ProcessFacts:
     landlock_abi: int
     seccomp_filter: bool
     kernel: str = ""
+    network: NetworkFacts | None = None
+    port: int | None = None
+    program: ProgramFacts | None = None
+    packet_filter: str | None = None
+    container: ContainerFacts | None = None
+
+
+class Place(StrEnum):
+    """Where a process of the worker's is, by its PID namespace and those around that."""
+
+    INSIDE = "inside"
+    """In the sandbox."""
+    ENGINE = "engine"
+    """podman's, which holds the sandbox's container; with gVisor its kernel, too."""
+    SIDECAR = "sidecar"
+    """The session's own engine, or one of its containers."""
+    HELD = "held"
+    """A child of the root helper, for the session: a count of the disk, the outer one of firejail's two."""
+    MOVING = "moving"
+    """In none of these, and not seen there before."""
+    OUTSIDE = "outside"
+    """In none of these, and there already when the helper looked before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningKind:
+    """Processes of a running sandbox that are alike in all of this.
+
+    :param first: of their PID namespace: the one that everything else in it dies with.
+    :param status: Uid, Gid, Groups, the five capability sets, NoNewPrivs and Seccomp of /proc/PID/status.
+    :param namespaces: name to ``own`` (that of the sandbox at the barrier), ``host`` or ``other``.
+    :param program: what one of them executes; hostile.
+    :param pids: the first few, in the host's PID namespace.
+    """
+
+    place: Place
+    first: bool
+    status: Mapping[str, str]
+    namespaces: Mapping[str, str]
+    program: str
+    pids: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningFacts:
+    """What the host sees in /proc of the worker's processes while the command runs.
+
+    :param processes: how many were looked at; one that was ending is not among them.
+    :param cut: there were more than a look takes; the next one begins with them.
+    :param further: first and number of the further uids that a session's own engine has.
+    :param shared: namespaces that the sandbox at the barrier had in common with the host.
+    """
+
+    kinds: tuple[RunningKind, ...]
+    processes: int
+    cut: bool = False
+    further: tuple[int, int] | None = None
+    shared: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

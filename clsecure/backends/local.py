@@ -16,8 +16,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.api import Capabilities, ProcessFacts
+from clsecure.backends.api import Capabilities, ContainerFacts, RunningFacts
 from clsecure.backends.lending import lent
+from clsecure.backends.reports import process_facts, running_facts, sandbox_end
 from clsecure.backends.streams import Streams
 from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
 from clsecure.machine.containers import require_docker_socket
@@ -29,14 +30,22 @@ class LocalSandbox:
     """A sandbox whose launcher waits at the barrier, or runs the command."""
 
     def __init__(
-        self, connection: HelperConnection, report: dict[str, Any], fds: list[int], *, plain: bool
+        self,
+        connection: HelperConnection,
+        report: dict[str, Any],
+        fds: list[int],
+        *,
+        plain: bool,
+        container: ContainerFacts | None = None,
     ) -> None:
         launcher = report["report"]
         self._connection = connection
         self.end: SandboxEnd | None = None
         self._failure: str | None = None
+        self.looked: Callable[[RunningFacts], None] | None = None
+        """Gets what the helper sees of the running sandbox, from :meth:`receive`: soon, then now and then."""
         self.enforced: Mapping[str, str] = report["enforced"]
-        self.facts = _facts(report["facts"], launcher)
+        self.facts = process_facts(report["facts"], launcher, container)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
         self.port: int | None = launcher["port"]
@@ -112,12 +121,15 @@ class LocalSandbox:
         return self.end.status
 
     def receive(self) -> None:
-        """Take one event in: the end, or that the command could not be started."""
+        """Take one event in: the end, what was seen of it meanwhile, or that the command could not start."""
         reply, _ = self._connection.receive()
         if reply["event"] == "failed":
             self._failure = str(reply["error"])
+        elif reply["event"] == "looked":
+            if self.looked is not None:
+                self.looked(running_facts(reply))
         else:
-            self.end = _end(reply)
+            self.end = sandbox_end(reply)
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the sandbox ends."""
@@ -151,6 +163,7 @@ class LocalBackend:
     def __init__(self, mode: IsolationMode, connection: HelperConnection) -> None:
         self.mode = mode
         self._connection = connection
+        self._container: ContainerFacts | None = None  # of the sandbox that comes up
 
     @contextmanager
     def open(
@@ -238,7 +251,9 @@ class LocalBackend:
                 details=error.details,
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
-        sandbox = LocalSandbox(self._connection, report, received, plain=spec.is_gvisor)
+        sandbox = LocalSandbox(
+            self._connection, report, received, plain=spec.is_gvisor, container=self._container
+        )
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
         if lacking:
             sandbox.close()
@@ -283,32 +298,6 @@ def _open_source(mount: Mount) -> int:
     return fd
 
 
-def _facts(facts: dict[str, Any], launcher: dict[str, Any]) -> ProcessFacts:
-    return ProcessFacts(
-        pid=facts["pid"],
-        status=facts["status"],
-        namespaces=facts["namespaces"],
-        host_namespaces=facts["host_namespaces"],
-        mountinfo=tuple(facts["mountinfo"]),
-        descriptors={int(number): target for number, target in facts["descriptors"].items()},
-        executable=facts["executable"],
-        kernel=launcher["kernel"],
-        landlock_abi=launcher["landlock"],
-        seccomp_filter=launcher["seccomp"],
-    )
-
-
 def _limits(limits: ResourceLimits) -> dict[str, int | float]:
     found = {part.name: getattr(limits, part.name) for part in fields(limits)}
     return {name: float(most) if name == "cpus" else most for name, most in found.items() if most}
-
-
-def _end(reply: dict[str, Any]) -> SandboxEnd:
-    return SandboxEnd(
-        status=reply["status"],
-        killed=reply["killed"],
-        interrupted=reply["interrupted"],
-        log=reply["log"],
-        passed=reply["passed"],
-        struck=reply["struck"],
-    )

@@ -14,7 +14,15 @@ from typing import Any
 
 from clsecure import __version__
 from clsecure.cli.commands.completion import FILES
-from clsecure.cli.options import COMMANDS, IMAGES_ACTIONS, NETWORK_ACTIONS, SHELLS, VERB_FLAGS, Verb
+from clsecure.cli.options import (
+    COMMANDS,
+    IMAGES_ACTIONS,
+    NETWORK_ACTIONS,
+    RECORD_ACTIONS,
+    SHELLS,
+    VERB_FLAGS,
+    Verb,
+)
 from clsecure.cli.parser import build_parser
 from clsecure.model import Credentials, Engine, IsolationMode, OnFinish
 from clsecure.settings.values import AUTO, PRESETS, OutputFormat
@@ -60,6 +68,7 @@ _SOURCES = {"SESSION": "sessions", "ARGUMENT": "sessions", "--session": "names"}
 _WORDS: Mapping[tuple[Verb, str], tuple[str, ...]] = {
     (Verb.NETWORK, "ACTION"): tuple(NETWORK_ACTIONS),
     (Verb.IMAGES, "ACTION"): tuple(IMAGES_ACTIONS),
+    (Verb.RECORD, "ACTION"): tuple(RECORD_ACTIONS),
     (Verb.AGENT, "ACTION"): ("install",),
     (Verb.AGENT, "NAME"): ("claude",),
     (Verb.COMPLETION, "SHELL"): SHELLS,

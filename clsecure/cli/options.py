@@ -27,6 +27,8 @@ class Verb(StrEnum):
     AGENT = "agent"
     NETWORK = "network"
     IMAGES = "images"
+    RECORD = "record"
+    REPORT = "report"
     CONFIG = "config"
     COMPLETION = "completion"
     HELP = "help"
@@ -218,6 +220,49 @@ IMAGES_ACTIONS = {
 }
 
 
+class RecordAction(StrEnum):
+    """What ``clsecure record`` can do."""
+
+    SHOW = "show"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """``record ACTION [SESSION]``.
+
+    :param session: None exactly where ``commit`` says which.
+    :param commit: a revision of the repository where the user stands.
+    :param key: a file with the public key that must have signed; None for clsecure's own.
+    """
+
+    action: RecordAction
+    session: str | None
+    commit: str | None = None
+    key: Path | None = None
+
+
+RECORD_ACTIONS = {
+    RecordAction.SHOW: ActionWords(usage="SESSION", help="print what the record says"),
+    RecordAction.VERIFY: ActionWords(
+        usage="SESSION|--commit REV",
+        help="does its signature hold, and is it about what is in the repository",
+        least=0,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """``report SESSION``.
+
+    :param html: the page to write; None for the terminal.
+    """
+
+    session: str
+    html: Path | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigOptions:
     """Nothing to say."""
@@ -250,6 +295,8 @@ Options = (
     | AgentOptions
     | NetworkOptions
     | ImagesOptions
+    | RecordOptions
+    | ReportOptions
     | ConfigOptions
     | CompletionOptions
     | TextOptions
@@ -327,6 +374,8 @@ COMMANDS = {
     Verb.COMPLETION: "print the completion of a shell: bash, zsh, fish",
     Verb.NETWORK: "check what a session may reach; watch, allow, learn",
     Verb.IMAGES: "list, build, load, save and prune the images of containers",
+    Verb.RECORD: "show or verify the signed record of a session",
+    Verb.REPORT: "show what a session was, or write it as a page",
 }
 
 SHELLS = ("bash", "zsh", "fish")
@@ -363,6 +412,18 @@ def _denied(text: str) -> object:
 def _user(text: str) -> str:
     if not text or text.startswith("-") or any(c in text for c in "/:,\0\n ") or len(text) > 32:
         raise ValueError("must be the name of a user")
+    return text
+
+
+def _revision(text: str) -> str:
+    if not text or text.startswith("-") or not text.isprintable() or len(text) > 250:
+        raise ValueError("must be a commit, branch or tag")
+    return text
+
+
+def _file(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("must be a file")
     return text
 
 
@@ -434,6 +495,12 @@ OPTIONS = (
            check=values.branch, help="the branch that comes home (default: claude/…)"),
     Option(flags=("--message",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="TEXT",
            check=values.message, help="for the commit of uncommitted work"),
+    Option(flags=("--commit",), verbs=(Verb.RECORD,), group=_SESSION, metavar="REV", check=_revision,
+           help="of 'verify': the record of this imported commit"),
+    Option(flags=("--key",), verbs=(Verb.RECORD,), group=_SESSION, metavar="FILE", check=_file,
+           help="of 'verify': the public key, PEM or SSH, that must have signed (default: yours)"),
+    Option(flags=("--html",), verbs=(Verb.REPORT,), group=_SESSION, metavar="FILE", check=_file,
+           help="write one page for a browser, that needs nothing else"),
     Option(flags=("--import-anyway",), verbs=(Verb.IMPORT,), group=_END,
            help="although a check of the isolation failed; asks for the session's tag"),
     Option(flags=("--all",), verbs=(Verb.CLEANUP,), group=_SESSION, help="every session that is not running"),

@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from clsecure import __version__
@@ -17,6 +18,7 @@ from clsecure.cli.options import (
     IMAGES_ACTIONS,
     NETWORK_ACTIONS,
     OPTIONS,
+    RECORD_ACTIONS,
     SHELLS,
     SOURCES,
     VERB_FLAGS,
@@ -36,6 +38,9 @@ from clsecure.cli.options import (
     NetworkOptions,
     Option,
     Options,
+    RecordAction,
+    RecordOptions,
+    ReportOptions,
     RunOptions,
     SetupOptions,
     TextOptions,
@@ -66,6 +71,11 @@ _POSITIONALS: Mapping[Verb, tuple[tuple[str, str | None, str], ...]] = {
         ("ACTION", None, ", ".join(IMAGES_ACTIONS)),
         ("IMAGE", "*", "as 'clsecure images list' shows it, or a file"),
     ),
+    Verb.RECORD: (
+        ("ACTION", None, ", ".join(RECORD_ACTIONS)),
+        ("SESSION", "*", "as 'clsecure list' shows it, or the id of a run"),
+    ),
+    Verb.REPORT: (("SESSION", None, "as 'clsecure list' shows it, or the id of a run"),),
 }
 _EXCLUSIVE = (
     ("--no-network", "--allow-network"),
@@ -198,6 +208,8 @@ def _epilog(verb: Verb) -> str:
             return f"{_help_of_actions(verb, NETWORK_ACTIONS)}\n\n{note}"
         case Verb.IMAGES:
             return _help_of_actions(verb, IMAGES_ACTIONS)
+        case Verb.RECORD:
+            return _help_of_actions(verb, RECORD_ACTIONS)
         case _:
             return ""
 
@@ -393,12 +405,12 @@ def _options(verb: Verb, found: Mapping[str, Any], command: tuple[str, ...] | No
             )
         case Verb.AGENT:
             return _agent_options(found["ACTION"], found["NAME"])
-        case Verb.NETWORK:
-            return _network_options(found)
-        case Verb.IMAGES:
-            return _images_options(found)
         case Verb.COMPLETION:
             return _completion_options(found["SHELL"])
+        case Verb.NETWORK | Verb.IMAGES | Verb.RECORD:
+            return _of_action(verb, found)
+        case Verb.REPORT:
+            return ReportOptions(session=found["SESSION"], html=_path(found, "--html"))
         case _:
             return _WITHOUT_OPTIONS[verb]()
 
@@ -453,6 +465,17 @@ def _selectors(found: Mapping[str, Any]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def _of_action(verb: Verb, found: Mapping[str, Any]) -> Options:
+    """Read the options of a command that says what to do in its first word."""
+    match verb:
+        case Verb.NETWORK:
+            return _network_options(found)
+        case Verb.IMAGES:
+            return _images_options(found)
+        case _:
+            return _record_options(found)
+
+
 def _network_options(found: Mapping[str, Any]) -> NetworkOptions:
     arguments = tuple(found.get("ARGUMENT", ()))
     action, words = _action(Verb.NETWORK, NETWORK_ACTIONS, found["ACTION"], arguments)
@@ -472,6 +495,24 @@ def _images_options(found: Mapping[str, Any]) -> ImagesOptions:
     arguments = tuple(found.get("IMAGE", ()))
     action, _ = _action(Verb.IMAGES, IMAGES_ACTIONS, found["ACTION"], arguments)
     return ImagesOptions(action=action, arguments=arguments)
+
+
+def _record_options(found: Mapping[str, Any]) -> RecordOptions:
+    sessions = tuple(found.get("SESSION", ()))
+    action, _ = _action(Verb.RECORD, RECORD_ACTIONS, found["ACTION"], sessions)
+    commit, key = found.get("--commit"), _path(found, "--key")
+    if action is RecordAction.SHOW and (commit or key):
+        raise UsageError(
+            f"{'--commit' if commit else '--key'} does not go with 'clsecure record show'",
+            resolution="it goes with 'clsecure record verify'",
+        )
+    if bool(sessions) == bool(commit):
+        raise UsageError("one session is wanted, or --commit REV", resolution="see: clsecure record --help")
+    return RecordOptions(action=action, session=sessions[0] if sessions else None, commit=commit, key=key)
+
+
+def _path(found: Mapping[str, Any], name: str) -> Path | None:
+    return Path(found[name]) if name in found else None
 
 
 def _action(

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/clsecure
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_clsecure_subparsers=(run list cleanup import diff info verify doctor setup agent config completion network images)
+_shtab_clsecure_subparsers=(run list cleanup import diff info verify doctor setup agent config completion network images record report)
 
 _shtab_clsecure_run_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --engine --image --runtime --allow-docker --docker-image --no-docker --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --yes --output --verbose -v --version --help -h)
 _shtab_clsecure_list_option_strings=(--output --verbose -v --version --help -h)
@@ -21,6 +21,8 @@ _shtab_clsecure_config_option_strings=(--session -s --agent --provider --install
 _shtab_clsecure_completion_option_strings=(--output --verbose -v --version --help -h)
 _shtab_clsecure_network_option_strings=(--provider --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --output --verbose -v --version --help -h)
 _shtab_clsecure_images_option_strings=(--output --verbose -v --version --help -h)
+_shtab_clsecure_record_option_strings=(--commit --key --output --verbose -v --version --help -h)
+_shtab_clsecure_report_option_strings=(--html --output --verbose -v --version --help -h)
 _shtab_clsecure_option_strings=(--session -s --agent --shell --resume --fresh --provider --install-deps --skip-setup --full-clone --dry-run --mode --engine --image --runtime --allow-docker --docker-image --no-docker --mount --limit --time-limit --no-network --allow-network --allow-domain --deny-domain --allow-preset --allow-private --provider-tools --credentials --budget --on-finish --branch --message --yes --output --verbose -v --version --help -h --list --cleanup --cleanup-all --config --info)
 
 _shtab_clsecure_run___session_COMPGEN=_clsecure_names
@@ -32,6 +34,8 @@ _shtab_clsecure_verify_pos_0_COMPGEN=_clsecure_sessions
 _shtab_clsecure_config___session_COMPGEN=_clsecure_names
 _shtab_clsecure_config__s_COMPGEN=_clsecure_names
 _shtab_clsecure_network_pos_1_COMPGEN=_clsecure_sessions
+_shtab_clsecure_record_pos_1_COMPGEN=_clsecure_sessions
+_shtab_clsecure_report_pos_0_COMPGEN=_clsecure_sessions
 _shtab_clsecure___session_COMPGEN=_clsecure_names
 _shtab_clsecure__s_COMPGEN=_clsecure_names
 
@@ -79,7 +83,10 @@ _shtab_clsecure_network___credentials_choices=(inject copy none)
 _shtab_clsecure_network___output_choices=(human json)
 _shtab_clsecure_images_pos_0_choices=(list build load save prune)
 _shtab_clsecure_images___output_choices=(human json)
-_shtab_clsecure_pos_0_choices=(run list cleanup import diff info verify doctor setup agent config completion network images)
+_shtab_clsecure_record_pos_0_choices=(show verify)
+_shtab_clsecure_record___output_choices=(human json)
+_shtab_clsecure_report___output_choices=(human json)
+_shtab_clsecure_pos_0_choices=(run list cleanup import diff info verify doctor setup agent config completion network images record report)
 _shtab_clsecure___agent_choices=(claude demo)
 _shtab_clsecure___provider_choices=(anthropic kimi)
 _shtab_clsecure___mode_choices=(user namespace container auto)
@@ -203,6 +210,17 @@ _shtab_clsecure_images__v_nargs=0
 _shtab_clsecure_images___version_nargs=0
 _shtab_clsecure_images___help_nargs=0
 _shtab_clsecure_images__h_nargs=0
+_shtab_clsecure_record_pos_1_nargs='*'
+_shtab_clsecure_record___verbose_nargs=0
+_shtab_clsecure_record__v_nargs=0
+_shtab_clsecure_record___version_nargs=0
+_shtab_clsecure_record___help_nargs=0
+_shtab_clsecure_record__h_nargs=0
+_shtab_clsecure_report___verbose_nargs=0
+_shtab_clsecure_report__v_nargs=0
+_shtab_clsecure_report___version_nargs=0
+_shtab_clsecure_report___help_nargs=0
+_shtab_clsecure_report__h_nargs=0
 _shtab_clsecure_pos_0_nargs=A...
 _shtab_clsecure___shell_nargs=0
 _shtab_clsecure___resume_nargs=0

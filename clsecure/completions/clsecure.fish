@@ -50,8 +50,8 @@ function _shtab_clsecure_using
   test "$_shtab_clsecure_cmdpath" = "$argv"
 end
 
-set -g _shtab_clsecure_commands run list cleanup import diff info verify doctor setup agent config completion network images
-set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --credentials --deny-domain --docker-image --engine --image --junit --limit --message --mode --mount --on-finish --output --provider --runtime --session --time-limit --user -s
+set -g _shtab_clsecure_commands run list cleanup import diff info verify doctor setup agent config completion network images record report
+set -g _shtab_clsecure_opts_with_value --agent --allow-domain --allow-preset --branch --budget --commit --credentials --deny-domain --docker-image --engine --html --image --junit --key --limit --message --mode --mount --on-finish --output --provider --runtime --session --time-limit --user -s
 
 complete -c clsecure -e
 complete -c clsecure -f
@@ -275,3 +275,19 @@ complete -c clsecure -n '_shtab_clsecure_using images' -l verbose -s v -d 'show 
 complete -c clsecure -n '_shtab_clsecure_using images' -l version -d 'print the version'
 complete -c clsecure -n '_shtab_clsecure_using images' -l help -s h -d 'print this'
 complete -c clsecure -n '_shtab_clsecure_using images; and test $_shtab_clsecure_npos -eq 0' -ka "list build load save prune" -d 'list, build, load, save, prune'
+complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a record -d 'show or verify the signed record of a session'
+complete -c clsecure -n '_shtab_clsecure_using record' -l commit -x -d 'of '"'"'verify'"'"': the record of this imported commit'
+complete -c clsecure -n '_shtab_clsecure_using record' -l key -x -d 'of '"'"'verify'"'"': the public key, PEM or SSH, that must have signed (default: yours)'
+complete -c clsecure -n '_shtab_clsecure_using record' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
+complete -c clsecure -n '_shtab_clsecure_using record' -l verbose -s v -d 'show what happens'
+complete -c clsecure -n '_shtab_clsecure_using record' -l version -d 'print the version'
+complete -c clsecure -n '_shtab_clsecure_using record' -l help -s h -d 'print this'
+complete -c clsecure -n '_shtab_clsecure_using record; and test $_shtab_clsecure_npos -eq 0' -ka "show verify" -d 'show, verify'
+complete -c clsecure -n '_shtab_clsecure_using record; and test $_shtab_clsecure_npos -ge 1' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it, or the id of a run'
+complete -c clsecure -n '_shtab_clsecure_using; and test $_shtab_clsecure_npos -eq 0' -a report -d 'show what a session was, or write it as a page'
+complete -c clsecure -n '_shtab_clsecure_using report' -l html -x -d 'write one page for a browser, that needs nothing else'
+complete -c clsecure -n '_shtab_clsecure_using report' -l output -xka "human json" -d 'human (default) or json: one document on standard output'
+complete -c clsecure -n '_shtab_clsecure_using report' -l verbose -s v -d 'show what happens'
+complete -c clsecure -n '_shtab_clsecure_using report' -l version -d 'print the version'
+complete -c clsecure -n '_shtab_clsecure_using report' -l help -s h -d 'print this'
+complete -c clsecure -n '_shtab_clsecure_using report; and test $_shtab_clsecure_npos -eq 0' -ka "(clsecure completion sessions 2>/dev/null | string match -er '^[A-Za-z0-9._-]*\$')" -d 'as '"'"'clsecure list'"'"' shows it, or the id of a run'

@@ -158,6 +158,7 @@ def promote(
     return ImportResult(
         branch=made.branch,
         tip=tip,
+        tree=_tree(top, tip),
         commits=top.commits,
         uncommitted_commit=None if top.uncommitted is None else tip,
         files_changed=reviewed.files_changed,
@@ -166,6 +167,9 @@ def promote(
                 path=escape(unit.start.path),
                 branch=made.branch,
                 tip=made.tips[unit.start.path],
+                tree=_tree(unit, made.tips[unit.start.path]),
+                base_commit=unit.start.head,
+                base_tree=unit.start.base_tree,
                 commits=unit.commits,
             )
             for unit in admitted.units[1:]
@@ -174,6 +178,13 @@ def promote(
         refused=admitted.refused,
         findings=reviewed.findings,
     )
+
+
+def _tree(unit: AdmittedUnit, tip: str) -> str:
+    """Return the tree of what the branch names: a start that was dirty and left alone is in none."""
+    if unit.uncommitted is not None:
+        return unit.tree  # a former import made the same one, with another date, where tip is not ours
+    return unit.git.text("rev-parse", "--verify", f"{tip}^{{tree}}")
 
 
 class _Arrival:

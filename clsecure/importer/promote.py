@@ -254,7 +254,7 @@ def _bring_objects(target: _Target, admitted: Admitted) -> None:
     store = target.common / "objects" / "pack"
     store.mkdir(exist_ok=True)
     for suffix in ("pack", "idx"):  # git believes in a pack once it sees the index
-        _copy_in(place / f"pack-{name}.{suffix}", store / f"pack-{name}.{suffix}")
+        copy_in(place / f"pack-{name}.{suffix}", store / f"pack-{name}.{suffix}")
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -267,10 +267,10 @@ def _bring_lfs(target: _Target, admitted: Admitted) -> None:
     for oid in target.unit.lfs:
         place = store / oid[:2] / oid[2:4] / oid
         place.parent.mkdir(parents=True, exist_ok=True)
-        _copy_in(admitted.directory / "lfs" / oid, place)
+        copy_in(admitted.directory / "lfs" / oid, place)
 
 
-def _copy_in(source: Path, target: Path) -> None:
+def copy_in(source: Path, target: Path) -> None:
     """Copy by a temporary file and a link: never half, never over something that is there."""
     if target.exists():
         return

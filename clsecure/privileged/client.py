@@ -16,6 +16,7 @@ from typing import Any
 from clsecure import process
 from clsecure.errors import HelperError, SessionBusyError
 from clsecure.model import WorkerAccount
+from clsecure.privileged.leftovers import Leftovers
 
 _MESSAGE_LIMIT = 256 * 1024
 _DESCRIPTORS = 8
@@ -132,6 +133,13 @@ class HelperConnection:
     def keep_agent(self, *, executable: int, sha256: str) -> None:
         """Have an agent's executable copied into root's store, unless it is there."""
         self._call({"verb": "agent", "sha256": sha256}, [executable])
+
+    def inspect(self, *, rules: bool = False) -> Leftovers:
+        """Return what is left of the held account's session on the machine, after its sandbox has ended.
+
+        :param rules: look, too, for a full network's rules in the machine's own network.
+        """
+        return Leftovers.parse(self._call({"verb": "inspect", "rules": rules}))
 
     def reset(self) -> None:
         """Empty the held account's home."""

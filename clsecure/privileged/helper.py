@@ -49,6 +49,7 @@ from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
+from clsecure.privileged.root.remains import remains
 from clsecure.privileged.root.sandbox import TICK_SECONDS, Sandbox
 from clsecure.privileged.root.sidecar import ImageStore
 from clsecure.privileged.root.state import (
@@ -209,6 +210,10 @@ class Service:
         finally:
             store.end()
 
+    def inspect(self, message: Message, _fds: list[int]) -> None:
+        """Say what is left of the held account's session on the machine, and how the account stands."""
+        send(self.conn, remains(self._leased(), rules=message.get("rules") is True))
+
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
 
@@ -233,6 +238,7 @@ class Service:
         "agent": agent,
         "run": run,
         "images": images,
+        "inspect": inspect,
         "start": late,
         "probe": late,
         "kill": late,

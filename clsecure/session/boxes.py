@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from clsecure.errors import StateError
-from clsecure.model import ContainerSpec, Engine, IsolationMode, SandboxSpec, WorkerAccount, WorkerImage
+from clsecure.model import (
+    ContainerSpec,
+    Engine,
+    IsolationMode,
+    NetworkPolicy,
+    SandboxSpec,
+    WorkerAccount,
+    WorkerImage,
+)
 from clsecure.session.store import SessionRecord
+from clsecure.settings.limits import defaults
 
 
 def recorded_spec(record: SessionRecord, account: WorkerAccount) -> SandboxSpec:
@@ -26,6 +38,31 @@ def recorded_spec(record: SessionRecord, account: WorkerAccount) -> SandboxSpec:
     except ValueError as error:
         raise StateError("the session's mode is not known", details=str(error)) from error
     return SandboxSpec(mode=mode, account=account, container=container)
+
+
+@contextmanager
+def verifiable(record: SessionRecord, spec: SandboxSpec) -> Iterator[SandboxSpec]:
+    """Give the sandbox with the network that the session had, for its checks; what was mounted is not known.
+
+    :raises StateError: the record names a network that there is not.
+    """
+    try:
+        network = NetworkPolicy(record.network)
+    except ValueError as error:
+        raise StateError("the session's network is not known", details=str(error)) from error
+    with ExitStack() as stack:
+        namespace = None
+        if network is NetworkPolicy.FULL:
+            from clsecure.egress.full import FullNetwork
+
+            namespace = stack.enter_context(FullNetwork()).namespace
+        yield replace(
+            spec,
+            network=network,
+            network_namespace=namespace,
+            listener=network in (NetworkPolicy.API, NetworkPolicy.ALLOWLIST),
+            limits=defaults(),
+        )
 
 
 def recorded(container: ContainerSpec | None) -> dict[str, Any]:

@@ -8,12 +8,20 @@ from pathlib import Path, PurePosixPath
 
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess, environment
+from clsecure.backends.api import RunningFacts
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
 from clsecure.errors import EXIT_TIME_LIMIT, HelperError
-from clsecure.model import CheckStatus, DockerAccess, Engine, NetworkPolicy, SandboxCommand, SandboxSpec
+from clsecure.model import (
+    CheckStatus,
+    DockerAccess,
+    Engine,
+    NetworkPolicy,
+    SandboxCommand,
+    SandboxSpec,
+    Vantage,
+)
 from clsecure.session import limits
-from clsecure.session.checks import Checks
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
@@ -22,8 +30,7 @@ from clsecure.session.opening import docker_lines, opening_lines
 from clsecure.session.own_engine import bring_along, engine_env, gateway_host
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
-from clsecure.verify.checks import require
-from clsecure.verify.host import check_barrier
+from clsecure.session.verification import Verifier
 
 log = logs.get("session")
 
@@ -43,12 +50,13 @@ class Execution:
         *,
         network: Arrangement,
         gateway: Gateway | None,
-        checks: Checks,
+        verifier: Verifier,
     ) -> None:
         self._context, self._spec, self._workspace = context, spec, workspace
-        self._checks = checks
+        self._verifier = verifier
         self._network, self._gateway = network, gateway
         self.begun = False
+        self._broken = False
         self.limits: Mapping[str, limits.LimitResult] = {}
 
     def run(self, backend: LocalBackend, *, meanwhile: Callable[[], None]) -> int:
@@ -57,6 +65,10 @@ class Execution:
         :param meanwhile: done while the sandbox comes up.
         """
         clock, ui = self._context.clock, self._context.ui
+        if self._spec.is_gvisor:
+            with clock.phase("verify_start"), ui.phase("trying a sandbox"):
+                self._verifier.start_apart(self._spec)
+
         with clock.phase("start"), ui.phase("building the sandbox"):
             opened = backend.open(self._spec, meanwhile=meanwhile)
             sandbox = opened.__enter__()
@@ -73,13 +85,11 @@ class Execution:
                 opened.__exit__(None, None, None)
 
     def _verify(self, sandbox: LocalSandbox) -> None:
-        results = check_barrier(sandbox.facts, self._spec)
-        self._checks.add(results)
-        log.info("barrier_checked", results={r.check_id: r.status.value for r in results})
-        require(results)
-        self._context.warnings.extend(
-            f"not enforced here: {r.check_id} ({r.observed})" for r in results if r.status is CheckStatus.SKIP
-        )
+        results = self._verifier.start(sandbox, self._spec)
+        log.info("checked", results={r.check_id: r.status.value for r in results})
+        # What the probe could not try here is no word about the sandbox.
+        lacking = [r for r in results if r.status is CheckStatus.SKIP and r.vantage is Vantage.HOST]
+        self._context.warnings.extend(f"not enforced here: {r.check_id} ({r.observed})" for r in lacking)
         asked = self._spec.limits
         self._context.warnings.extend(limits.lacking(asked, sandbox.enforced))
         self.limits = limits.results(asked, sandbox.enforced)
@@ -139,6 +149,7 @@ class Execution:
         deadline = time.monotonic() + limit.total_seconds() if limit else None
         log.info("agent_started", program=command.argv[0], arguments=len(command.argv), pid=sandbox.facts.pid)
         self.begun = True
+        sandbox.looked = lambda facts: self._looked(sandbox, facts)
         with context.clock.phase("run"):
             if spec.terminal is not None:
                 sandbox.start(command, stdio=None)
@@ -151,6 +162,12 @@ class Execution:
                 context.warn(warning)
         log.info("agent_ended", status=status, in_time=in_time)
         return status
+
+    def _looked(self, sandbox: LocalSandbox, facts: RunningFacts) -> None:
+        """End the agent when its isolation does not hold any more."""
+        if not self._verifier.looked(facts, self._spec) and not self._broken:
+            self._broken = True
+            sandbox.kill()
 
     def _access(self, port: int | None) -> GatewayAccess | None:
         if self._gateway is None or port is None:
@@ -191,6 +208,8 @@ class Execution:
         if not in_time:
             sandbox.kill()
         status = sandbox.wait()
+        if self._broken:
+            self._context.warn("a check of the isolation failed while the agent ran; it was ended")
         if not in_time:
             self._context.warn("the time limit was reached; the agent was ended")
             return EXIT_TIME_LIMIT

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,11 +42,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """What became of the work."""
+    """What became of the work.
+
+    :param seen: what it was, for the record; None where nobody looked.
+    """
 
     imported: ImportResult | None
     kept: bool
     discarded: bool = False
+    seen: Review | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -160,13 +164,13 @@ class Finish:
                     record, admitted, seen, branch=branch, numbered=numbered, left=tuple(left)
                 )
             case OnFinish.DISCARD:
-                return self._discard(record)
+                return replace(self._discard(record), seen=seen)
             case _:
                 waits = has_work(admitted, seen)
                 self._write(record, SessionStatus.KEPT, unimported=waits, size=admitted.home_size)
                 if waits:
                     self.ui.note(f"kept. Bring it home with: clsecure import {self.place.path.name}")
-                return Finished(imported=None, kept=True, warnings=tuple(left))
+                return Finished(imported=None, kept=True, seen=seen, warnings=tuple(left))
 
     def _discard(self, record: SessionRecord) -> Finished:
         self._write(record, SessionStatus.DONE, unimported=False, size=0)
@@ -203,7 +207,7 @@ class Finish:
             log.info("branch_made", branch=imported.branch, tip=imported.tip, commits=imported.commits)
             self.ui.note(f"imported as {imported.branch} ({imported.tip[:12]})")
             self.ui.note(f"look at it with: git log -p HEAD..{imported.branch}")
-        return Finished(imported=imported, kept=kept, warnings=left)
+        return Finished(imported=imported, kept=kept, seen=seen, warnings=left)
 
     def _write(
         self,

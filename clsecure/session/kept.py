@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clsecure import logs
 from clsecure.backends.choose import backend_for
 from clsecure.errors import SessionNotFoundError, VerificationError
 from clsecure.installation import Installation
+from clsecure.model import Verification
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
 from clsecure.session.store import SessionRecord, Store
 from clsecure.session.ui import Ui
+from clsecure.verify.checks import described
 from clsecure.workspace.repository import discover
 from clsecure.workspace.state_file import load
 
@@ -27,11 +31,27 @@ class KeptSession:
 
     record: SessionRecord
     finish: Finish
+    verify: Callable[[], Verification]
+    """Looks at how the isolation stands now."""
 
     @property
     def tag(self) -> str:
         """What is typed to take the work home although a check failed."""
         return self.record.session_id[-6:]
+
+    def verified(self) -> tuple[KeptSession, Verification | None]:
+        """Make up for the checks of a run that was cut short, and write down how they stood.
+
+        None where the run has made them itself.
+        """
+        if self.record.verified or self.record.failed_checks:
+            return self, None
+        found = self.verify()
+        place = self.finish.place
+        record = place.write(
+            self.record, verified=not found.failed, failed_checks=described(found.failed), updated=time.time()
+        )
+        return replace(self, record=record), found
 
     def require_verified(self) -> None:
         """Refuse work of a session whose isolation did not hold.
@@ -73,12 +93,23 @@ def kept_session(
             account = connection.lease(project=record.project, session=record.session, create=False)
             spec = recorded_spec(record, account)
             repository = discover(Path(record.project))
+            backend = backend_for(spec.mode, connection, spec.container)
+
+            def verify() -> Verification:
+                from clsecure.session.verification import Place, Verifier, verify_session
+
+                around = Place(home=Path.home(), state=store.root, environ=os.environ, session=record.session)
+                verifier = Verifier(backend, connection, installation, around)
+                with ui.phase("verifying the isolation"), closing(verifier):
+                    return verify_session(record, repository, verifier, spec)
+
             yield KeptSession(
                 record=record,
+                verify=verify,
                 finish=Finish(
                     ui=ui,
                     clock=Clock(),
-                    backend=backend_for(spec.mode, connection, spec.container),
+                    backend=backend,
                     spec=spec,
                     place=place,
                     start=load(place.start_file),

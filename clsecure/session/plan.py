@@ -58,6 +58,8 @@ class SessionPlan:
     :param notify: how the user is called when the session ends after ``notify_after``; see ``notify.py``.
     :param served: the same, with its address and where its key is; None for Anthropic.
     :param own_agent: the agent, where it is one of the user's own.
+    :param record_ssh_key: the user's SSH key that signs the record as well.
+    :param record_notes: the import also leaves a git note that names the record.
     :param warnings: what the user was told about the settings, for the result.
     """
 
@@ -107,6 +109,8 @@ class SessionPlan:
     notify_after: timedelta = timedelta(minutes=1)
     served: ProviderTable | None = None
     own_agent: AgentTable | None = None
+    record_ssh_key: Path | None = None
+    record_notes: bool = False
     warnings: tuple[str, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ import selectors
 import signal
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +69,22 @@ def check(path: Path, what: str) -> None:
 
 
 def run(
-    argv: tuple[str, ...], document: object, *, environ: Mapping[str, str], home: Path, seconds: float
+    argv: tuple[str, ...],
+    document: object,
+    *,
+    environ: Mapping[str, str],
+    home: Path,
+    seconds: float,
+    pass_fds: Sequence[int] = (),
+    most: int = _MAX_OUTPUT,
 ) -> Ended:
     """Run a program from the home, with a JSON document on its standard input, and wait for its end.
 
     It has a session of its own: Ctrl-C reaches clsecure alone, and what it leaves behind when it takes too
     long, or is interrupted, is ended with it.
+
+    :param pass_fds: descriptors that it inherits by their numbers.
+    :param most: bytes of its output.
     """
     with contextlib.ExitStack() as stack:
         # In memory: a program that reads nothing makes nobody wait.
@@ -88,26 +98,26 @@ def run(
         try:
             child = process.spawn(
                 Command(argv=argv, env=environ, cwd=home), stdin=given, stdout=write, stderr=write,
-                new_session=True,
+                new_session=True, pass_fds=pass_fds,
             )  # fmt: skip
         except OSError as error:
             raise ToolError(f"{argv[0]} could not be started", details=str(error)) from error
         finally:
             os.close(write)
         try:
-            said, ended = _follow(child, read, time.monotonic() + seconds)
+            said, ended = _follow(child, read, time.monotonic() + seconds, most)
         except BaseException:
             _end(child)
             raise
         if not ended:
             _end(child)
-        said += _rest(read, _MAX_OUTPUT - len(said))
+        said += _rest(read, most - len(said))
         status = child.wait(timeout=_GRACE_SECONDS) if ended else None
-    lines = said[:_MAX_OUTPUT].decode("utf-8", "surrogateescape").splitlines()
+    lines = said[:most].decode("utf-8", "surrogateescape").splitlines()
     return Ended(status=status, lines=tuple(line[:_MAX_LINE] for line in lines if line.strip()))
 
 
-def _follow(child: process.Process[bytes], read: int, deadline: float) -> tuple[bytes, bool]:
+def _follow(child: process.Process[bytes], read: int, deadline: float, most: int) -> tuple[bytes, bool]:
     """Read until the program itself has ended: what it leaves running may hold the pipe for ever."""
     said = b""
     with contextlib.ExitStack() as stack:
@@ -120,7 +130,7 @@ def _follow(child: process.Process[bytes], read: int, deadline: float) -> tuple[
             ready = {key.fd for key, _ in selector.select(left)}
             if read in ready:
                 data = os.read(read, 65536)
-                said = (said + data)[:_MAX_OUTPUT]
+                said = (said + data)[:most]
                 if not data:
                     selector.unregister(read)
             if end in ready:

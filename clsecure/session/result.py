@@ -94,6 +94,19 @@ class VerificationResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordResult:
+    """The signed record of a session.
+
+    :param sha256: of the file.
+    :param keyids: who signed it, clsecure's own key first.
+    """
+
+    path: str
+    sha256: str
+    keyids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionResult:
     """The one JSON document of a session.
 
@@ -107,6 +120,7 @@ class SessionResult:
     :param container: None in other modes.
     :param exit_code: the agent's, 124 when its time was over, 123 when a check of the isolation failed.
     :param kept: the session waits: its work, or a part of it, was not imported.
+    :param record: None when it could not be written; a warning says why then.
     """
 
     session_id: str
@@ -129,4 +143,5 @@ class SessionResult:
     verification: VerificationResult | None = None
     import_: ImportResult | None = None
     kept: bool = False
+    record: RecordResult | None = None
     warnings: tuple[str, ...] = ()

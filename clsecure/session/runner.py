@@ -8,8 +8,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clsecure import logs
@@ -31,7 +32,6 @@ from clsecure.model import (
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
-from clsecure.session.checks import Checks
 from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
@@ -39,6 +39,7 @@ from clsecure.session.execution import Execution
 from clsecure.session.limits import effective, named
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.plan import SessionPlan
+from clsecure.session.record import Recorder
 from clsecure.session.relay import terminal_size
 from clsecure.session.result import (
     ContainerResult,
@@ -49,6 +50,7 @@ from clsecure.session.result import (
 )
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
+from clsecure.session.verification import Place, Verifier
 from clsecure.verify.checks import described
 from clsecure.workspace.repository import Repository
 
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from clsecure.session.finish import Finished
     from clsecure.session.limits import LimitResult
     from clsecure.session.setup import SetupWork
+    from clsecure.verify.userside import UserSide
+    from clsecure.verify.userstate import UserState
 
 log = logs.get("session")
 
@@ -87,6 +91,7 @@ class SessionRunner:
         )
         self.workspace: Workspace | None = None
         self.setup: tuple[SetupStep, ...] = ()
+        self._before: UserState | None = None
 
     def run(self) -> SessionResult:
         """Go the whole way.
@@ -120,6 +125,8 @@ class SessionRunner:
                     container=container,
                 )
             context.ui.use_tag(plan.tag)
+            verifier = stack.enter_context(self._verifier(backend))
+            verifier.prepare()
             copy = PrivateCopy(context, backend, spec)
             self.workspace = workspace = copy.ready()
             agents_spec = replace(
@@ -136,7 +143,7 @@ class SessionRunner:
                 docker=plan.docker,
                 workspace=str(workspace.directory) if plan.docker is DockerAccess.OWN else None,
             )
-            execution, checks = None, Checks()
+            execution, recorder = None, Recorder(context)
             try:
                 if work is not None and not workspace.resumed:
                     workspace = self._set_up(work, workspace, backend, agents_spec, gateway)
@@ -146,35 +153,40 @@ class SessionRunner:
                     workspace,
                     network=network,
                     gateway=gateway,
-                    checks=checks,
+                    verifier=verifier,
                 )
-                status = execution.run(backend, meanwhile=_load_the_end)
+                status = execution.run(
+                    backend, meanwhile=partial(self._meanwhile, recorder, agents_spec, workspace)
+                )
             except BaseException as error:
                 if execution is None or not execution.begun or isinstance(error, NotStartedError):
                     copy.give_back(workspace)
                     self.workspace = workspace if workspace.resumed else None
                 raise
-            if not checks.verification.failed:
+            if not verifier.found.verification.failed:
                 # Nothing more runs in a sandbox that is not what was promised.
                 self._clean_up(workspace, backend, agents_spec, gateway)
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
-            record = context.place.write(workspace.record, exit_code=status, updated=time.time())
-            record, verification = self._verify(checks, record)
+            record = context.place.write(
+                workspace.record, exit_code=status, updated=time.time(), user_state=self._before
+            )
+            record, verification = self._verify(verifier, agents_spec, record)
             if record.failed_checks:
                 status, finished = EXIT_VERIFICATION, self._refuse(record)
             else:
                 finished = self._finish(backend, spec, record, workspace)
-        return self._result(
-            record,
-            status,
-            finished,
-            egress,
-            limits=execution.limits,
-            container=container,
-            verification=VerificationResult.of(verification, workspace.record.failed_checks),
-        )
+            result = self._result(
+                record,
+                status,
+                finished,
+                egress,
+                limits=execution.limits,
+                container=container,
+                verification=VerificationResult.of(verification, workspace.record.failed_checks),
+            )
+            return recorder.conclude(result, record, finished, verification)
 
     @contextmanager
     def _leased(self) -> Iterator[WorkerAccount]:
@@ -352,9 +364,24 @@ class SessionRunner:
 
     # ------------------------------------------------------------ the end
 
-    def _verify(self, checks: Checks, record: SessionRecord) -> tuple[SessionRecord, Verification]:
+    def _verifier(self, backend: LocalBackend) -> AbstractContextManager[Verifier]:
+        context, around = self.context, self.context.around
+        place = Place(
+            home=around.home, state=around.store.root, environ=around.environ, session=context.plan.session
+        )
+        return contextlib.closing(Verifier(backend, context.connection, around.installation, place))
+
+    def _verify(
+        self, verifier: Verifier, spec: SandboxSpec, record: SessionRecord
+    ) -> tuple[SessionRecord, Verification]:
         """Look for the last time, and write down how the isolation stood."""
-        verification = checks.verification
+        try:
+            with self.context.clock.phase("verify_end"), self.context.ui.phase("verifying the isolation"):
+                verifier.end(spec, partial(self._user_side, spec, record))
+        except ClsecureError:
+            self._wait(record)
+            raise
+        verification = verifier.found.verification
         record = self.context.place.write(
             record,
             verified=not verification.failed,
@@ -362,6 +389,23 @@ class SessionRunner:
             updated=time.time(),
         )
         return record, verification
+
+    def _meanwhile(self, recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
+        """While the sandbox comes up: note how things stand, begin the record, import what the end needs."""
+        import clsecure.session.finish
+        import clsecure.session.traffic  # noqa: F401
+        from clsecure.verify.userstate import user_state
+
+        context = self.context
+        self._before = user_state(context.repository, context.around.home)
+        record = context.place.write(workspace.record, user_state=self._before)
+        recorder.begin(spec, record, resumed=workspace.resumed)
+
+    def _user_side(self, spec: SandboxSpec, record: SessionRecord) -> UserSide:
+        from clsecure.verify.userside import look
+
+        context = self.context
+        return look(context.repository, context.around.home, spec, record.user_state)
 
     def _refuse(self, record: SessionRecord) -> Finished:
         """Keep a session whose isolation did not hold."""
@@ -463,12 +507,6 @@ def _full_network() -> FullNetwork:
     from clsecure.egress.full import FullNetwork
 
     return FullNetwork()
-
-
-def _load_the_end() -> None:
-    """Import what only the end needs while there is something to wait for."""
-    import clsecure.session.finish
-    import clsecure.session.traffic  # noqa: F401
 
 
 def is_terminal() -> bool:

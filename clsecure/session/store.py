@@ -6,6 +6,7 @@ One directory per project and session name::
         lock            held (flock) by the process that works on the session
         session.json    the last known state, replaced whole
         start.json      what was cloned in
+        run.json        what the record of the run that goes on, or was killed, is made from
         setup.log       what the setup script and package managers said
         setup-egress.jsonl  their requests, where they had a network of their own
         cleanup.log     what the cleanup hook said at the last end
@@ -33,6 +34,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clsecure.errors import SessionBusyError, SessionNotFoundError, StateError
+from clsecure.verify.userstate import UserState
 
 DEFAULT_SESSION = "default"
 _RECORD_LIMIT = 256 * 1024
@@ -71,6 +73,7 @@ class SessionRecord:
     :param verified: every check of the isolation was made to the end of the last run, and none failed.
     :param failed_checks: what failed since the workspace was made, in any run, a line each: what was expected
         and what was observed; may need escaping. The work comes home only where the user insists.
+    :param user_state: the user's home and repository before the last run; None when that was not noted.
     """
 
     session_id: str
@@ -102,6 +105,7 @@ class SessionRecord:
     skip_docker_autodetect: bool = False
     verified: bool = False
     failed_checks: tuple[str, ...] = ()
+    user_state: UserState | None = None
 
     @property
     def resumable(self) -> bool:
@@ -213,6 +217,11 @@ class SessionDirectory:
         return self.path / "events.jsonl"
 
     @property
+    def run_file(self) -> Path:
+        """What the record of a run that did not come to its end is made from."""
+        return self.path / "run.json"
+
+    @property
     def egress_log(self) -> Path:
         """The log of requests to the gateway."""
         return self.path / "egress.jsonl"
@@ -276,6 +285,8 @@ class SessionDirectory:
             known = {f.name for f in fields(SessionRecord)}
             values = {k: v for k, v in loaded.items() if k in known}
             failed = tuple(str(line) for line in values.get("failed_checks", ()))
+            with suppress(ValueError):
+                values["user_state"] = UserState.parse(values.pop("user_state", None))
             record = SessionRecord(
                 **{**values, "status": SessionStatus(loaded["status"]), "failed_checks": failed}
             )

@@ -270,7 +270,7 @@ def _read(entry: Entry, layers: Layers) -> object:
                 return _docker(entry)
             case "setup_network":
                 return values.setup_network(entry.text, where=str(entry.source))
-            case "setup_script" | "notify_command":
+            case "setup_script" | "notify_command" | "record_ssh_key":
                 return values.own_path(entry.text, home=layers.home)
             case _:
                 return values.READERS[entry.key](entry.text)

@@ -111,6 +111,10 @@ class Settings(BaseSettings):
     """How long that is."""
     image_mirror: str | None = None
     """Where packages of Debian for images come from; None for the mirror that apt of this machine uses."""
+    record_ssh_key: Path | None = None
+    """An SSH key of the user's that signs the record of each session as well."""
+    record_notes: bool = False
+    """An import also leaves a git note that names the record."""
     output: OutputFormat = OutputFormat.HUMAN
     verbose: bool = False
 

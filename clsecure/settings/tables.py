@@ -52,7 +52,7 @@ ENFORCE = {
 _BOOLEANS = frozenset(
     {
         "full_clone", "verbose", "provider_tools", "allow_private", "toolchains", "install_dependencies",
-        "github_token", "skip_docker_autodetect",
+        "github_token", "skip_docker_autodetect", "record_notes",
     }
 )  # fmt: skip
 _OF_NAMES = frozenset({"providers", "images"})

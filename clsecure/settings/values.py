@@ -558,6 +558,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "notify": notify,
     "notify_after": notify_after,
     "image_mirror": image_mirror,
+    "record_notes": boolean,
     "output": output,
     "verbose": boolean,
 }

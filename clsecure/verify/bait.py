@@ -7,21 +7,32 @@ can be had at all is shown by the same probe, run outside as the user.
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from clsecure import process
 from clsecure.process import Command
 
 OWN_ADDRESS = "this machine's address"
+LOOPBACK = ("127.0.0.1", "::1")
+ABSTRACT, NAMED = "an abstract socket", "a socket in /tmp"
+METADATA = ("169.254.169.254", "fd00:ec2::254")
+"""Where clouds tell a machine its secrets."""
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+_TEMPORARY = ("/var/tmp", "/dev/shm")  # noqa: S108  # besides what TMPDIR names
 _ANYWHERE = ("192.0.2.1", 9)  # RFC 5737: nobody's; connecting a datagram socket sends nothing
+
+
+Place = tuple[str, str | tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +41,53 @@ class Bait:
 
     :param files: label to a file or directory of the host's.
     :param sockets: label to family and address of a listener of ours.
+    :param services: label to path of sockets that services of this machine listen on.
     :param marker: a word in the argument vector of a process of ours.
+    :param own: a directory of the user's.
     """
 
     files: Mapping[str, str]
-    sockets: Mapping[str, tuple[str, str | tuple[str, int]]]
+    sockets: Mapping[str, Place]
+    services: Mapping[str, str]
     marker: str
+    own: str
     _listeners: Mapping[str, socket.socket]
 
-    @property
-    def orders(self) -> bytes:
-        """What the probe reads on its standard input."""
-        return json.dumps({"files": self.files, "sockets": self.sockets, "marker": self.marker}).encode()
+    def order(
+        self,
+        *,
+        outside: bool = False,
+        full: bool = False,
+        private: bool = False,
+        patience: float | None = None,
+    ) -> dict[str, object]:
+        """Return what the probe is told to try.
+
+        :param outside: only look at the sockets of services: a connection could start one of them.
+        :param full: connect to where metadata is, which a packet filter is to refuse. Elsewhere there is no
+            way, which is asked without sending anything.
+        :param private: to private networks, too.
+        :param patience: seconds for all connections together, None for the probe's own.
+        """
+        services = {label: ("unix", path) for label, path in self.services.items()}
+        far = {
+            label: (family, (label, 80)) for label, family in zip(METADATA, ("inet", "inet6"), strict=True)
+        }
+        nobody = {label: ("inet", (f"{label.partition('/')[0][:-1]}9", 9)) for label in PRIVATE}
+        return {
+            "do": "try",
+            "files": self.files,
+            "sockets": {
+                **self.sockets,
+                **({} if outside else services),
+                **(far if full else {}),
+                **(nobody if private else {}),
+            },
+            "looked_at": self.services if outside else {},
+            "marker": self.marker,
+            "own": self.own,
+            **({} if patience is None else {"patience": patience}),
+        }
 
     def heard(self) -> frozenset[str]:
         """Return the listeners to which somebody has connected since this was last asked."""
@@ -55,17 +101,23 @@ class Bait:
 
 
 @contextmanager
-def put_out(home: Path, state: Path) -> Iterator[Bait]:
+def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyType({})) -> Iterator[Bait]:
     """Put everything out, and take it away at the end.
 
     :param state: a directory of the user's own, below the home where it usually is.
+    :param environ: the user's, which says where services listen.
     """
     with contextlib.ExitStack() as stack:
         shared = Path(tempfile.mkdtemp(prefix="clsecure-info-"))
         stack.callback(shutil.rmtree, shared, ignore_errors=True)
         own = Path(tempfile.mkdtemp(prefix="info-", dir=state))
         stack.callback(shutil.rmtree, own, ignore_errors=True)
-        for directory in (shared, own):
+        others = [
+            Path(tempfile.mkdtemp(prefix="clsecure-info-", dir=place)) for place in _writable(_TEMPORARY)
+        ]
+        for directory in others:
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        for directory in (shared, own, *others):
             # No permission keeps a worker from the one in /tmp; the view must.
             directory.chmod(0o755)
             (directory / "bait").write_text("bait\n")
@@ -75,11 +127,37 @@ def put_out(home: Path, state: Path) -> Iterator[Bait]:
         stack.enter_context(_marked(marker))
         yield Bait(
             files={"home": str(home), "state": str(own / "bait"), "temporary": str(shared / "bait"),
-                   "root's home": "/root", "passwords": "/etc/shadow"},
+                   "root's home": "/root", "passwords": "/etc/shadow",
+                   **{str(each.parent): str(each / "bait") for each in others}},
             sockets={label: (_FAMILIES[each.family], _address(each)) for label, each in listeners.items()},
+            services=_services(environ),
             marker=marker,
+            own=str(own),
             _listeners=listeners,
         )  # fmt: skip
+
+
+def _writable(places: Iterable[str]) -> list[str]:
+    return [place for place in places if os.access(place, os.W_OK | os.X_OK)]
+
+
+def _services(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the sockets that are there: of engines, buses, keys and desktops."""
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    own = ("bus", "podman/podman.sock", "docker.sock", "gnupg/S.gpg-agent", "keyring/ssh", "wayland-0")
+    paths = [
+        *("/run/docker.sock", "/run/podman/podman.sock", "/run/containerd/containerd.sock"),
+        *("/run/dbus/system_bus_socket", "/run/systemd/private", "/run/snapd.socket"),
+        *("/tmp/.X11-unix/X0", environ.get("SSH_AUTH_SOCK", "")),  # noqa: S108  # where X11 has it
+        *(f"{runtime}/{name}" for name in own),
+    ]
+    return {path: path for path in paths if path.startswith("/") and _is_socket(path)}
+
+
+def _is_socket(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISSOCK(Path(path).stat().st_mode)
+    return False
 
 
 _FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}
@@ -88,10 +166,10 @@ _FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "
 def _listeners(directory: Path) -> Iterator[tuple[str, socket.socket]]:
     """Give what this machine has of each kind: one without IPv6 has no listener there."""
     wanted: list[tuple[str, int, str | tuple[str, int]]] = [
-        ("127.0.0.1", socket.AF_INET, ("127.0.0.1", 0)),
-        ("::1", socket.AF_INET6, ("::1", 0)),
-        ("an abstract socket", socket.AF_UNIX, f"\0clsecure-info-{secrets.token_hex(8)}"),
-        ("a socket in /tmp", socket.AF_UNIX, str(directory / "socket")),
+        (LOOPBACK[0], socket.AF_INET, (LOOPBACK[0], 0)),
+        (LOOPBACK[1], socket.AF_INET6, (LOOPBACK[1], 0)),
+        (ABSTRACT, socket.AF_UNIX, f"\0clsecure-info-{secrets.token_hex(8)}"),
+        (NAMED, socket.AF_UNIX, str(directory / "socket")),
     ]
     own = _own_address()
     if own is not None:
@@ -105,7 +183,7 @@ def _listeners(directory: Path) -> Iterator[tuple[str, socket.socket]]:
         except OSError:
             listener.close()
             continue
-        if label == "a socket in /tmp":
+        if label == NAMED:
             (directory / "socket").chmod(0o777)
         yield label, listener
 

@@ -6,82 +6,24 @@ A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import stat
+from pathlib import Path
 
+from clsecure.agents.digests import cache_directory, sha256_of
 from clsecure.backends.api import ProcessFacts
-from clsecure.backends.container.spec import DOCKER_SOCKET
-from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
-from clsecure.model import (
-    GVISOR,
-    CheckResult,
-    DockerAccess,
-    Engine,
-    IsolationMode,
-    Phase,
-    SandboxSpec,
-    Vantage,
-)
-from clsecure.verify.checks import CONTAINER, EVERY_MODE, LOCAL, Area, Check, Observation
+from clsecure.errors import AgentError
+from clsecure.machine.kernel import landlock_abi
+from clsecure.model import CheckResult, Engine, IsolationMode, Phase, SandboxSpec, Vantage
+from clsecure.verify.checks import EVERY_MODE, Area, Check, Observation
+from clsecure.verify.containers import CONTAINER_CHECKS, OWN_KERNEL
+from clsecure.verify.mounts import MOUNT_CHECKS
+from clsecure.verify.network import NETWORK_CHECKS, PACKET_FILTER
 
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-_PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
-_SYSTEM = (
-    "/usr",
-    "/etc",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/opt/clsecure",
-    "/run/firejail",
+_PROGRAM = "agent-program"
+_OF_GVISOR = frozenset(
+    {"account", "groups", "no-new-privileges", "seccomp", "namespaces", OWN_KERNEL, "image", "engine-plan"}
 )
-
-
-_OWN_KERNEL = "own-kernel"
-_OF_GVISOR = frozenset({"account", "groups", "no-new-privileges", "seccomp", "namespaces", _OWN_KERNEL})
-_PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
-_ENGINE_FILES = (
-    "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
-)  # fmt: skip
-_MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
-_KERNEL = ("/proc", "/sys", "/dev")
-_GROUPS = frozenset({"cgroup", "cgroup2"})
-# Each sandbox has ones of its own: one whose number is mounted outside, too, is the machine's. Of control
-# groups there is only one.
-_OF_ONE = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "mqueue"})
-_DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountLine:
-    """One line of mountinfo. Source: proc_pid_mountinfo(5).
-
-    :param device: number of the file system.
-    :param root: what of it is mounted.
-    """
-
-    device: str
-    root: str
-    target: str
-    kind: str
-    read_only: bool
-
-    @classmethod
-    def parse(cls, line: str) -> MountLine:
-        """Parse one line; octal escapes of the target stay as they are."""
-        left, _, right = line.partition(" - ")
-        fields = left.split(" ")
-        return cls(
-            device=fields[2],
-            root=fields[3],
-            target=fields[4],
-            kind=right.split(" ")[0],
-            read_only="ro" in fields[5].split(","),
-        )
 
 
 def _uids(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
@@ -111,11 +53,17 @@ def _seccomp(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     return Observation.equal("2, own filter", f"{facts.status.get('Seccomp', '?')}, {own}")
 
 
-def _landlock(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    observed = f"ABI {facts.landlock_abi}" if facts.landlock_abi else "this kernel has no Landlock"
-    return Observation(
-        expected="ABI 1 or later", observed=observed, holds=True if facts.landlock_abi else None
-    )
+def _landlock(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """The launcher says what it applied; that there is nothing to apply is believed of the kernel alone."""
+    expected, kernel = "ABI 1 or later", landlock_abi()
+    if facts.landlock_abi:
+        return Observation(expected=expected, observed=f"ABI {facts.landlock_abi}", holds=True)
+    if not kernel:
+        return Observation(expected=expected, observed="this kernel has no Landlock", holds=None)
+    # An engine's filter may deny it to all containers; nothing else does.
+    denied = spec.mode is IsolationMode.CONTAINER
+    observed = f"none, of this kernel's ABI {kernel}"
+    return Observation(expected=expected, observed=observed, holds=None if denied else False)
 
 
 def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
@@ -164,100 +112,29 @@ def _executable(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     return Observation(expected="/usr/bin/python3", observed=facts.executable, holds=right)
 
 
-def _below(path: str, roots: Iterable[str]) -> bool:
-    return any(PurePosixPath(path).is_relative_to(root) for root in roots)
-
-
-def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    """Every mount of a real file system is one of the plan's, and read-only unless the plan says not."""
-    writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
-    known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
-    if spec.docker is not DockerAccess.NONE:
-        known.append(str(DOCKER_SOCKET))
-    wrong = []
-    effective = {}
-    for line in map(MountLine.parse, facts.mountinfo):
-        if line.kind in _PSEUDO and not _below(line.target, ["/home", "/root", "/srv"]):
-            continue
-        if line.kind in _PSEUDO and line.target == "/home":
-            continue
-        if not _below(line.target, known):
-            wrong.append(line.target)
-        effective[line.target] = line
-    wrong += [
-        f"{line.target} is writable"
-        for line in effective.values()
-        if not line.read_only and not _below(line.target, [*writable, "/run/firejail"])
-    ]
-    return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
-
-
 def _engine(spec: SandboxSpec) -> Engine | None:
     return spec.container.engine if spec.container else None
 
 
-def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
-    observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
-    return Observation.equal("overlay ro", observed)
-
-
-def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    """Every mount is the image, one of the plan's, or one that engines make; and no more is writable."""
-    home = str(spec.account.home)
-    writable = [home, *(str(m.target) for m in spec.mounts if not m.read_only)]
-    sockets = ["/run/clsecure/control"]
-    if spec.docker is not DockerAccess.NONE:
-        sockets.append(str(DOCKER_SOCKET))
-    known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
-    if spec.program is not None:
-        known.append(f"/opt/clsecure/bin/{spec.program.name}")
-    machines = _machine_devices()
-    wrong = []
-    effective = {}
-    for line in map(MountLine.parse, facts.mountinfo):
-        effective[line.target] = line
-        shared = line.kind in _OF_ONE and line.device in machines
-        if shared and not _is_device(line) and not _below(line.target, known):
-            wrong.append(f"{line.target} is the machine's")
-        own = line.kind in _PSEUDO - _GROUPS and (_below(line.target, _MEMORY) or line.target in _KERNEL)
-        hidden = line.kind in ("tmpfs", "devtmpfs", "proc", "sysfs") and _below(
-            line.target, ("/proc", "/sys")
+def _program(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    assert spec.program is not None  # noqa: S101  # the check concerns no other sandbox
+    expected = f"root's copy, {spec.program.sha256}"
+    found = facts.program
+    if found is None or found.inside is None:
+        return Observation.equal(expected, "there is none in its place")
+    kept, inside = found.kept, found.inside
+    if (inside.device, inside.inode) != (kept.device, kept.inode):
+        return Observation.equal(expected, "another file is in its place")
+    if inside.uid != 0 or not stat.S_ISREG(inside.mode) or inside.mode & 0o022:
+        return Observation.equal(expected, f"uid {inside.uid} may write it (mode {inside.mode:o})")
+    try:
+        # Two hundred megabytes are read once: then the file's times say that it is the same.
+        digest = sha256_of(found.path, cache=cache_directory(os.environ, Path.home()))
+    except AgentError as error:
+        return Observation.equal(
+            expected, f"root's copy, which can't be read: {error.details or error.brief}"
         )
-        device = line.kind in ("devtmpfs", "tmpfs", "devpts", "mqueue") and _below(line.target, ("/dev",))
-        groups = line.kind in _GROUPS and _below(line.target, ("/sys/fs/cgroup",)) and line.read_only
-        if not (own or groups or hidden or device or line.target == "/" or _below(line.target, known)):
-            wrong.append(line.target)
-    wrong += [
-        f"{line.target} is writable"
-        for line in effective.values()
-        if not line.read_only and line.kind not in _PSEUDO and not _below(line.target, [*writable, *sockets])
-    ]
-    return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
-
-
-def _machine_devices() -> frozenset[str]:
-    """Return the device numbers of the file systems that are mounted outside."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return frozenset(MountLine.parse(line).device for line in lines.splitlines())
-
-
-def _is_device(line: MountLine) -> bool:
-    """Tell whether a mount is one of the plain devices, which engines take from the machine's /dev."""
-    return line.root in _DEVICES and _below(line.target, ("/dev", "/proc", "/sys"))
-
-
-def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    host = " ".join(os.uname()[2:4])
-    sees = "the host's kernel" if facts.kernel == host else "another kernel"
-    name = PurePosixPath(facts.executable).name
-    return Observation.equal(f"{GVISOR}, another kernel", f"{name}, {sees}")
-
-
-def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
-    observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
-    return Observation.equal("tmpfs ro", observed)
+    return Observation.equal(expected, f"root's copy, {digest}")
 
 
 BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
@@ -346,54 +223,18 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
         observe=_executable,
     ),
     Check(
-        check_id="root",
-        property="the root is the helper's own, read-only",
-        modes=LOCAL,
+        check_id=_PROGRAM,
+        property="the agent's program is root's copy of the planned one",
+        modes=EVERY_MODE,
         vantage=Vantage.HOST,
         area=Area.FILES,
-        threats=("A1",),
-        observe=_root,
+        threats=("C11", "I2"),
+        residuals=("R39",),
+        observe=_program,
     ),
-    Check(
-        check_id="mounts",
-        property="the mounts are those of the plan",
-        modes=LOCAL,
-        vantage=Vantage.HOST,
-        area=Area.FILES,
-        threats=("A1", "A11"),
-        residuals=("R4", "R13", "R29"),
-        observe=_mounts,
-    ),
-    Check(
-        check_id="container-root",
-        property="the root is the image, read-only",
-        modes=CONTAINER,
-        vantage=Vantage.HOST,
-        area=Area.FILES,
-        threats=("A1", "C8"),
-        residuals=("R37",),
-        observe=_container_root,
-    ),
-    Check(
-        check_id="container-mounts",
-        property="the mounts are those of the plan",
-        modes=CONTAINER,
-        vantage=Vantage.HOST,
-        area=Area.FILES,
-        threats=("A1", "A11", "C8"),
-        residuals=("R13", "R29", "R35", "R36"),
-        observe=_container_mounts,
-    ),
-    Check(
-        check_id=_OWN_KERNEL,
-        property="the kernel inside is gVisor's",
-        modes=CONTAINER,
-        vantage=Vantage.HOST,
-        area=Area.PROCESSES,
-        threats=("C14",),
-        residuals=("R1", "R39"),
-        observe=_own_kernel,
-    ),
+    *MOUNT_CHECKS,
+    *NETWORK_CHECKS,
+    *CONTAINER_CHECKS,
 )
 
 
@@ -402,9 +243,15 @@ def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
     if spec.is_gvisor:
         # What the host sees is gVisor's own process: what the agent may is that kernel's business.
         return check.check_id in _OF_GVISOR
-    return spec.mode in check.modes and check.check_id != _OWN_KERNEL
+    if check.check_id == _PROGRAM and spec.program is None:
+        return False
+    if check.check_id == PACKET_FILTER and spec.network_namespace is None:
+        return False
+    return spec.mode in check.modes and check.check_id != OWN_KERNEL
 
 
-def check_barrier(facts: ProcessFacts, spec: SandboxSpec) -> tuple[CheckResult, ...]:
+def check_barrier(
+    facts: ProcessFacts, spec: SandboxSpec, phase: Phase = Phase.START
+) -> tuple[CheckResult, ...]:
     """Run every check of the mode; a feature that the kernel lacks is a skip, never a pass."""
-    return tuple(check.judge(facts, spec, Phase.START) for check in BARRIER_CHECKS if _concerns(check, spec))
+    return tuple(check.judge(facts, spec, phase) for check in BARRIER_CHECKS if _concerns(check, spec))

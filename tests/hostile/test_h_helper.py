@@ -263,6 +263,7 @@ _fields: dict[str, st.SearchStrategy[Any]] = {
     "argv": st.sampled_from((["/bin/true"], [], ["x"] * 100)) | _anything,
     "env": st.sampled_from(({}, {"LD_PRELOAD": "/tmp/x"}, {"a": 1})) | _anything,
     "cwd": _path | _anything,
+    "rules": st.booleans() | _anything,
 }
 # What a helper that took orders would look at.
 _ORDERS: dict[str, st.SearchStrategy[Any]] = {
@@ -276,7 +277,9 @@ _ORDERS: dict[str, st.SearchStrategy[Any]] = {
     "pid": st.just(1),
     "entry": st.just({"uid": 0, "name": "root", "home": "/"}),
 }
-_verbs = st.sampled_from(("lease", "run", "agent", "reset", "remove", "accounts", "hello", "start", "kill"))
+_verbs = st.sampled_from(
+    ("lease", "run", "agent", "inspect", "reset", "remove", "accounts", "hello", "start", "kill")
+)
 _no_verbs = st.sampled_from(("", "serve", "__init__", "exec", None, [], {}, 7, "\ud800")) | _anything
 
 

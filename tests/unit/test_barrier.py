@@ -18,7 +18,8 @@ from clsecure.model import (
     WorkerAccount,
     WorkerImage,
 )
-from clsecure.verify.host import MountLine, check_barrier
+from clsecure.verify.host import check_barrier
+from clsecure.verify.mounts import MountLine
 
 HOME = Path("/home/claude-worker-x")
 SPEC = SandboxSpec(

@@ -32,7 +32,13 @@ from clsecure.model import (
 )
 from clsecure.session.dependencies import MANAGERS
 from clsecure.session.limits import LimitResult
-from clsecure.session.result import EgressResult, SessionResult, SetupStep, VerificationResult
+from clsecure.session.result import (
+    EgressResult,
+    RecordResult,
+    SessionResult,
+    SetupStep,
+    VerificationResult,
+)
 from clsecure.session.setup import SCRIPT
 from clsecure.session.words import human_size
 from tests.support.cli import ROOT
@@ -54,10 +60,15 @@ ROW = SessionRow(
 IMPORT = ImportResult(
     branch="claude/app",
     tip=OID,
+    tree=OID,
     commits=2,
     uncommitted_commit=None,
     files_changed=3,
-    submodules=(ImportedUnit(path="sub", branch="claude/app", tip=OID, commits=1),),
+    submodules=(
+        ImportedUnit(
+            path="sub", branch="claude/app", tip=OID, tree=OID, base_commit=OID, base_tree=OID, commits=1
+        ),
+    ),
     refused=("a",),
     findings=(ImportFinding(kind="hook", path="x", severity=Severity.HIGH, message="y"),),
 )
@@ -101,6 +112,7 @@ RESULT: dict[str, Any] = {
     "verification": VerificationResult.of(Verification(checks=(CHECK,))),
     "import": IMPORT,
     "kept": False,
+    "record": RecordResult(path="/r", sha256="0" * 64, keyids=("k",)),
     "warnings": (),
 }
 
@@ -110,7 +122,7 @@ def documents(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_the_result_fits_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    for result in (RESULT, RESULT | {"import": None}, RESULT | {"egress": None, "later": {}}):
+    for result in (RESULT, RESULT | {"import": None, "record": None}, RESULT | {"egress": None, "later": {}}):
         render.write_json(result)
         check(documents(capsys), load("result"))
 
@@ -131,6 +143,8 @@ def test_the_schema_knows_the_fields_of_a_result_and_of_what_is_in_it() -> None:
     assert set(step["properties"]["name"]["enum"]) == {SCRIPT, "dependencies", *MANAGERS}
     egress = load("result")["properties"]["egress"]["anyOf"][0]
     assert set(egress["required"]) == {field.name for field in dataclasses.fields(EgressResult)}
+    record = load("result")["properties"]["record"]["anyOf"][0]
+    assert set(record["required"]) == {field.name for field in dataclasses.fields(RecordResult)}
     host = egress["properties"]["hosts"]["items"]
     assert set(host["required"]) == {field.name for field in dataclasses.fields(HostTotals)}
 

@@ -1,4 +1,4 @@
-"""The launcher at the barrier, for real: what it starts there is in its sandbox, gone before the agent."""
+"""The launcher at the barrier, for real: what it starts is in its sandbox, and gone before the agent."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ def test_one_event_is_one_line_of_json(tmp_path: Path) -> None:
     logs.get("importer").info("unit_admitted", path=Path("/x"), commits=3, parts=("a", b"\xff"), none=None)
     [line] = lines(file)
     assert line.pop("timestamp").endswith("+00:00")
+    assert line.pop("prev") == "0" * 64
     assert line == {
         "level": "info", "logger": "importer", "event": "unit_admitted", "path": "/x", "commits": 3,
         "parts": ["a", "\\xff"], "none": None,

@@ -84,6 +84,7 @@ EXAMPLES = [
     ("notify", "none", ()),
     ("notify_command", "/usr/bin/true", Path("/usr/bin/true")),
     ("image_mirror", "https://mirror.example/debian/", "https://mirror.example/debian"),
+    ("record_ssh_key", "~/.ssh/id.pub", Path("/home/u/.ssh/id.pub")), ("record_notes", "yes", True),
     ("notify_after", "5m", timedelta(minutes=5)),
     ("notify_after", "0", timedelta(0)),
     ("time_limit", "90", timedelta(seconds=90)),
@@ -122,6 +123,7 @@ BAD = [
     ("cleanup_hook_timeout", "4"), ("cleanup_hook_timeout", "301"), ("cleanup_hook_timeout", "-5"),
     ("cleanup_hook_timeout", "soon"), ("skip_docker_autodetect", "maybe"),
     ("notify", "mail"), ("notify", "bell,"),
+    ("record_ssh_key", "id.pub"), ("record_notes", "git"),
     ("image_mirror", "mirror.example"), ("image_mirror", "file:///srv/debian"),
     ("notify_command", "notify"), ("notify_after", "none"), ("notify_after", "x"),
     ("time_limit", "0"),
@@ -339,7 +341,8 @@ def test_pydantics_own_sources_are_off(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_the_keys_of_the_sources_are_those_of_the_model() -> None:
     assert set(KEYS) == set(Settings.model_fields)
-    placed = {"mounts", "allow_domains", "deny_domains", "setup_script", "setup_network", "notify_command"}
+    placed = {"mounts", "allow_domains", "deny_domains", "setup_script", "setup_network", "notify_command",
+              "record_ssh_key"}  # fmt: skip
     assert set(values.READERS) | placed == set(KEYS)
 
 

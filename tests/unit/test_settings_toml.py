@@ -109,6 +109,8 @@ VALUES = [
     ("skip_docker_autodetect = true", "skip_docker_autodetect", True),
     ("notify = ['bell', 'osc9']", "notify", ("bell", "osc9")),
     ("image_mirror = 'http://m.example/debian'", "image_mirror", "http://m.example/debian"),
+    ("record_ssh_key = '/k.pub'", "record_ssh_key", Path("/k.pub")),
+    ("record_notes = true", "record_notes", True),
     ("notify_command = '/opt/notify'", "notify_command", Path("/opt/notify")),
     ("notify_after = 90", "notify_after", timedelta(seconds=90)),
     ("time_limit = 90", "time_limit", timedelta(seconds=90)),

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from clsecure.backends.api import ContainerFacts
 from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import BackendUnavailableError, UsageError
@@ -59,7 +60,10 @@ class DockerBackend(LocalBackend):
 
         def bring_up() -> None:
             with _explained("docker did not start the container"):
-                _created(self._client, plan, arguments(plan, spec.limits)).start()
+                container = _created(self._client, plan, arguments(plan, spec.limits))
+                container.start()
+            # As docker-py asked for it after the creation.
+            self._container = ContainerFacts(plan=plan, inspected=dict(container.attrs))
 
         yield bring_up
 

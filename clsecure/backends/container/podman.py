@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clsecure.backends.api import ContainerFacts
 from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend
 from clsecure.errors import BackendUnavailableError
@@ -39,7 +40,8 @@ class PodmanBackend(LocalBackend):
             def bring_up() -> None:
                 # An engine that died must not leave a socket behind that takes connections.
                 listener.close()
-                create_and_start(address, plan)
+                inspected = create_and_start(address, plan)
+                self._container = ContainerFacts(plan=plan, inspected=inspected)
 
             yield bring_up
 
@@ -71,8 +73,8 @@ def image_engine(helper: Path) -> Iterator[str]:
             connection.close_images()
 
 
-def create_and_start(address: str, plan: ContainerPlan) -> None:
-    """Create the container and let its first process, the launcher, run.
+def create_and_start(address: str, plan: ContainerPlan) -> dict[str, Any]:
+    """Create the container and let its first process, the launcher, run; return what the engine says of it.
 
     :raises BackendUnavailableError: the engine refused, with its words.
     """
@@ -83,6 +85,8 @@ def create_and_start(address: str, plan: ContainerPlan) -> None:
         with PodmanClient(base_url=address, timeout=_API_SECONDS) as client:
             container = client.containers.create(plan.image_id.removeprefix("sha256:"), **arguments(plan))
             container.start()
+            # As podman-py asked for it after the creation.
+            return dict(container.attrs)
     except (APIError, PodmanError, OSError) as error:
         raise BackendUnavailableError(
             "podman did not start the container",

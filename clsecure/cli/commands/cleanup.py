@@ -125,7 +125,19 @@ def remove(item: Item, ui: Ui) -> None:
             connection.close()
     if item.place.path.is_dir():
         with item.place.locked():
+            _last_record(item, ui)
             _forget(item.place.path)
+
+
+def _last_record(item: Item, ui: Ui) -> None:
+    """Sign what is known of a run that was killed: with the session, all else that tells of it goes."""
+    if item.record is None or not item.place.run_file.exists():
+        return
+    from clsecure.session.keeping import RecordOptions
+    from clsecure.session.record import record_late
+    from clsecure.session.store import state_directory
+
+    record_late(item.place, item.record, RecordOptions(state=state_directory()), finished=None, warn=ui.warn)
 
 
 def _forget(path: Path) -> None:

@@ -24,10 +24,12 @@ log = logs.get("import")
 def execute(invocation: Invocation, ui: Ui) -> int:
     """Import without asking: the command is the answer."""
     from clsecure.cli.companions import imported, session_hooks
+    from clsecure.cli.recording import record_options
     from clsecure.model import OnFinish
     from clsecure.session.finish import Decision
     from clsecure.session.kept import kept_session
     from clsecure.session.plan import default_branch
+    from clsecure.session.record import record_late
     from clsecure.session.store import Store
 
     options = invocation.options
@@ -35,7 +37,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     installation = require_installation()
     with kept_session(
         options.session, ui=ui, store=Store(), installation=installation, project=project_here()
-    ) as kept:
+    ) as held:
+        kept, verification = held.verified()
         record = kept.record
         if options.anyway:
             _insist(kept, ui)
@@ -53,6 +56,16 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             message=options.message or f"Uncommitted work of session {record.session_id}",
         )
         finished = kept.finish.conclude(record, decision)
+        recorded = record_late(
+            kept.finish.place,
+            record,
+            record_options(invocation.layers),
+            finished=finished,
+            git_dir=kept.finish.start.top.source_git_dir,
+            import_anyway=options.anyway and bool(record.failed_checks),
+            verification=verification,
+            warn=ui.warn,
+        )
     if finished.imported is None:
         ui.note("there is nothing to import")
     else:
@@ -70,6 +83,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
                 "session_id": record.session_id,
                 "import": render.plain(finished.imported),
                 "kept": finished.kept,
+                "record": render.plain(recorded),
                 "import_anyway": anyway,
                 "warnings": list(finished.warnings),
             }

@@ -159,6 +159,8 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         notify_command=settings.notify_command,
         notify_after=settings.notify_after,
         served=settings.served,
+        record_ssh_key=settings.record_ssh_key,
+        record_notes=settings.record_notes,
         own_agent=next((table for table in settings.agents if table.name == settings.agent), None),
         warnings=(
             *settings.warnings,

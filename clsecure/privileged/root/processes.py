@@ -8,7 +8,14 @@ import os
 import select
 import signal
 
-from clsecure.privileged.root.kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, drop_bounding_set, prctl
+from clsecure.privileged.root.kernel import (
+    CLONE_NEWNET,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    call,
+    drop_bounding_set,
+    prctl,
+)
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.registry import RANGE
 
@@ -17,15 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from clsecure.privileged.root.messages import Entry, Message
+    from clsecure.privileged.root.messages import Entry
 
+WORDS_LIMIT = 32 * 1024
 INHERITED_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 
 
-def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
+def tool(*argv: str, timeout: float = 60, worker: Entry | None = None, network: int = -1) -> str:
     """Run a program of the machine to its end, as root, or as the worker (rm and chmod of its own home).
 
     A failure of root's is raised with its words; how the worker's ended is seen by what it left.
+
+    :param network: a network namespace to run it in.
+    :returns: what root's said, bounded.
     """
     words = os.memfd_create("words") if worker is None else os.open("/dev/null", os.O_WRONLY)
     null = os.open("/dev/null", os.O_RDONLY)
@@ -35,6 +46,8 @@ def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
             os.dup2(fd, target)
 
         def execute() -> None:
+            if network >= 0:
+                call("setns", network, CLONE_NEWNET)
             if worker is not None:
                 become(worker, empty_bounding_set=True)
                 prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -47,10 +60,13 @@ def tool(*argv: str, timeout: float = 60, worker: Entry | None = None) -> None:
     _, status = os.waitpid(pid, 0)
     os.close(pidfd)
     with open(null), open(words, "rb", buffering=0) as output:
-        if worker is None and status != 0:
-            output.seek(0)
-            said = output.read(500).decode("utf-8", "replace").strip()
-            raise Refused(f"{os.path.basename(argv[0])} failed: {said or 'not done in time'}")
+        if worker is not None:
+            return ""
+        output.seek(0)
+        said = output.read(WORDS_LIMIT).decode("utf-8", "replace").strip()
+        if status != 0:
+            raise Refused(f"{os.path.basename(argv[0])} failed: {said[:500] or 'not done in time'}")
+        return said
 
 
 def run_and_exit(action: Callable[[], object]) -> NoReturn:
@@ -75,13 +91,18 @@ def become(entry: Entry, *, empty_bounding_set: bool) -> None:
 
 
 def uids_of(pid: int | str) -> list[bytes]:
-    """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie."""
+    """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie.
+
+    One whose first thread has ended looks like a zombie, and lives as long as others of its threads do.
+    """
+    wanted = (b"State:", b"Uid:", b"Threads:")
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
-            fields = dict(line.split(b":", 1) for line in file if line.startswith((b"State:", b"Uid:")))
+            fields = dict(line.split(b":", 1) for line in file if line.startswith(wanted))
     except OSError:
         return []
-    return [] if fields[b"State"].split()[0] in (b"Z", b"X") else fields[b"Uid"].split()
+    dead = fields[b"State"].split()[0] in (b"Z", b"X") and int(fields.get(b"Threads", b"0")) < 2
+    return [] if dead else fields[b"Uid"].split()
 
 
 def parent_of(pid: int) -> int:
@@ -93,8 +114,8 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def is_of(entry: Entry, uids: Iterable[bytes]) -> bool:
-    """Tell whether one of a process's uids is the account's, or of its range."""
+def is_of(entry: Entry, uids: Iterable[bytes | int]) -> bool:
+    """Tell whether one of several uids is the account's, or of its range."""
     first = entry.get("range", -RANGE)
     return any(uid == entry["uid"] or first <= uid < first + RANGE for uid in map(int, uids))
 
@@ -108,27 +129,6 @@ def exit_code(status: int) -> int:
     """Return a wait status in the shell's way: 128+N for signal N."""
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
-
-
-def facts_of(pid: int) -> Message:
-    """Return what /proc says of a process; the caller, who may not look, decides on it."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mountinfo = [line.rstrip("\n") for line in file]
-    descriptors = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            descriptors[name] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return {
-        "pid": pid,
-        "status": status,
-        "namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")},
-        "host_namespaces": {n: os.readlink(f"/proc/self/ns/{n}") for n in os.listdir("/proc/self/ns")},
-        "mountinfo": mountinfo,
-        "descriptors": descriptors,
-        "executable": os.readlink(f"/proc/{pid}/exe"),
-    }
 
 
 def keep_only(*fds: int) -> None:

@@ -13,6 +13,7 @@ from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel, peer_uid
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
+from clsecure.privileged.root.facts import facts_of, filter_of, network_of, program_of
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -22,9 +23,10 @@ from clsecure.privileged.root.limits import (
     confirmed,
     struck,
 )
+from clsecure.privileged.root.looking import Looking
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
-from clsecure.privileged.root.processes import Stage, facts_of, is_of, processes_of, uids_of
+from clsecure.privileged.root.processes import Stage, is_of, processes_of, uids_of
 from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
 from clsecure.privileged.root.state import (
@@ -69,7 +71,7 @@ class Sandbox:
         self.main: Message = {}
         self.main_pidfd = -1
         self.groups: dict[str, str] = {}
-        self.started = False
+        self.looking: Looking | None = None
         self.held: dict[str, str] | None = None  # what limits hold, and how, in all that has groups
         self.passed: str | None = None
         self.struck: dict[str, int] = {}
@@ -225,10 +227,14 @@ class Sandbox:
         with contextlib.suppress(OSError):
             self.main_pidfd = os.pidfd_open(pid)
             if is_of(self.entry, uids_of(pid)):
-                self.main, enforced = facts_of(pid), self._enforced(pid)
+                self.main, enforced = self._facts(pid), self._enforced(pid)
                 if not select.select([self.main_pidfd], [], [], 0)[0]:
                     return enforced
         raise Refused("the launcher has ended")
+
+    def _facts(self, pid: int) -> Message:
+        found = {**facts_of(pid), "network": network_of(pid), "program": program_of(pid, self.request.agent)}
+        return found | {"filter": None if self.request.network is None else filter_of(pid)}
 
     def _connected(self, awaited: Callable[[], bool]) -> bool:
         """Wait for the launcher in the container: the first process of the worker's that connects."""
@@ -294,6 +300,8 @@ class Sandbox:
                 return
             if conn in ready and self.main_pidfd not in ready and not self._asked(conn):
                 return
+            if self.looking is not None:
+                self.looking.tell(conn)
 
     def _is_over(self, ready: Sequence[Any]) -> bool:
         self._note_struck()
@@ -323,16 +331,22 @@ class Sandbox:
                 self._require_probeable()
             self.channel.tell(message, fds)
             if verb == "start":
-                self.started = True
                 self.channel.no_more()
+                self.looking = self._looking()
         finally:
             close_all(fds)
         return True
 
+    def _looking(self) -> Looking:
+        engine = self.stage.pid if self.engine and self.stage else None
+        sidecar = self.sidecar.stage.pid if self.sidecar and self.sidecar.stage else None
+        plain = self.request.plain
+        return Looking(self.entry, self.main, engine=engine, sidecar=sidecar, plain=plain)
+
     def _require_probeable(self) -> None:
         """Refuse a probe beside the agent, and where the launcher could not end it."""
         spaces, hosts = self.main["namespaces"], self.main["host_namespaces"]
-        if self.started:
+        if self.looking is not None:
             raise Refused("the command runs: no probe is started beside it")
         if self.request.plain or spaces["pid"] == hosts["pid"]:
             raise Refused("no probe can be started in this sandbox")

@@ -99,6 +99,15 @@ def write_file(path: str, data: bytes, mode: int = 0o600) -> None:
     os.rename(path + ".new", path)
 
 
+def read_bounded(path: str, limit: int = 16 << 20) -> str:
+    """Return a file of root's own as text."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        text = file.read(limit + 1)
+    if len(text) > limit:
+        raise Refused(f"{path} is larger than {limit} characters")
+    return text
+
+
 @contextlib.contextmanager
 def locked(path: str, *, wait: float) -> Iterator[None]:
     """Hold an exclusive lock on a file in root's own directory."""

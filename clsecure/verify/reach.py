@@ -1,0 +1,178 @@
+"""What can be reached from inside: files and the network. Pure judgements of what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from clsecure.model import Mount, NetworkPolicy, SandboxSpec
+from clsecure.verify.bait import METADATA, PRIVATE
+from clsecure.verify.checks import Observation
+from clsecure.verify.tried import Tried
+from clsecure.verify.words import errors, names, untried
+
+_BY_FILTER = frozenset({"EHOSTUNREACH", "ENETUNREACH", "EACCES", "EPERM", "EADDRNOTAVAIL", "EAFNOSUPPORT"})
+_LOCAL6 = frozenset({"0" * 31 + "1"})
+
+
+def mounted(path: PurePosixPath, spec: SandboxSpec) -> Mount | None:
+    """Return the mount by which the user has shown a path, or something below it."""
+    given = (m for m in spec.mounts if path.is_relative_to(m.source) or m.source.is_relative_to(path))
+    return next(given, None)
+
+
+def canary(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
+    """Judge files of the user's: there outside, not inside."""
+
+    def observe(tried: Tried, spec: SandboxSpec) -> Observation:
+        expected = "it can't be read inside"
+        there = [label for label in labels if tried.outside.files.get(label, "not asked for") is None]
+        if not there:
+            said = {
+                tried.files.get(each, each): tried.outside.files.get(each, "there is none") for each in labels
+            }
+            return untried(expected, f"outside it can't be read either ({errors(said)})")
+        inside = {tried.files[label]: tried.inside.files.get(label, "not tried") for label in there}
+        shown = {path: error for path, error in inside.items() if error is None}
+        given = [mount for path in shown if (mount := mounted(PurePosixPath(path), spec))]
+        if shown and len(given) == len(shown):
+            return Observation(expected=expected, observed=f"you have mounted {given[0].source}", holds=None)
+        observed = f"inside {errors(inside)}; outside it can be read"
+        return Observation(expected=expected, observed=observed, holds=not shown)
+
+    return observe
+
+
+def root_files(tried: Tried, _spec: SandboxSpec) -> Observation:
+    """Judge what no account but root may read, in whatever view."""
+    expected = "neither root's home nor the passwords can be read"
+    labels = ("root's home", "passwords")
+    refused = {label: tried.inside.files.get(label, "not tried") for label in labels}
+    if tried.outside.files.get("state", "") is not None:
+        return untried(expected, "outside, the probe can't read a file of your own")
+    return Observation(expected=expected, observed=errors(refused), holds=None not in refused.values())
+
+
+def other_homes(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Compare the names in /home with the one that the session has."""
+    expected = f"/home holds {spec.account.home.name} only, and what you mount"
+    given = {
+        m.target.parts[2] for m in spec.mounts if m.target.parts[1:2] == ("home",) and m.target.parts[2:]
+    }
+    others = set(tried.inside.home) - {spec.account.home.name} - given
+    observed = f"/home holds {names(tried.inside.home)}; outside {len(tried.outside.home)} names"
+    if not tried.outside.home:
+        return untried(expected, "outside, /home is empty, too")
+    return Observation(expected=expected, observed=observed, holds=not others)
+
+
+def system(tried: Tried, _spec: SandboxSpec) -> Observation:
+    """Judge whether a file can be made among the system's."""
+    expected = "no file can be made in /, /usr, /etc"
+    if tried.outside.own is not None:
+        return untried(expected, f"outside, the probe can't make a file of your own ({tried.outside.own})")
+    observed = f"making a file: {errors(tried.inside.written)}"
+    return Observation(expected=expected, observed=observed, holds=None not in tried.inside.written.values())
+
+
+def unheard(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
+    """Judge by what the host's own listeners heard; what was never heard outside shows nothing."""
+
+    def observe(tried: Tried, _spec: SandboxSpec) -> Observation:
+        expected = "the host's listeners hear nobody"
+        if heard := [label for label in labels if label in tried.heard_inside]:
+            return Observation(expected=expected, observed=f"heard from inside: {names(heard)}", holds=False)
+        could = [label for label in labels if label in tried.heard_outside]
+        if not could:
+            return untried(expected, f"there is none ({names(labels)})")
+        inside = {label: tried.inside.connected.get(label) or "answered by another" for label in could}
+        observed = f"not heard by the host: {errors(inside)}; each of them hears you"
+        return Observation(expected=expected, observed=observed, holds=True)
+
+    return observe
+
+
+def services(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Judge sockets that services of this machine listen on, and that the user can use."""
+    expected = "no socket of a service of this machine's can be connected to"
+    could = [label for label in tried.services if tried.outside.connected.get(label, "not tried") is None]
+    inside = {label: tried.inside.connected.get(label, "not tried") for label in tried.services}
+    reached = [
+        label
+        for label, error in inside.items()
+        if error is None and mounted(PurePosixPath(tried.services[label]), spec) is None
+    ]
+    if reached:
+        return Observation(expected=expected, observed=f"connected inside: {names(reached)}", holds=False)
+    if not could:
+        return untried(expected, f"outside you can use none of {names(tried.services)}")
+    tells = f"{errors({label: inside[label] for label in could})}; outside you can use each of them"
+    return Observation(expected=expected, observed=tells, holds=True)
+
+
+def no_route(tried: Tried, _spec: SandboxSpec) -> Observation:
+    """Judge where a packet could go, and through what."""
+    expected = "no way out, and no interface but lo"
+    inside, outside = tried.inside, tried.outside
+    observed = (
+        f"IPv4: {inside.routes.get('IPv4') or 'there is a way'}; interfaces: {names(inside.interfaces)}"
+    )
+    if inside.routes.get("IPv4") is None or not set(inside.interfaces) <= {"lo"}:
+        return Observation(expected=expected, observed=observed, holds=False)
+    if outside.routes.get("IPv4") is not None and set(outside.interfaces) <= {"lo"}:
+        return untried(expected, "this machine has no way out itself")
+    return Observation(
+        expected=expected, observed=f"{observed}; outside {names(outside.interfaces)}", holds=True
+    )
+
+
+def ipv6(tried: Tried, _spec: SandboxSpec) -> Observation:
+    """Judge the other way out, which rules for IPv4 forget."""
+    expected = "no IPv6 but that of loopback"
+    further = set(tried.inside.addresses6) - _LOCAL6
+    way = tried.inside.routes.get("IPv6")
+    observed = f"addresses: {names(further)}; way out: {way or 'there is one'}"
+    if further or way is None:
+        return Observation(expected=expected, observed=observed, holds=False)
+    if not tried.outside.addresses6:
+        return untried(expected, "this machine has no IPv6")
+    outside = f"{observed}; outside {len(tried.outside.addresses6)} addresses"
+    return Observation(expected=expected, observed=outside, holds=True)
+
+
+def metadata(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Without a full network there is no way there; with one, the packet filter answers at once."""
+    full = spec.network is NetworkPolicy.FULL
+    labels = METADATA if full and spec.allow_private else (*METADATA, *PRIVATE)
+    if full:
+        expected = "the packet filter refuses them at once"
+        inside = {label: tried.inside.connected.get(label, "not tried") for label in labels}
+        holds = all(error in _BY_FILTER for error in inside.values())
+    else:
+        expected = "there is no way to them"
+        # A proxy of the machine's own makes no way: what counts is where packets may go.
+        inside = {label: tried.inside.routes.get(label, "not tried") for label in labels}
+        holds = None not in inside.values()
+    could = [label for label in labels if tried.outside.routes.get(label, "not tried") is None]
+    if holds and not could:
+        return untried(expected, "outside there is no way to them either")
+    return Observation(expected=expected, observed=errors(inside), holds=holds)
+
+
+def resolvers(tried: Tried, _spec: SandboxSpec) -> Observation:
+    """Names are a way out, too."""
+    expected = "none answers"
+    observed = f"inside: {names(tried.inside.resolvers)}; outside: {names(tried.outside.resolvers)}"
+    if not tried.inside.resolvers and not tried.outside.resolvers:
+        return untried(expected, "outside none answers either")
+    return Observation(expected=expected, observed=observed, holds=not tried.inside.resolvers)
+
+
+def ports(tried: Tried, _spec: SandboxSpec) -> Observation:
+    """Whatever else listens inside is nobody's that we know of."""
+    wanted = {tried.port} if tried.port else set()
+    expected = f"listening inside: {names(map(str, wanted))}"
+    if not tried.outside.listening:
+        return untried(expected, "outside, no listener is seen")
+    observed = f"listening inside: {names(map(str, sorted(tried.inside.listening)))}"
+    return Observation(expected=expected, observed=observed, holds=set(tried.inside.listening) == wanted)

@@ -1,0 +1,66 @@
+"""Real sandboxes of every kind while a command runs: no alarm where nothing is wrong, one where it is."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.support.driven import MODES, driven, image_for
+from tests.support.person import Person
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+DRIVER = """
+from clsecure.verify.running import check_running
+with opened(*sys.argv[1:]) as (sandbox, spec):
+    seen = []
+    sandbox.looked = seen.append
+    # Forks all the time, and leaves orphans and dead children behind.
+    script = "while :; do (sleep 0.01 &) ; sleep 0.005 & done"
+    command = SandboxCommand(argv=("/bin/sh", "-c", script), env={"PATH": "/usr/bin:/bin"}, cwd=Path("/"))
+    sandbox.start(command, stdio=(0, 2, 2))
+    tell(spec.account.uid)
+    for _ in range(int(told())):
+        while not seen:
+            assert sandbox.wait(timeout=1) is None, sandbox.end
+        facts = seen.pop()
+        results = check_running(facts, spec)
+        assert facts.processes == sum(kind.count for kind in facts.kinds)
+        tell([sorted({kind.place.value for kind in facts.kinds}), facts.processes,
+              {r.check_id: r.observed for r in results if r.status.value != "pass"}])
+"""
+PLACES = {
+    "user": {"inside"},
+    "namespace": {"inside", "held"},
+    "podman": {"inside", "engine"},
+    "docker": {"inside", "held"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_busy_sandbox_raises_no_alarm(request: pytest.FixtureRequest, person: Person, mode: str) -> None:
+    image, environ = image_for(request, mode)
+    with driven(person, DRIVER, mode, image, environ) as driver:
+        driver.said()
+        driver.tell("1")
+        places, processes, wrong = driver.said()
+    assert wrong == {}
+    assert set(places) == PLACES[mode]
+    assert processes > 2
+
+
+def test_a_process_beside_the_sandbox_is_seen_at_its_second_look(person: Person) -> None:
+    with driven(person, DRIVER, "user", "", {}) as driver:
+        uid = str(driver.said())
+        argv = ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", "sleep", "600"]
+        with subprocess.Popen(argv) as beside:
+            try:
+                driver.tell("2")
+                first, second = driver.said(), driver.said()
+            finally:
+                beside.kill()
+        assert first[2] == {}
+        assert "moving" in first[0]
+        assert list(second[2]) == ["running-outside"]
+        assert f"pid {beside.pid}, /usr/bin/sleep" in second[2]["running-outside"]

@@ -1,0 +1,360 @@
+"""How the checks of the barrier are made to fail: one thing of a waiting sandbox is broken."""
+
+from __future__ import annotations
+
+import platform
+
+from tests.support.sabotage import (
+    BECOMES,
+    CONTAINER,
+    CONTAINERS,
+    ENGINE,
+    EVERY,
+    LAUNCHER,
+    LOCAL,
+    LYING,
+    MODES,
+    NAMESPACE,
+    PODMAN,
+    PROCESSES,
+    PROFILE,
+    RAISABLE,
+    SANDBOX,
+    USER,
+    USERSPACE,
+    VIEW,
+    Patch,
+    Sabotage,
+    replaced,
+)
+
+LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}[
+    platform.machine()
+]
+_ENGINE_SAYS = "the engine says so of the container, too"
+# It drops what crun does not know.
+_IMPOSTOR = """mount -t tmpfs -o mode=755 tmpfs /usr/local/sbin && cat >/usr/local/sbin/runsc <<'END'
+#!/bin/sh
+for word; do shift; case $word in
+--root=*|--network=*|--host-uds=*|--ignore-cgroups) ;; *) set -- "$@" "$word" ;; esac; done
+exec /usr/bin/crun --cgroup-manager=disabled "$@"
+END
+chmod 755 /usr/local/sbin/runsc"""
+
+BARRIER = (
+    Sabotage(
+        check_id="account",
+        modes=USER,
+        how="the first process keeps a real gid of somebody else's",
+        broken=replaced(
+            Patch(
+                file=PROCESSES,
+                old='os.setresgid(entry["uid"], entry["uid"], entry["uid"])',
+                new='os.setresgid(5, entry["uid"], entry["uid"])',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="account",
+        modes=CONTAINER,
+        how="the engine's user namespace has a group of the machine's as the worker's",
+        broken=replaced(
+            Patch(
+                file=ENGINE,
+                old="self.gids: Map = [(0, uid, 1), (TTY, tty, 1)]",
+                new="self.gids: Map = [(0, tty, 1), (TTY, uid, 1)]",
+            )
+        ),
+        also={"groups": "podman makes the first group a supplementary one, too"},
+    ),
+    Sabotage(
+        check_id="groups",
+        modes=USER,  # firejail drops them by itself
+        how="a supplementary group is left",
+        broken=replaced(Patch(file=PROCESSES, old="os.setgroups([])", new="os.setgroups([5])")),
+    ),
+    Sabotage(
+        check_id="no-new-privileges",
+        modes=USER,
+        how="set-uid programs raise it, and all else is as it was",
+        broken=replaced(*RAISABLE),
+    ),
+    Sabotage(
+        check_id="no-new-privileges",
+        modes=CONTAINER,
+        how="podman is not asked for it, and does not have it itself",
+        broken=replaced(
+            *LYING,
+            Patch(file=PODMAN, old='"no_new_privileges": True', new='"no_new_privileges": False'),
+            Patch(
+                file=USERSPACE,
+                old="    os.setresuid(0, 0, 0)\n    prctl(PR_SET_NO_NEW_PRIVS, 1)\n",
+                new="    os.setresuid(0, 0, 0)\n",
+            ),
+        ),
+        also={"engine-plan": _ENGINE_SAYS},
+    ),
+    Sabotage(
+        check_id="groups",
+        modes=CONTAINER,
+        how="podman is asked for a further group",
+        broken=replaced(
+            Patch(file=PODMAN, old='"pid_mode": "private",', new='"pid_mode": "private", "group_add": ["5"],')
+        ),
+        also={"engine-plan": _ENGINE_SAYS},
+    ),
+    Sabotage(
+        check_id="capabilities",
+        modes=USER,
+        how="the bounding set is left full",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old="become(self.entry, empty_bounding_set=True)\n        # The change",
+                new="become(self.entry, empty_bounding_set=False)\n        # The change",
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="capabilities",
+        modes=NAMESPACE,
+        how="firejail drops none",
+        broken=replaced(Patch(file=PROFILE, old="caps.drop all\n", new="")),
+    ),
+    Sabotage(
+        check_id="capabilities",
+        modes=CONTAINER,
+        how="the engine leaves what it gives by default",
+        broken=replaced(Patch(file=CONTAINERS, old='"cap_drop": ["ALL"],', new="")),
+        also={"engine-plan": _ENGINE_SAYS},
+    ),
+    Sabotage(
+        check_id="seccomp",
+        modes=EVERY,
+        how="the launcher installs no filter",
+        broken=replaced(Patch(file=LAUNCHER, old="filtered = seccomp()", new="filtered = False")),
+    ),
+    Sabotage(
+        check_id="landlock",
+        modes=LOCAL,
+        how="the launcher applies none, and says that there is none",
+        broken=replaced(Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = 0")),
+    ),
+    Sabotage(
+        check_id="namespaces",
+        modes=USER,
+        how="no IPC namespace is made",
+        broken=replaced(Patch(file=MODES, old="CLONE_NEWNS | CLONE_NEWIPC |", new="CLONE_NEWNS |")),
+    ),
+    Sabotage(
+        check_id="namespaces",
+        modes=NAMESPACE,
+        how="no IPC namespace is made, and firejail makes none",
+        broken=replaced(
+            Patch(file=MODES, old="CLONE_NEWNS | CLONE_NEWIPC |", new="CLONE_NEWNS |"),
+            Patch(file=PROFILE, old="ipc-namespace\n", new=""),
+        ),
+    ),
+    Sabotage(
+        check_id="namespaces",
+        modes=CONTAINER,
+        how="neither engine nor container has a UTS namespace of its own",
+        broken=replaced(
+            Patch(file=MODES, old="CLONE_NEWIPC | CLONE_NEWUTS |", new="CLONE_NEWIPC |"),
+            Patch(file=MODES, old='        socket.sethostname("clsecure")\n', new=""),
+            Patch(file=PODMAN, old='"uts_mode": "private"', new='"uts_mode": "host"'),
+            Patch(file=CONTAINERS, old='"hostname": HOSTNAME,', new=""),
+        ),
+        also={"engine-plan": _ENGINE_SAYS},
+    ),
+    Sabotage(
+        check_id="namespaces",
+        modes=CONTAINER,
+        how="the container shares the PID namespace of its engine",
+        broken=replaced(Patch(file=PODMAN, old='"pid_mode": "private"', new='"pid_mode": "host"')),
+    ),
+    Sabotage(
+        check_id="descriptors",
+        modes=EVERY,
+        how="a directory stays open",
+        broken=replaced(
+            Patch(
+                file=LAUNCHER,
+                old="        orders, _ = receive(control)\n",
+                new='        orders, _ = receive(control)\n        os.open("/usr", os.O_RDONLY)\n',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="executable",
+        modes=USER,
+        how="another program of the machine's runs the launcher",
+        broken=replaced(Patch(file=MODES, old="self._exec(PYTHON)", new=f'self._exec("{LOADER}", PYTHON)')),
+    ),
+    Sabotage(
+        check_id="executable",
+        modes=NAMESPACE,
+        how="firejail runs another program of the machine's",
+        broken=replaced(
+            Patch(
+                file=MODES, old='/firejail.profile", PYTHON)', new=f'/firejail.profile", "{LOADER}", PYTHON)'
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="executable",
+        modes=CONTAINER,
+        how="the container runs another program of the image's",
+        broken=replaced(
+            Patch(
+                file=CONTAINERS, old='argv=("/usr/bin/python3",', new=f'argv=("{LOADER}", "/usr/bin/python3",'
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="root",
+        modes=USER,
+        how="the root is not made read-only",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old="MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID",
+                new="MS_REMOUNT | MS_BIND | MS_NOSUID",
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="mounts",
+        modes=LOCAL,
+        how="a directory of the machine's is mounted",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old="        self._devices()\n",
+                new="        self._devices()\n"
+                '        bind("/boot", self.directory("/mnt"), self.read_only)\n',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="mounts",
+        modes=USER,  # firejail makes it anew
+        how="memory of the machine's is mounted",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old='        self.writable("/dev/shm", 0o1777)\n',
+                new='        bind("/dev/shm", self.directory("/dev/shm"), 0)\n',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="mounts",
+        modes=USER,  # firejail makes it read-only by itself
+        how="the system's programs are writable",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old='bind(f"/{name}", self.directory(f"/{name}"), self.read_only)',
+                new='bind(f"/{name}", self.directory(f"/{name}"), self.read_only & ~MOUNT_ATTR_RDONLY)',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="container-root",
+        modes=CONTAINER,
+        how="the image is writable",
+        broken=replaced(Patch(file=CONTAINERS, old='"read_only": True,', new='"read_only": False,')),
+        also={"container-mounts": "the root is the first of the mounts", "engine-plan": _ENGINE_SAYS},
+    ),
+    Sabotage(
+        check_id="container-mounts",
+        modes=CONTAINER,
+        how="a directory of the machine's is mounted",
+        broken=replaced(
+            Patch(
+                file=PODMAN,
+                old='"mounts": [*bound, *memory],',
+                new='"mounts": [*bound, *memory, '
+                '{"type": "bind", "source": "/usr", "target": "/mnt", "read_only": True}],',
+            )
+        ),
+        also={"engine-plan": _ENGINE_SAYS},
+    ),
+    Sabotage(
+        check_id="network-interfaces",
+        modes=LOCAL,
+        how="there is a second interface",
+        broken=replaced(
+            Patch(
+                file=SANDBOX,
+                old="    def _facts(self, pid: int) -> Message:\n",
+                new="""    def _facts(self, pid: int) -> Message:
+        from clsecure.privileged.root.processes import tool
+        words = "link add cst0 type veth peer name cst1".split()
+        space = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(Refused):  # at the second one of a container they are there
+            tool("/sbin/ip", *words, network=space)
+        os.close(space)
+""",
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="listeners",
+        modes=USER,
+        how="a process of root's in its network listens",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old=BECOMES,
+                new=f"""        if os.fork() == 0:
+            ear = socket.create_server(("127.0.0.1", 4444))
+            while True:
+                signal.pause()
+{BECOMES}""",
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="network-filter",
+        modes=USER,
+        how="the filter of a full network leaves metadata open",
+        options=("--allow-network",),
+        broken=replaced(
+            Patch(file=MODES, old="[*self.request.closed, *host_addresses()]", new="host_addresses()")
+        ),
+    ),
+    Sabotage(
+        check_id="own-kernel",
+        modes=CONTAINER,
+        how="something in gVisor's place runs the container on the machine's kernel",
+        options=("--runtime", "runsc"),
+        broken=replaced(first=_IMPOSTOR),
+    ),
+    Sabotage(
+        check_id="image",
+        modes=CONTAINER,
+        how="the container is made of another image",
+        broken=replaced(
+            Patch(
+                file=PODMAN,
+                old="            container = client.containers.create(plan.image_id",
+                new="""            planned = plan.image_id.removeprefix("sha256:")
+            base = client.containers.create(planned, ["true"])
+            other = base.commit(repository="other", tag="one", author="somebody")
+            base.remove()
+            container = client.containers.create(other.id.removeprefix("sha256:"), **arguments(plan))
+            container = container or client.containers.create(plan.image_id""",
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="engine-plan",
+        modes=CONTAINER,
+        how="the engine is asked for other labels",
+        broken=replaced(
+            Patch(file=PODMAN, old='"pid_mode": "private",', new='"pid_mode": "private", "labels": {},')
+        ),
+    ),
+)

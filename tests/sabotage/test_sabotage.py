@@ -1,0 +1,139 @@
+"""Every check notices what it is there for: broken on purpose, exactly it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sabotage.table import SABOTAGE
+from tests.support.hostile import DEADLINE, LiveAgent, Target
+from tests.support.person import Outcome, Person
+from tests.support.sabotage import Sabotage, Scene, nothing
+
+pytestmark = pytest.mark.root
+# Containers beside the hostile tests of containers: there is the image, in the same person's store.
+GROUPS = {"user": "sabotage-user", "namespace": "sabotage-namespace", "container": "hostile-container"}
+
+
+def of_mode(mode: str, *values: object, name: str) -> object:
+    name = re.sub(r"[^a-z0-9]+", "-", f"{name} {mode}".lower())
+    return pytest.param(*values, mode, id=name, marks=pytest.mark.xdist_group(GROUPS[mode]))
+
+
+@pytest.fixture
+def ready(request: pytest.FixtureRequest, person: Person, mode: str) -> str:
+    """The mode, with what it needs."""
+    if mode == "container":
+        request.getfixturevalue("podman_image")
+    return mode
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        *(of_mode(mode, (), name="whole") for mode in GROUPS),
+        *(
+            of_mode("user", (f"--{network}-network",), name=f"{network} network")
+            for network in ("allow", "no")
+        ),
+    ],
+)
+def test_unbroken_every_check_of_a_mode_holds(
+    person: Person, ready: str, options: tuple[str, ...], record_property: Callable[[str, object], None]
+) -> None:
+    found = person.clsecure("verify", "--mode", ready, "--output", "json", *options)
+    checks = found.json()["checks"]
+    names = ("check_id", "status", "phase", "observed")
+    record_property("checks", [{**{name: each[name] for name in names}, "mode": ready} for each in checks])
+    assert [each for each in checks if each["status"] == "fail"] == []
+    assert found.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "mode"),
+    [
+        of_mode(mode, row, name=f"{row.check_id} {row.how}")
+        for row in SABOTAGE
+        if row.session is None
+        for mode in row.modes
+    ],
+)
+def test_a_broken_sandbox_fails_exactly_its_check(
+    person: Person,
+    sabotage: Sabotage,
+    ready: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property("sabotage", {"check_id": sabotage.check_id, "mode": ready, "how": sabotage.how})
+    scene = Scene(person=person, mode=ready, place=tmp_path)
+    with sabotage.broken(scene) as victim:
+        found = victim.clsecure(
+            "verify", "--mode", ready, "--output", "json", *sabotage.options, env=scene.environ
+        )
+    judge(sabotage, found, found.json())
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "mode"),
+    [
+        of_mode(mode, row, name=f"{row.check_id} {row.how}")
+        for row in SABOTAGE
+        if row.session is not None
+        for mode in row.modes
+    ],
+)
+def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
+    person: Person,
+    sabotage: Sabotage,
+    ready: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    assert sabotage.session is not None
+    record_property("sabotage", {"check_id": sabotage.check_id, "mode": ready, "how": sabotage.how})
+    scene = Scene(person=person, mode=ready, place=tmp_path)
+    target = Target(person=person, mode=ready, repository=person.repository(f"broken-{sabotage.check_id}"))
+    if sabotage.options:
+        target = replace(target, options=(*sabotage.options, "--no-network"))
+    argv = target.argv(["/bin/sh", "-c", "echo ready; read _"])
+    # A pipe of the test's own: it stays open where the session has to end by itself.
+    waits, ends = os.pipe()
+    with sabotage.broken(scene) as victim:
+        process = victim.spawn(
+            argv,
+            cwd=target.repository,
+            env=scene.environ,
+            stdin=waits,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        os.close(waits)
+        try:
+            if sabotage.session is not nothing:
+                LiveAgent(target, process).expect("ready")
+            with process, sabotage.session(person, target.repository):
+                if sabotage.session is not nothing:
+                    os.close(ends)
+                stdout, stderr = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+            person.clsecure("cleanup", "--yes", str(target.account()["name"]))
+    found = Outcome(argv=tuple(argv), returncode=process.returncode, stdout=stdout, stderr=stderr)
+    judge(sabotage, found, found.json().get("verification") or {})
+
+
+def judge(sabotage: Sabotage, found: Outcome, verification: dict[str, Any]) -> None:
+    """Fail unless exactly those checks failed that had to."""
+    assert "checks" in verification, found.text + found.errors
+    checks = verification["checks"]
+    failed = {each["check_id"]: each["observed"] for each in checks if each["status"] == "fail"}
+    assert sabotage.explains(set(failed)), failed
+    assert found.returncode == 123

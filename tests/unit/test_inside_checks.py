@@ -1,0 +1,276 @@
+"""The checks from inside: what breaks each, and that nothing holds which could not be had outside either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clsecure.errors import VerificationError
+from clsecure.model import (
+    CheckStatus,
+    ContainerSpec,
+    Engine,
+    IsolationMode,
+    Mount,
+    NetworkPolicy,
+    Phase,
+    SandboxSpec,
+    Vantage,
+    WorkerImage,
+)
+from clsecure.verify.bait import LOOPBACK, METADATA, OWN_ADDRESS, PRIVATE
+from clsecure.verify.changes import differences
+from clsecure.verify.inside import INSIDE_CHECKS, check_inside, unanswered
+from clsecure.verify.tried import Limit, Report, Tried
+from tests.support.tried import ACCOUNT, INSIDE, OUTSIDE, SERVICE, SOCKETS, tried
+
+FULL = replace(tried().spec, network=NetworkPolicy.FULL, listener=False)
+
+
+def with_status(subject: Tried, status: CheckStatus) -> list[str]:
+    return [r.check_id for r in check_inside(subject, subject.spec, Phase.START) if r.status is status]
+
+
+def failed(subject: Tried) -> list[str]:
+    return with_status(subject, CheckStatus.FAIL)
+
+
+def skipped(subject: Tried) -> list[str]:
+    return with_status(subject, CheckStatus.SKIP)
+
+
+def test_ids_are_unique_and_every_check_names_a_threat() -> None:
+    ids = [check.check_id for check in INSIDE_CHECKS]
+    assert len(set(ids)) == len(ids)
+    assert all(check.threats and check.vantage is Vantage.INSIDE for check in INSIDE_CHECKS)
+
+
+def test_what_holds_passes() -> None:
+    subject = tried()
+    assert failed(subject) == []
+    assert skipped(subject) == ["limit-files"]
+    ids = {check.check_id for check in INSIDE_CHECKS}
+    assert {*with_status(subject, CheckStatus.PASS), *skipped(subject), "no-port"} == ids
+
+
+BREAKS: list[tuple[str, dict[str, object], dict[str, object]]] = [
+    ("canary-home", {"files": {**INSIDE["files"], "home": None}}, {}),
+    ("canary-state", {"files": {**INSIDE["files"], "state": None}}, {}),
+    ("canary-temporary", {"files": {**INSIDE["files"], "temporary": None}}, {}),
+    ("root-files", {"files": {**INSIDE["files"], "root's home": None}}, {}),
+    ("other-homes", {"home": ["claude-worker-x", "u"]}, {}),
+    ("system-read-only", {"written": {"/": "EROFS", "/usr": None, "/etc": "EROFS"}}, {}),
+    ("inherited-descriptors", {"descriptors": ["7 -> /etc/shadow"]}, {}),
+    ("loopback", {}, {"heard_inside": frozenset({LOOPBACK[1]})}),
+    ("own-address", {}, {"heard_inside": frozenset({OWN_ADDRESS})}),
+    ("local-sockets", {}, {"heard_inside": frozenset({SOCKETS[2]})}),
+    ("service-sockets", {"connected": {**INSIDE["connected"], SERVICE: None}}, {}),
+    ("no-route", {"routes": {**INSIDE["routes"], "IPv4": None}}, {}),
+    ("no-route", {"interfaces": ["lo", "eth0"]}, {}),
+    ("ipv6", {"addresses6": ["fd000000000000000000000000000002"]}, {}),
+    ("ipv6", {"routes": {**INSIDE["routes"], "IPv6": None}}, {}),
+    ("metadata", {"routes": {**INSIDE["routes"], METADATA[0]: None}}, {}),
+    ("metadata", {"routes": {**INSIDE["routes"], PRIVATE[0]: None}}, {}),
+    ("resolvers", {"resolvers": ["192.0.2.53"]}, {}),
+    ("gateway-port", {"listening": [22, 4242]}, {}),
+    ("host-processes", {"marker": True}, {}),
+    ("root-unreachable", {"root_uid": None}, {}),
+    ("root-unreachable", {"raised": ["/usr/bin/su", 0]}, {}),
+    ("root-unreachable", {"status": {**INSIDE["status"], "NoNewPrivs": "0"}}, {}),
+    ("system-calls", {"calls": {**INSIDE["calls"], "mount": "EFAULT"}}, {}),
+    ("user-namespaces", {"user_namespace": None}, {}),
+    ("keyring", {"calls": {**INSIDE["calls"], "keyctl": None}}, {}),
+    ("escape-probes", {"escapes": {"/proc/sys/kernel/core_pattern": None}}, {}),
+    ("escape-probes", {"foreign": ["12"]}, {}),
+    ("devices", {"devices": ["null", "sda"]}, {}),
+    ("terminal-injection", {"calls": {**INSIDE["calls"], "TIOCSTI": "EBADF"}}, {}),
+    ("limit-processes", {"limits": {**INSIDE["limits"], "NPROC": None}}, {}),
+    ("core-dumps", {"limits": {**INSIDE["limits"], "CORE": None}}, {}),
+]
+
+
+@pytest.mark.parametrize(("check", "changes", "options"), BREAKS)
+def test_what_the_probe_could_do_fails_exactly_its_check(check, changes, options) -> None:
+    assert failed(tried(changes, **options)) == [check]
+
+
+def test_every_check_is_broken_above_or_below() -> None:
+    elsewhere = {"no-port", "limit-files", "inside-answers"}
+    assert {check for check, _, _ in BREAKS} | elsewhere == {check.check_id for check in INSIDE_CHECKS}
+
+
+def test_without_a_gateway_no_port_is_open() -> None:
+    spec = replace(tried().spec, listener=False, network=NetworkPolicy.NONE)
+    assert failed(tried({"listening": []}, spec=spec, port=None)) == []
+    assert failed(tried({"listening": [80]}, spec=spec, port=None)) == ["no-port"]
+
+
+def test_a_limit_of_open_files_that_is_not_there_fails() -> None:
+    limits = {**tried().limits, "open_files": Limit(most=512, value="512", by="rlimit")}
+    assert failed(tried(limits=limits)) == ["limit-files"]
+    held = {**limits, "open_files": Limit(most=1024, value="1024", by="rlimit")}
+    assert skipped(tried(limits=held)) == failed(tried(limits=held)) == []
+
+
+def test_a_probe_that_gives_no_report_is_a_failed_check() -> None:
+    result = unanswered(VerificationError("nothing came", details="words"), Phase.END)
+    assert (result.check_id, result.status, result.phase) == ("inside-answers", CheckStatus.FAIL, Phase.END)
+    assert "words" in result.observed
+
+
+@pytest.mark.parametrize(
+    ("check", "outside", "options"),
+    [
+        ("canary-home", {"files": {**OUTSIDE["files"], "home": "EACCES"}}, {}),
+        ("root-files", {"files": {**OUTSIDE["files"], "state": "EACCES"}}, {}),
+        ("other-homes", {"home": []}, {}),
+        ("system-read-only", {"own": "EROFS"}, {}),
+        ("loopback", {}, {"heard_outside": frozenset(SOCKETS) - {*LOOPBACK}}),
+        ("own-address", {}, {"heard_outside": frozenset(SOCKETS) - {OWN_ADDRESS}}),
+        ("local-sockets", {}, {"heard_outside": frozenset(LOOPBACK) | {OWN_ADDRESS}}),
+        ("service-sockets", {"connected": {SERVICE: "EACCES"}}, {}),
+        ("no-route", {"routes": {"IPv4": "ENETUNREACH"}, "interfaces": ["lo"]}, {}),
+        ("ipv6", {"addresses6": []}, {}),
+        ("metadata", {"routes": dict.fromkeys((*METADATA, *PRIVATE), "ENETUNREACH")}, {}),
+        ("resolvers", {"resolvers": []}, {}),
+        ("gateway-port", {"listening": []}, {}),
+        ("host-processes", {"marker": False}, {}),
+        ("system-calls", {"calls": dict.fromkeys(("bpf", "mount"), "EPERM")}, {}),
+        ("user-namespaces", {"user_namespace": "EPERM"}, {}),
+        ("keyring", {"calls": {"keyctl": "ENOSYS"}}, {}),
+        ("escape-probes", {"escapes": dict.fromkeys(OUTSIDE["escapes"], "ENOENT")}, {}),
+        ("devices", {"devices": ["null"]}, {}),
+        ("terminal-injection", {"calls": {"TIOCSTI": "EPERM"}}, {}),
+    ],
+)
+def test_what_can_not_be_had_outside_either_is_a_skip(check, outside, options) -> None:
+    subject = tried(outside=outside, **options)
+    assert check in skipped(subject)
+    result = next(r for r in check_inside(subject, subject.spec, Phase.START) if r.check_id == check)
+    assert "could not be tried" in result.observed
+
+
+@pytest.mark.parametrize("label", SOCKETS)
+def test_the_hosts_ear_decides_whatever_the_probe_says(label) -> None:
+    assert len(failed(tried(heard_inside=frozenset({label})))) == 1
+    # A connection that the host never heard went to somebody else: to the session's own loopback.
+    assert failed(tried({"connected": {**INSIDE["connected"], label: None}})) == []
+
+
+def test_the_root_of_a_container_is_the_worker_unless_it_has_a_capability() -> None:
+    spec = SandboxSpec(mode=IsolationMode.CONTAINER, account=ACCOUNT, listener=True)
+    status = {"NoNewPrivs": "1", "Uid": "0 0 0 0", "CapEff": "0" * 16, "CapBnd": "0" * 16}
+    own = {"root_uid": None, "raised": ["/usr/bin/su", 0]}
+    assert failed(tried({**own, "status": status}, spec=spec)) == []
+    for worse in ({"CapBnd": "0" * 15 + "1"}, {"CapEff": "0" * 15 + "1"}, {"NoNewPrivs": "0"}):
+        assert failed(tried({**own, "status": {**status, **worse}}, spec=spec)) == ["root-unreachable"]
+    # docker's have the worker's own number: there becoming root is what it is anywhere else.
+    status["Uid"] = "1 1 1 1"
+    assert failed(tried({**own, "status": status}, spec=spec)) == ["root-unreachable"]
+
+
+def test_gvisor_is_judged_by_what_its_kernel_says() -> None:
+    image = WorkerImage(name="worker", image_id="sha256:0")
+    container = ContainerSpec(engine=Engine.PODMAN, image=image, runtime="runsc")
+    spec = SandboxSpec(mode=IsolationMode.CONTAINER, account=ACCOUNT, container=container, listener=True)
+    report = {"status": {"Uid": "0 0 0 0"}, "raised": ["/usr/bin/su", 0], "root_uid": None}
+    assert failed(tried(report, spec=spec)) == []
+    own = {**report, "devices": ["null", "fuse"], "escapes": {**INSIDE["escapes"], "mknod": None}}
+    assert failed(tried(own, spec=spec)) == []
+    assert "escape-probes" in skipped(tried(own, spec=spec))
+    assert failed(tried({**own, "devices": ["sda"]}, spec=spec)) == ["devices"]
+    assert failed(tried({**own, "foreign": ["1"]}, spec=spec)) == ["escape-probes"]
+    assert failed(tried(own)) == ["root-unreachable", "escape-probes", "devices"]
+
+
+def test_what_the_user_mounted_is_no_failure() -> None:
+    mount = Mount(source=Path("/home/u"), target=Path("/home/u"))
+    socket = Mount(source=Path(SERVICE), target=Path(SERVICE))
+    spec = replace(tried().spec, mounts=(mount, socket))
+    seen = {
+        "files": {**INSIDE["files"], "home": None, "state": None},
+        "home": ["claude-worker-x", "u"],
+        "connected": {**INSIDE["connected"], SERVICE: None},
+    }
+    subject = tried(seen, spec=spec)
+    assert failed(subject) == []
+    assert {"canary-home", "canary-state"} <= set(skipped(subject))
+
+
+def test_with_a_full_network_the_packet_filter_has_to_answer() -> None:
+    open_ = {"routes": dict.fromkeys(INSIDE["routes"]), "interfaces": ["lo", "eth0"], "listening": []}
+    refused = {**INSIDE["connected"], METADATA[0]: "EHOSTUNREACH"}
+    subject = tried({**open_, "connected": refused}, spec=FULL, port=None)
+    assert failed(subject) == []
+    assert "metadata" in with_status(subject, CheckStatus.PASS)
+    for place in (METADATA[0], PRIVATE[1]):
+        for answer in (None, "ECONNREFUSED", "ETIMEDOUT"):
+            report = {**open_, "connected": {**refused, place: answer}}
+            assert failed(tried(report, spec=FULL, port=None)) == ["metadata"]
+    nowhere = {"routes": dict.fromkeys(OUTSIDE["routes"], "ENETUNREACH")}
+    offline = tried({**open_, "connected": refused}, spec=FULL, port=None, outside=nowhere)
+    assert "metadata" in skipped(offline)
+    private = {**open_, "connected": {**refused, PRIVATE[1]: None}}
+    assert failed(tried(private, spec=replace(FULL, allow_private=True), port=None)) == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"files": ["home"]},
+        {"files": {"home": 1}},
+        {"home": "u"},
+        {"home": ["x"] * 600},
+        {"home": ["x" * 5000]},
+        {"marker": 1},
+        {"processes": True},
+        {"processes": None},
+        {"raised": ["/usr/bin/su"]},
+        {"limits": {"CORE": "0"}},
+        {"listening": ["22"]},
+    ],
+)
+def test_a_report_of_another_shape_is_none(part) -> None:
+    with pytest.raises(VerificationError):
+        Report.parse({**INSIDE, **part})
+    with pytest.raises(VerificationError):
+        Report.parse({key: value for key, value in INSIDE.items() if key not in part})
+
+
+def report(**changes: object) -> Report:
+    return Report.parse({**INSIDE, **changes})
+
+
+def test_a_fresh_sandbox_that_shows_the_same_is_unchanged() -> None:
+    """Port numbers, numbers of processes, and bait that only one of the two had are no difference."""
+    again = report(listening=[5151], processes=9, files={**INSIDE["files"], "/dev/shm": "ENOENT"})
+    result = differences(tried(), again, port=5151)
+    assert (result.check_id, result.status, result.phase) == ("inside-unchanged", CheckStatus.PASS, Phase.END)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {**INSIDE["files"], "passwords": None}},
+        {"root": ["etc", "srv"]},
+        {"written": {**INSIDE["written"], "/etc": None}},
+        {"connected": {**INSIDE["connected"], SERVICE: None}},
+        {"routes": {**INSIDE["routes"], "IPv4": None}},
+        {"interfaces": ["lo", "tun0"]},
+        {"listening": [22, 5151]},
+        {"status": {**INSIDE["status"], "CapBnd": "1"}},
+        {"calls": {**INSIDE["calls"], "bpf": "EINVAL"}},
+        {"escapes": {**INSIDE["escapes"], "/dev/mem": None}},
+        {"devices": ["null", "pts", "sda"]},
+        {"limits": {**INSIDE["limits"], "CORE": None}},
+        {"descriptors": ["5 -> /x"]},
+        {"user_namespace": None},
+    ],
+)
+def test_what_differs_from_the_start_is_a_finding_that_names_it(change) -> None:
+    listening = {"listening": [5151]} if "listening" not in change else {}
+    result = differences(tried(), report(**{**change, **listening}), port=5151)
+    assert result.status is CheckStatus.FAIL
+    assert next(iter(change)) in result.observed
