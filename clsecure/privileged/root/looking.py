@@ -61,12 +61,17 @@ class Looking:
 
     def tell(self, conn: socket.socket) -> None:
         """Look, when it is time, and say what was seen; nothing while the caller has not read the last."""
-        if time.monotonic() < self.next or unread(conn):
+        if time.monotonic() < self.next:
             return
-        said = json.dumps(self.look()).encode()
-        # What was seen in a wrong place is looked at again soon: it counts when it is there twice.
-        self.next = time.monotonic() + (AGAIN_SECONDS if self.strays else EVERY_SECONDS)
+        self.next = time.monotonic() + EVERY_SECONDS
+        # Nothing that goes wrong in here is a reason to end the session, or to wait.
         with contextlib.suppress(OSError):
+            if unread(conn):
+                return
+            said = json.dumps(self.look()).encode()
+            if self.strays:
+                # What was seen in a wrong place is looked at again soon: it counts when it is there twice.
+                self.next = time.monotonic() + AGAIN_SECONDS
             conn.send(said, socket.MSG_DONTWAIT)
 
     def look(self) -> Message:
