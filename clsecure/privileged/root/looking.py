@@ -30,6 +30,7 @@ KINDS, EXAMPLES, FIELD_LIMIT = 48, 3, 200
 FIELDS = (
     "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
 )  # fmt: skip
+PLACES = ("outside", "inside", "engine", "moving", "held", "sidecar")
 SPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
 STATUS_LIMIT = 16 * 1024
 DEPTH = 32
@@ -99,7 +100,7 @@ class Looking:
             kind["pids"] += [pid] if kind["count"] <= EXAMPLES else []
             count += 1
         self.strays = strays
-        found = sorted(kinds.values(), key=lambda kind: bool(kind["place"] != "outside"))
+        found = sorted(kinds.values(), key=rank)
         first = self.entry.get("range")
         return {
             "event": "looked", "kinds": found[:KINDS], "processes": count, "cut": cut or len(found) > KINDS,
@@ -129,6 +130,13 @@ class Looking:
         if space == self.own.get(name):
             return "own"
         return "host" if space == self.hosts.get(name) else "other"
+
+
+def rank(kind: Message) -> tuple[int, bool, str, str]:
+    """Order kinds so that what is cut off is what could be least wrong: containers can be of any uid."""
+    status = kind["status"]
+    is_own = "host" not in kind["namespaces"].values()
+    return PLACES.index(kind["place"]), is_own, status["NoNewPrivs"], status["Seccomp"]
 
 
 def space_of_children(stage: int | None) -> str | None:
