@@ -114,6 +114,27 @@ def test_i6_a_session_leaves_a_record_of_what_it_ran_and_brought(person, repo, m
     assert "no record names the commit" in unknown.errors
 
 
+@pytest.mark.parametrize("mode", ["user", "namespace"])
+def test_i6_the_record_has_the_hash_of_the_program_and_nothing_inside_can_change_it(
+    person, repo, mode, claude_binary
+):
+    directory = person.home / ".local/bin"
+    person.run(["mkdir", "-p", str(directory)]).check()
+    person.run(["ln", "-sf", str(claude_binary), str(directory / "claude")]).check()
+    script = (
+        'program=$(readlink -f "$(command -v claude)"); sha256sum "$program" >hash; '
+        'if echo x 2>/dev/null >>"$program" || rm -f "$program" 2>/dev/null || [ -w "$program" ]; '
+        "then echo changed >>hash; fi"
+    )
+    options = ("--mode", mode, "--no-network", "--output", "json", "--on-finish", "import")
+    env = {"PATH": f"{directory}:/usr/bin:/bin"}
+    document = person.clsecure(*options, "--", "sh", "-c", script, cwd=repo, env=env).check().json()
+    [line] = person.git(repo, "show", f"{document['import']['tip']}:hash").splitlines()
+    program = statement(document["record"]["path"])["predicate"]["sandbox"]["program"]
+    assert program["name"] == "claude"
+    assert program["sha256"] == line.split()[0] == hashlib.sha256(claude_binary.read_bytes()).hexdigest()
+
+
 def test_a_record_outlives_its_session_and_tells_when_the_branch_is_gone(person, repo):
     document = session(person, repo, WORK, "--on-finish", "import")
     name = statement(document["record"]["path"])["predicate"]["session"]["place"]
