@@ -1,4 +1,4 @@
-"""What a test run leaves for people to look at: screenshots, tables. Only where a directory is named for it."""
+"""What a test run leaves for people to look at; only where a directory is named for it."""
 
 from __future__ import annotations
 
