@@ -141,6 +141,23 @@ def build_deb(c: Context, twice: bool = False, output: str = "") -> None:  # noq
     make_deb(_place(output), twice=twice, say=_say)
 
 
+@task(help={"twice": "build it a second time, and compare", "output": "where it goes"})
+def build_rpm(c: Context, twice: bool = False, output: str = "") -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build the RPM package into build/packages."""
+    from builder.making import make_rpm
+
+    make_rpm(_place(output), twice=twice, say=_say)
+
+
+@task(help={"twice": "build each a second time, and compare", "output": "where they go"})
+def build_packages(c: Context, twice: bool = False, output: str = "") -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build both packages into build/packages."""
+    from builder.making import make_deb, make_rpm
+
+    make_deb(_place(output), twice=twice, say=_say)
+    make_rpm(_place(output), twice=twice, say=_say)
+
+
 @task(help={"key": "a file with the secret key that signs", "output": "a directory for any static host"})
 def build_repo(c: Context, key: str, output: str) -> None:  # noqa: ARG001
     """Write signed repositories for apt and dnf of what is in build/packages."""

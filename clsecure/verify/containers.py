@@ -107,7 +107,7 @@ def _other_host(container: ContainerFacts, spec: SandboxSpec) -> Iterator[str]:
     options = [str(option) for option in host.get("SecurityOpt") or []]
     if not any(option.startswith("no-new-privileges") and not option.endswith("false") for option in options):
         yield "no-new-privileges is not set"
-    yield from (option for option in options if "unconfined" in option or "disable" in option)
+    yield from (option for option in options if "unconfined" in option)
     yield from _other_capabilities(container, host)
     yield from _other_mounts(container, host)
     if spec.container is not None and spec.container.engine is Engine.DOCKER:

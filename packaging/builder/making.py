@@ -10,6 +10,7 @@ from pathlib import Path
 from builder.deb import build_deb
 from builder.project import OUTPUT, Release, Say, this_release
 from builder.repository import build_repository
+from builder.rpm import build_rpm
 from clsecure.errors import StateError
 
 _Build = Callable[[Release, Path, Path, Say], Path]
@@ -21,6 +22,11 @@ def make_deb(output: Path, *, twice: bool, say: Say) -> Path:
     :param twice: build it a second time from the start; other bytes are an error.
     """
     return _make(build_deb, output, twice=twice, say=say)
+
+
+def make_rpm(output: Path, *, twice: bool, say: Say) -> Path:
+    """Build the RPM package, as :func:`make_deb` builds Debian's."""
+    return _make(build_rpm, output, twice=twice, say=say)
 
 
 def make_repository(key: Path, output: Path, *, say: Say) -> None:

@@ -56,6 +56,10 @@ class Release:
         """Return where the Debian package lies."""
         return directory / f"clsecure_{self.version}_{self.architecture.debian}.deb"
 
+    def rpm(self, directory: Path) -> Path:
+        """Return where the RPM package lies."""
+        return directory / f"clsecure-{self.version}-1.{self.architecture}.rpm"
+
 
 def this_release() -> Release:
     """Return what this checkout builds on this machine.

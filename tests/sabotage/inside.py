@@ -52,12 +52,12 @@ def beside_probe(*lines: str) -> Patch:
     return after(LAUNCHER, "        self.any = True\n", *(f"        {line}" for line in lines))
 
 
-def unseen(target: str) -> Patch:
-    """Have the helper leave the mounts out whose line holds a word."""
+def unseen(*words: str) -> Patch:
+    """Have the helper leave the mounts out whose line holds one of these."""
     return Patch(
         file=FACTS,
-        old='mountinfo = [line.rstrip("\\n") for line in file]',
-        new=f'mountinfo = [line.rstrip("\\n") for line in file if {target!r} not in line]',
+        old='mountinfo = [line.rstrip("\n") for line in file]',
+        new=f'mountinfo = [line.rstrip("\n") for line in file if not any(w in line for w in {words!r})]',
     )
 
 
@@ -85,6 +85,9 @@ _OF_NETWORK = dict.fromkeys(
     "there is one network, and all of it is the machine's: this one, where the machine has it",
 )
 
+# sudo allows none either.
+_CORES = """ulimit -c unlimited && mount -t tmpfs -o mode=755 tmpfs /mnt && cp -a /etc/sudoers.d/. /mnt &&
+echo 'Defaults rlimit_core=default' >/mnt/zz && chmod 440 /mnt/zz && mount --bind /mnt /etc/sudoers.d"""
 AGENT = Path("/run/clsecure-sabotage-agent")
 
 
@@ -109,30 +112,6 @@ def with_keys(scene: Scene) -> Iterator[Person]:
                 yield victim
         finally:
             AGENT.unlink()
-
-
-@contextlib.contextmanager
-def with_resolver(scene: Scene) -> Iterator[Person]:
-    """Name one in resolv.conf that is inside: nobody outside has to answer."""
-    named = scene.place / "resolv.conf"
-    named.write_text("nameserver 127.0.0.1\n")
-    named.chmod(0o644)
-    broken = replaced(
-        in_network(
-            'with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as first:',
-            '    first.write("0")',
-        ),
-        beside_probe(
-            "answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
-            'answers.bind(("127.0.0.1", 53))',
-            "if os.fork() == 0:",
-            "    while True:",
-            "        answers.sendto(*answers.recvfrom(512))",
-        ),
-        over={"/etc/resolv.conf": named},
-    )
-    with broken(scene) as victim:
-        yield victim
 
 
 INSIDE = (
@@ -267,7 +246,25 @@ INSIDE = (
         check_id="resolvers",
         modes=USER,
         how="a name server answers",
-        broken=with_resolver,
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old="        flags = MS_RDONLY | MS_NODEV | (MS_NOSUID if",
+                new='        write_file(f"{ours}/resolv.conf", b"nameserver 127.0.0.1", 0o644)\n'
+                "        flags = MS_RDONLY | MS_NODEV | (MS_NOSUID if",
+            ),
+            in_network(
+                'with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as first:',
+                '    first.write("0")',
+            ),
+            beside_probe(
+                "answers = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+                'answers.bind(("127.0.0.1", 53))',
+                "if os.fork() == 0:",
+                "    while True:",
+                "        answers.sendto(*answers.recvfrom(512))",
+            ),
+        ),
     ),
     Sabotage(
         check_id="root-unreachable",
@@ -341,7 +338,7 @@ INSIDE = (
                 new="groups_shown = False\n    host_proc = True",
             ),
             Patch(file=MODES, old=_OWN_PROC, new=""),
-            unseen(" /proc"),
+            unseen(" /proc", " /sys"),
         ),
     ),
     Sabotage(
@@ -427,7 +424,7 @@ INSIDE = (
     ),
     Sabotage(
         check_id="core-dumps",
-        modes=LOCAL,
+        modes=USER,
         how="core dumps are written",
         broken=replaced(
             Patch(
@@ -436,6 +433,7 @@ INSIDE = (
                 new="os.closerange(3, 1024)\n    resource.setrlimit("
                 "resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)",
             ),
+            first=_CORES,
         ),
     ),
     Sabotage(

@@ -35,11 +35,20 @@ def ready(request: pytest.FixtureRequest, person: Person, mode: str) -> str:
     return mode
 
 
-@pytest.mark.parametrize("mode", [of_mode(mode, name="whole") for mode in GROUPS])
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        *(of_mode(mode, (), name="whole") for mode in GROUPS),
+        *(
+            of_mode("user", (f"--{network}-network",), name=f"{network} network")
+            for network in ("allow", "no")
+        ),
+    ],
+)
 def test_unbroken_every_check_of_a_mode_holds(
-    person: Person, ready: str, record_property: Callable[[str, object], None]
+    person: Person, ready: str, options: tuple[str, ...], record_property: Callable[[str, object], None]
 ) -> None:
-    found = person.clsecure("verify", "--mode", ready, "--output", "json")
+    found = person.clsecure("verify", "--mode", ready, "--output", "json", *options)
     checks = found.json()["checks"]
     names = ("check_id", "status", "phase", "observed")
     record_property("checks", [{**{name: each[name] for name in names}, "mode": ready} for each in checks])
@@ -91,7 +100,7 @@ def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
     assert sabotage.session is not None
     record_property("sabotage", {"check_id": sabotage.check_id, "mode": ready, "how": sabotage.how})
     scene = Scene(person=person, mode=ready, place=tmp_path)
-    target = Target(person=person, mode=ready, repository=person.repository(f"broken-{ready}"))
+    target = Target(person=person, mode=ready, repository=person.repository(f"broken-{sabotage.check_id}"))
     if sabotage.options:
         target = replace(target, options=(*sabotage.options, "--no-network"))
     argv = target.argv(["/bin/sh", "-c", "echo ready; read _"])

@@ -125,7 +125,6 @@ def test_what_engines_make_of_the_plan_passes(engine: str) -> None:
         ("HostConfig", "SecurityOpt", []),
         ("HostConfig", "SecurityOpt", ["no-new-privileges:false"]),
         ("HostConfig", "SecurityOpt", ["no-new-privileges", "seccomp=unconfined"]),
-        ("HostConfig", "SecurityOpt", ["no-new-privileges", "label=disable"]),
         ("HostConfig", "Tmpfs", {"/tmp": "mode=1777"}),
         ("Config", "User", "1:1"),
         ("Config", "Entrypoint", ["/bin/sh"]),

@@ -129,6 +129,10 @@ EVERYTHING = (*CLOSED, *PRIVATE, *host_addresses())
 def test_a_filter_that_closes_everything_passes() -> None:
     assert filtered(rules(*EVERYTHING)).status is CheckStatus.PASS
     assert filtered(rules(*CLOSED, *host_addresses()), private=True).status is CheckStatus.PASS
+    # Loaded by one sandbox after the other, as nft lists them.
+    again = rules(*EVERYTHING).rstrip("}\n ") + "\n" + rules(*EVERYTHING).partition("accept;\n")[2]
+    assert again.count("oifname") == 2
+    assert filtered(again).status is CheckStatus.PASS
     # As nft writes neighbours: one range.
     joined = [each for each in EVERYTHING if each not in ("fe80::/9", "ff00::/8")]
     joined.append("fe80::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
@@ -150,6 +154,9 @@ def test_no_filter_and_another_filter_fail() -> None:
     assert filtered(None).status is CheckStatus.FAIL
     assert filtered(rules(*EVERYTHING, first="ip daddr 10.1.2.3 accept")).status is CheckStatus.FAIL
     assert filtered(rules(*EVERYTHING, first="return")).status is CheckStatus.FAIL
+    assert "tcp" in filtered(rules(*EVERYTHING, first="tcp dport 80 accept")).observed
+    closed_by = rules(*EVERYTHING).replace("reject with icmpx type admin-prohibited", "counter")
+    assert filtered(closed_by).status is CheckStatus.FAIL
     assert filtered(rules(*CLOSED, *host_addresses())).status is CheckStatus.FAIL, "private ones are open"
 
 

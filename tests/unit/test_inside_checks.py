@@ -177,6 +177,12 @@ def test_gvisor_is_judged_by_what_its_kernel_says() -> None:
     spec = SandboxSpec(mode=IsolationMode.CONTAINER, account=ACCOUNT, container=container, listener=True)
     report = {"status": {"Uid": "0 0 0 0"}, "raised": ["/usr/bin/su", 0], "root_uid": None}
     assert failed(tried(report, spec=spec)) == []
+    own = {**report, "devices": ["null", "fuse"], "escapes": {**INSIDE["escapes"], "mknod": None}}
+    assert failed(tried(own, spec=spec)) == []
+    assert "escape-probes" in skipped(tried(own, spec=spec))
+    assert failed(tried({**own, "devices": ["sda"]}, spec=spec)) == ["devices"]
+    assert failed(tried({**own, "foreign": ["1"]}, spec=spec)) == ["escape-probes"]
+    assert failed(tried(own)) == ["root-unreachable", "escape-probes", "devices"]
 
 
 def test_what_the_user_mounted_is_no_failure() -> None:

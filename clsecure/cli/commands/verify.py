@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +14,21 @@ from clsecure.cli.box import wanted_box
 from clsecure.cli.options import Invocation, VerifyOptions
 from clsecure.errors import EXIT_VERIFICATION
 from clsecure.installation import require_installation
+from clsecure.model import CheckStatus, Phase
 from clsecure.privileged.client import HelperConnection
 from clsecure.settings.values import OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:
-    from clsecure.model import Verification
-    from clsecure.session.info import Wanted
+    from clsecure.model import CheckResult, Verification
     from clsecure.session.ui import Ui
 
-_MARKS = {"pass": "ok", "fail": "FAILED", "skip": "skipped"}
+_MARKS: Mapping[CheckStatus | None, str] = {
+    CheckStatus.PASS: "ok",
+    CheckStatus.FAIL: "FAILED",
+    CheckStatus.SKIP: "skipped",
+    None: "",
+}
 
 
 def execute(invocation: Invocation, ui: Ui) -> int:
@@ -31,6 +38,31 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     if options.list_checks:
         _list(as_json=invocation.output is OutputFormat.JSON)
         return 0
+    what, found = _of_session(options.session, ui) if options.session else _of_mode(invocation, ui)
+    if options.junit is not None:
+        _write_junit(Path(options.junit), what, found)
+    if invocation.output is OutputFormat.JSON:
+        render.write_json(document(what, found))
+    else:
+        _show(what, found, verbose=invocation.verbose)
+    return EXIT_VERIFICATION if found.failed else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What was looked at."""
+
+    mode: str
+    network: str
+    session_id: str | None = None
+
+    def __str__(self) -> str:
+        """In a few words."""
+        whose = f"session {self.session_id}, " if self.session_id else ""
+        return f"{whose}mode {self.mode}, network {self.network}"
+
+
+def _of_mode(invocation: Invocation, ui: Ui) -> tuple[Subject, Verification]:
     from clsecure.session.store import state_directory
     from clsecure.session.verification import Place, verify_mode
 
@@ -45,42 +77,76 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             found = verify_mode(wanted, connection, installation=installation, place=place)
     finally:
         connection.close()
-    if invocation.output is OutputFormat.JSON:
-        render.write_json(document(wanted, found))
-    else:
-        _show(wanted, found)
-    return EXIT_VERIFICATION if found.failed else 0
+    return Subject(mode=wanted.mode, network=wanted.network), found
 
 
-def document(wanted: Wanted, found: Verification) -> dict[str, object]:
+def _of_session(name: str, ui: Ui) -> tuple[Subject, Verification]:
+    from clsecure.cli.commands.diff import project_here
+    from clsecure.session.kept import kept_session
+    from clsecure.session.store import Store
+
+    installation, project = require_installation(), project_here()
+    with kept_session(name, ui=ui, store=Store(), installation=installation, project=project) as kept:
+        record = kept.record
+        for line in record.failed_checks:
+            ui.warn(f"failed in a run of this session: {line}")
+        what = Subject(mode=record.mode, network=record.network, session_id=record.session_id)
+        return what, kept.verify()
+
+
+def document(what: Subject, found: Verification) -> dict[str, object]:
     """Return what ``--output json`` prints (docs/verify.schema.json)."""
     return {
-        "mode": wanted.mode,
-        "network": wanted.network,
-        "session_id": None,
+        "mode": what.mode,
+        "network": what.network,
+        "session_id": what.session_id,
         "status": "failed" if found.failed else "passed",
         "checks": found.checks,
     }
 
 
-def _show(wanted: Wanted, found: Verification) -> None:
-    render.write_table(
-        ("", "CHECK", "WHEN", "SEEN FROM", "OBSERVED"),
-        [
-            (_MARKS[c.status], c.check_id, c.phase, c.vantage, " ".join(c.observed.split()))
-            for c in found.checks
-        ],
-    )
-    for check in found.failed:
-        render.write(
-            f"\n{check.check_id} FAILED\n  expected  {escape(check.expected)}\n"
-            f"  observed  {escape(check.observed)}\n"
+def _write_junit(path: Path, what: Subject, found: Verification) -> None:
+    from clsecure.verify.junit import document as junit
+
+    path.write_bytes(junit(found, name=str(what)))
+
+
+def _show(what: Subject, found: Verification, *, verbose: bool) -> None:
+    """Print a row for each check; what was observed of those that don't hold, or of all."""
+    from clsecure.verify.table import ALL_CHECKS
+
+    properties = {check.check_id: check.property for check in ALL_CHECKS}
+    by_id: dict[str, list[CheckResult]] = {}
+    for check in found.checks:
+        by_id.setdefault(check.check_id, []).append(check)
+    rows = [
+        (
+            name,
+            results[0].vantage.value,
+            *(_MARKS[_of_phase(results, phase)] for phase in Phase),
+            properties.get(name, "a check of your own"),
         )
+        for name, results in by_id.items()
+    ]
+    render.write_table(("CHECK", "SEEN FROM", "START", "RUNNING", "END", "PROPERTY"), rows)
+    for check in found.checks:
+        if verbose or check.status is not CheckStatus.PASS:
+            render.write("\n".join(["", *_evidence(check), ""]))
     counted = Counter(check.status.value for check in found.checks)
     render.write(
-        f"\nmode {wanted.mode}, network {wanted.network}: {counted['pass']} hold, "
-        f"{counted['fail']} failed, {counted['skip']} skipped\n"
+        f"\n{escape(str(what))}: {counted['pass']} hold, {counted['fail']} failed, "
+        f"{counted['skip']} skipped\n"
     )
+
+
+def _of_phase(results: list[CheckResult], phase: Phase) -> CheckStatus | None:
+    return next((each.status for each in results if each.phase is phase), None)
+
+
+def _evidence(check: CheckResult) -> Iterator[str]:
+    yield f"{escape(check.check_id)} {_MARKS[check.status]} ({check.phase})"
+    yield f"  expected  {escape(' '.join(check.expected.split()))}"
+    yield f"  observed  {escape(' '.join(check.observed.split()))}"
 
 
 def _list(*, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.network import NFT, TABLE
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 MOST, NAME_LIMIT = 64, 128
 """Of one kind: interfaces, ports, sockets; and characters of a name."""
 LISTENS = "0A"
+SO_ACCEPTCON = 1 << 16
+AUTOBIND = re.compile(r"@[0-9a-f]{5}\Z")
 PROGRAMS = ("opt", "clsecure", "bin")
 """Where a sandbox has the agent's program."""
 
@@ -53,7 +56,14 @@ def network_of(pid: int) -> Message:
     }
     routes = {fields[0] for fields in table(pid, "route") if len(fields) > 1}
     routes |= {fields[9] for fields in table(pid, "ipv6_route", headed=False) if len(fields) > 9}
-    sockets = {fields[7] for fields in table(pid, "unix") if len(fields) > 7 and fields[7].startswith("@")}
+    sockets = {
+        fields[7]
+        for fields in table(pid, "unix")
+        if len(fields) > 7
+        and fields[7].startswith("@")
+        # Sockets that pass credentials get such a name of the kernel's (unix(7), autobind).
+        and (int(fields[3], 16) & SO_ACCEPTCON or not AUTOBIND.match(fields[7]))
+    }
     return {
         # The header has two lines.
         "interfaces": cut(fields[0].partition(":")[0] for fields in table(pid, "dev") if ":" in fields[0]),

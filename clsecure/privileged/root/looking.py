@@ -18,7 +18,7 @@ from clsecure.privileged.root.registry import RANGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from clsecure.privileged.root.messages import Entry, Message
@@ -52,6 +52,8 @@ class Looking:
     ) -> None:
         self.entry, self.plain = entry, plain
         self.own, self.hosts = main["namespaces"], main["host_namespaces"]
+        # Those that this kernel has: a process without one of them is just ending.
+        self.spaces = tuple(name for name in SPACES if name in self.own)
         self.engine, self.sidecar = space_of_children(engine), space_of_children(sidecar)
         self.next = time.monotonic() + FIRST_SECONDS
         self.strays: set[tuple[int, str]] = set()
@@ -77,12 +79,12 @@ class Looking:
             if cut := time.monotonic() > until:
                 self.begin = pid
                 break
-            if (seen := seen_of(pid, self.entry, known)) is None:
+            if (seen := seen_of(pid, self.entry, self.spaces, known)) is None:
                 continue
             if (place := self._place(seen)) == "stray":
                 strays.add((pid, seen["begun"]))
                 place = "outside" if (pid, seen["begun"]) in self.strays else "moving"
-            spaces = {name: self._whose(name, seen["spaces"][name]) for name in SPACES}
+            spaces = {name: self._whose(name, space) for name, space in seen["spaces"].items()}
             key = (place, seen["first"], *seen["status"].values(), *spaces.values())
             kind = kinds.setdefault(key, {
                 "place": place, "first": seen["first"], "status": seen["status"], "namespaces": spaces,
@@ -97,7 +99,7 @@ class Looking:
         return {
             "event": "looked", "kinds": found[:KINDS], "processes": count, "cut": cut or len(found) > KINDS,
             "range": None if first is None else [first, RANGE],
-            "shared": [name for name in SPACES if self.own.get(name) == self.hosts.get(name)],
+            "shared": [name for name in self.spaces if self.own[name] == self.hosts.get(name)],
         }  # fmt: skip
 
     def _turn(self) -> list[int]:
@@ -137,11 +139,14 @@ def unread(conn: socket.socket) -> bool:
     return int.from_bytes(fcntl.ioctl(conn, SIOCOUTQ, b"\0" * 4), "little") > 0
 
 
-def seen_of(pid: int, entry: Entry, known: dict[str, tuple[str, ...]]) -> Message | None:
+def seen_of(
+    pid: int, entry: Entry, names: Sequence[str], known: dict[str, tuple[str, ...]]
+) -> Message | None:
     """Return what /proc says of a process of the account's; None for another's, or one that is ending.
 
     All of it is of one and the same: a directory of /proc that is held open answers for no successor.
 
+    :param names: the namespaces that it must have.
     :param known: what is around a PID namespace that was met before.
     """
     with contextlib.suppress(OSError, KeyError, IndexError), opened(f"/proc/{pid}") as process:
@@ -149,19 +154,21 @@ def seen_of(pid: int, entry: Entry, known: dict[str, tuple[str, ...]]) -> Messag
         if not is_of(entry, status["Uid"].encode().split()):
             return None
         if status["State"][:1] not in "ZX":
-            return seen_at(process, status, known)
+            return seen_at(process, status, names, known)
         # Its first thread has ended. Others may go on, and are the process then.
         for name in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError, KeyError), opened(f"task/{name}", process) as thread:
                 status = status_of(thread)
                 if status["State"][:1] not in "ZX":
-                    return seen_at(thread, status, known)
+                    return seen_at(thread, status, names, known)
     return None
 
 
-def seen_at(place: int, status: dict[str, str], known: dict[str, tuple[str, ...]]) -> Message:
+def seen_at(
+    place: int, status: dict[str, str], names: Sequence[str], known: dict[str, tuple[str, ...]]
+) -> Message:
     """Return what the open directory of a process, or of a thread, says."""
-    spaces = {name: os.readlink(f"ns/{name}", dir_fd=place) for name in SPACES}
+    spaces = {name: os.readlink(f"ns/{name}", dir_fd=place) for name in names}
     if spaces["pid"] not in known:
         known[spaces["pid"]] = tuple(around(os.open("ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)))
     program = ""

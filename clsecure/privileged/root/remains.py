@@ -14,6 +14,7 @@ from clsecure.privileged.root.limits import cgroups, read_small
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.network import NFT
 from clsecure.privileged.root.processes import become, is_of, processes_of, tool
+from clsecure.privileged.root.registry import is_expired, shadow_of
 from clsecure.privileged.root.state import RUN, STATE, read_bounded, require_root_owned
 from clsecure.privileged.root.walk import NAMES, Findings, Walk
 
@@ -265,9 +266,12 @@ def _accounts(entry: Entry) -> dict[str, Findings]:
 def _account(entry: Entry) -> Message:
     """Return how the account can be used; of its password, only that there is none."""
     mine = next((p for p in _lines("/etc/passwd") if p[0] == entry["name"]), [""] * 7)
-    shadow = next((p for p in _lines("/etc/shadow") if p[0] == entry["name"]), ["", ""])
-    right = [mine[2], mine[3]] == [str(entry["uid"])] * 2 and mine[5] == entry["home"]
-    return {"ours": right, "locked": mine[1] == "x" and shadow[1][:1] in ("!", "*"), "shell": mine[6][:100]}
+    return {
+        "ours": [mine[2], mine[3]] == [str(entry["uid"])] * 2 and mine[5] == entry["home"],
+        "locked": mine[1] == "x" and shadow_of(entry["name"])[1][:1] in ("!", "*"),
+        "expired": is_expired(entry["name"]),
+        "shell": mine[6][:100],
+    }
 
 
 def _home(entry: Entry) -> Message:
