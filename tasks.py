@@ -166,6 +166,22 @@ def build_repo(c: Context, key: str, output: str) -> None:  # noqa: ARG001
     make_repository(Path(key).resolve(), Path(output).resolve(), say=_say)
 
 
+@task(
+    help={
+        "key": "a file with the secret key that signs",
+        "output": "an empty directory",
+        "dry_run": "with a key of its own, and also where this checkout is no release yet",
+    }
+)
+def release(c: Context, output: str, key: str = "", dry_run: bool = False) -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build, check and sign everything that is published; docs/release.md says how a release is made."""
+    from builder.release import make_release
+
+    if not key and not dry_run:
+        raise Exit("--key is needed, or --dry-run", code=125)
+    make_release(Path(key).resolve() if key else None, Path(output).resolve(), dry_run=dry_run, say=_say)
+
+
 def _place(output: str) -> Path:
     return Path(output).resolve() if output else ROOT / "build" / "packages"
 

@@ -67,6 +67,21 @@ def signer(key: Path) -> Iterator[Signer]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def new_key(file: Path) -> Path:
+    """Make a key that nobody trusts, for tests and dry runs, and write its secret part to a file."""
+    home = Path(tempfile.mkdtemp(prefix="clsecure-gpg-", dir="/tmp"))
+    gpg = ("gpg", "--batch", "--no-tty", "--homedir", str(home))
+    owner = "A test of clsecure <nobody@packages.invalid>"
+    try:
+        run(*gpg, "--passphrase", "", "--quick-generate-key", owner, "ed25519", "sign", "never")
+        file.touch(mode=0o600)
+        file.write_bytes(run(*gpg, "--export-secret-keys"))
+    finally:
+        run("gpgconf", "--homedir", str(home), "--kill", "all")
+        shutil.rmtree(home, ignore_errors=True)
+    return file
+
+
 def build_repository(
     packages: Sequence[Path], key: Path, output: Path, *, epoch: int, say: Say = lambda _: None
 ) -> None:

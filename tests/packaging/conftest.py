@@ -39,7 +39,7 @@ def rpms(package_place: Path) -> Packages:
 @pytest.fixture(scope="session")
 def debian(package_place: Path) -> tuple[Path, ...]:
     """A minimal Debian 12 that never saw clsecure."""
-    return make_debian(package_place / "debian")
+    return make_debian(package_place / "debian", "bookworm")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 from builder import deb
 from clsecure import __version__
 from clsecure.installation import PACKAGE_DIRECTORY, PIECES
-from tests.support.clean_machine import PERSON
+from tests.support.clean_machine import PERSON, add_person, end_all, make_debian
 from tests.support.packages import PREVIOUS, add_source
 from tests.support.person import CHECKOUT
 from tests.support.sweep import processes_of
@@ -302,6 +302,18 @@ def test_all_that_is_recommended_can_be_installed(clean):
     done = clean.sh("apt-get -q install -y --simulate clsecure").check()
     for name in ("git", "sudo", "python3", "firejail", "nftables", "podman", "uidmap", "slirp4netns"):
         assert f"Inst {name} " in done.text, name
+
+
+def test_the_same_package_serves_debian_13_and_its_python(new_machine, debs, package_place):
+    machine = new_machine(make_debian(package_place / "debian-13", "trixie"), debs.repository)
+    add_source(machine)
+    machine.sh("apt-get -q update && apt-get -q install -y --no-install-recommends clsecure firejail").check()
+    add_person(machine)
+    for mode in ("namespace", "user"):
+        machine.person(_SESSION.format(mode=mode, finish="import")).check()
+    assert len(machine.person("cd ~/sample && git branch --list 'claude/*'").text.splitlines()) == 2
+    assert machine.sh("apt-get -q purge -y clsecure").check().errors == ""
+    end_all()
 
 
 def test_another_python_has_its_byte_code_at_once(installed):

@@ -1,19 +1,17 @@
-"""The wheel in a virtual environment of a plain person: what ``pipx`` and ``uv tool`` make of it."""
+"""The wheel in a virtual environment of a plain person, as pipx and uv make it."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from builder import wheels
 from builder.project import PYTHONS
+from builder.release import build_wheel
 from clsecure import __version__
 from tests.support.clean_machine import PERSON, add_person
 from tests.support.packages import release
-from tests.support.person import CHECKOUT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("packages")]
 
@@ -23,17 +21,9 @@ _SESSION = "cd ~/sample && clsecure --agent demo --on-finish import </dev/null"
 @pytest.fixture
 def machine(new_machine, debian, package_place):
     """A clean machine where the person has the wheel and what the lock names, and root did nothing yet."""
-    place = package_place / "wheels"
-    source = package_place / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(CHECKOUT / name, source)
-    for name in ("clsecure", "bin"):
-        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run(
-        [*pip, "wheel", "--no-deps", "--wheel-dir", place, source], check=True, timeout=240, cwd="/"
-    )
+    place, work = package_place / "wheels", package_place / "wheel-work"
+    work.mkdir()
+    build_wheel(release(), place, work, lambda _: None)
     for wheel in wheels.fetch(release().architecture, lambda _: None)[PYTHONS[0]]:
         shutil.copy(wheel.path, place)
     machine = new_machine(debian, place)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from builder import deb, rpm, tree
 from builder.project import Release, this_release
-from builder.repository import build_repository
+from builder.repository import build_repository, new_key
 from tests.support.clean_machine import Machine
 
 PREVIOUS = "0.0.1"
@@ -73,29 +73,6 @@ def _published(place: Path, built: Path, previous: Path) -> Packages:
     this, repository = release(), place / "repository"
     build_repository([built, previous], new_key(place / "key"), repository, epoch=this.epoch)
     return Packages(release=this, built=built, previous=previous, repository=repository)
-
-
-def new_key(file: Path) -> Path:
-    """Make a key that signs, and write its secret part to a file."""
-    home = file.with_name(f"{file.name}.gnupg")
-    home.mkdir(mode=0o700)
-    gpg = ["gpg", "--batch", "--quiet", "--homedir", home]
-    make = [
-        *gpg,
-        "--passphrase",
-        "",
-        "--quick-generate-key",
-        "Tests <tests@packages.invalid>",
-        "ed25519",
-        "sign",
-    ]
-    subprocess.run([*make, "never"], check=True, capture_output=True, timeout=60)
-    exported = subprocess.run([*gpg, "--export-secret-keys"], check=True, capture_output=True, timeout=60)
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True, timeout=60)
-    shutil.rmtree(home)
-    file.write_bytes(exported.stdout)
-    file.chmod(0o600)
-    return file
 
 
 _YUM = b"""[clsecure]
