@@ -22,6 +22,8 @@ from clsecure.verify.tried import Limit, Report, Tried
 
 _ARGV = ("/usr/bin/python3", "-I", "-S")
 _SECONDS = 20.0
+_PATIENCE_FILTER = 3.0
+"""A packet filter refuses at once, but by IPv6 nothing answers while the kernel tries a new address out."""
 _PATIENCE_OUTSIDE = 0.5
 """Here a name server may be far away."""
 _WORDS_LIMIT = 4000
@@ -105,7 +107,8 @@ def try_inside(
     """
     bait.heard()
     full = spec.network is NetworkPolicy.FULL
-    inside = probe.battery(bait.order(full=full, private=full and not spec.allow_private))
+    patience = _PATIENCE_FILTER if full else None
+    inside = probe.battery(bait.order(full=full, private=full and not spec.allow_private, patience=patience))
     return Tried(
         spec=spec,
         files=bait.files,

@@ -143,10 +143,13 @@ def _other_mounts(container: ContainerFacts, host: Mapping[str, Any]) -> Iterato
 
 
 def _other_limits(host: Mapping[str, Any], limits: ResourceLimits) -> Iterator[str]:
-    """docker's daemon bounds the container itself; podman's is in the helper's groups."""
+    """docker's daemon bounds the container itself; podman's is in the helper's groups.
+
+    What the kernel has no controller for, docker leaves out: which limits hold is another matter, and said.
+    """
     cpus = int(limits.cpus * 1_000_000_000) if limits.cpus else 0
     for name, wanted in (("Memory", limits.memory), ("PidsLimit", limits.pids), ("NanoCpus", cpus)):
-        if wanted and host.get(name) != wanted:
+        if host.get(name) not in (wanted, None, 0, -1):
             yield f"{name} is {host.get(name)}"
 
 

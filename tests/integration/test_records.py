@@ -283,12 +283,24 @@ def test_openssl_verifies_a_record_as_the_documentation_says(person, repo):
 
 
 def test_a_full_report_of_a_real_session_is_written_once_and_for_its_user_alone(person, repo):
-    document = session(person, repo, WORK, "--on-finish", "import")
+    hostile = (
+        "printf x >'<script>alert(1)<'; printf x >\"$(printf '\\033[2J\\342\\200\\256')\"; git add .; "
+        "git -c user.name='<img src=x onerror=alert(1)>' commit -qm '</title><svg onload=alert(1)>'; "
+    )
+    document = session(person, repo, hostile + WORK, "--on-finish", "import")
     page = repo.parent / f"{repo.name}.html"
     for _ in range(2):  # an earlier report is replaced
         person.clsecure("report", document["session_id"], "--html", str(page), cwd=repo).check()
     assert (page.stat().st_uid, stat.S_IMODE(page.stat().st_mode)) == (person.uid, 0o600)
-    assert "one.txt" in page.read_text()
+    text = page.read_text()
+    assert "one.txt" in text
+    assert {"&lt;script&gt;alert(1)&lt;", "&lt;svg onload=alert(1)&gt;", "\\x1b[2J\\u202e"} == {
+        words
+        for words in ("&lt;script&gt;alert(1)&lt;", "&lt;svg onload=alert(1)&gt;", "\\x1b[2J\\u202e")
+        if words in text
+    }
+    assert not any(tag in text for tag in ("<script", "<svg", "<img"))
+    assert not set(text) & set("\x1b\u202e")
     person.write(repo / "precious", b"precious")
     refused = person.clsecure("report", document["session_id"], "--html", str(repo / "precious"), cwd=repo)
     assert refused.returncode == 125

@@ -56,8 +56,8 @@ def unseen(*words: str) -> Patch:
     """Have the helper leave the mounts out whose line holds one of these."""
     return Patch(
         file=FACTS,
-        old='mountinfo = [line.rstrip("\n") for line in file]',
-        new=f'mountinfo = [line.rstrip("\n") for line in file if not any(w in line for w in {words!r})]',
+        old='mountinfo = [line.rstrip("\\n") for line in file]',
+        new=f'mountinfo = [line.rstrip("\\n") for line in file if not any(w in line for w in {words!r})]',
     )
 
 
@@ -86,8 +86,10 @@ _OF_NETWORK = dict.fromkeys(
 )
 
 # sudo allows none either.
-_CORES = """ulimit -c unlimited && mount -t tmpfs -o mode=755 tmpfs /mnt && cp -a /etc/sudoers.d/. /mnt &&
-echo 'Defaults rlimit_core=default' >/mnt/zz && chmod 440 /mnt/zz && mount --bind /mnt /etc/sudoers.d"""
+_CORES = """ulimit -c unlimited && mount -t tmpfs -o mode=755 tmpfs /mnt && mkdir -m 755 /mnt/d &&
+cp -a /etc/sudoers.d/. /mnt/d && echo 'Defaults rlimit_core=infinity' >/mnt/d/zz && chmod 440 /mnt/d/zz &&
+mount --bind /mnt/d /etc/sudoers.d &&
+echo 'Set disable_coredump false' >/mnt/conf && mount --bind /mnt/conf /etc/sudo.conf"""
 AGENT = Path("/run/clsecure-sabotage-agent")
 
 
@@ -340,6 +342,7 @@ INSIDE = (
             Patch(file=MODES, old=_OWN_PROC, new=""),
             unseen(" /proc", " /sys"),
         ),
+        perhaps={"root-unreachable": "whose number a child has is another one there"},
     ),
     Sabotage(
         check_id="system-calls",

@@ -187,13 +187,16 @@ def test_an_answer_fits_a_message_whatever_runs() -> None:
         long = "\udcff" * looking.FIELD_LIMIT
         return {
             "status": {name: f"{pid}".rjust(looking.FIELD_LIMIT) for name in looking.FIELDS},
-            "spaces": spaces("self"), "around": [spaces("self")["pid"]], "first": False, "parent": 1,
-            "begun": "1", "program": long,
+            "spaces": spaces("self"), "first": False, "parent": 1, "begun": "1", "program": long,
+            # One of very many is in the sandbox, the last one.
+            "around": [spaces("self")["pid"] if pid == 999 else "pid:[2]"],
         }  # fmt: skip
 
+    looks.sidecar = "pid:[2]"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(looking, "seen_of", seen)
         said = looks.look()
     assert said["cut"]
     assert len(said["kinds"]) == looking.KINDS
+    assert [kind["pids"] for kind in kinds(said, "inside")] == [[999]]
     assert len(json.dumps(said)) < 256 * 1024

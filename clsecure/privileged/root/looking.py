@@ -30,6 +30,7 @@ KINDS, EXAMPLES, FIELD_LIMIT = 48, 3, 200
 FIELDS = (
     "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
 )  # fmt: skip
+PLACES = ("outside", "inside", "engine", "moving", "held", "sidecar")
 SPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
 STATUS_LIMIT = 16 * 1024
 DEPTH = 32
@@ -61,12 +62,17 @@ class Looking:
 
     def tell(self, conn: socket.socket) -> None:
         """Look, when it is time, and say what was seen; nothing while the caller has not read the last."""
-        if time.monotonic() < self.next or unread(conn):
+        if time.monotonic() < self.next:
             return
-        said = json.dumps(self.look()).encode()
-        # What was seen in a wrong place is looked at again soon: it counts when it is there twice.
-        self.next = time.monotonic() + (AGAIN_SECONDS if self.strays else EVERY_SECONDS)
+        self.next = time.monotonic() + EVERY_SECONDS
+        # Nothing that goes wrong in here is a reason to end the session, or to wait.
         with contextlib.suppress(OSError):
+            if unread(conn):
+                return
+            said = json.dumps(self.look()).encode()
+            if self.strays:
+                # What was seen in a wrong place is looked at again soon: it counts when it is there twice.
+                self.next = time.monotonic() + AGAIN_SECONDS
             conn.send(said, socket.MSG_DONTWAIT)
 
     def look(self) -> Message:
@@ -94,7 +100,7 @@ class Looking:
             kind["pids"] += [pid] if kind["count"] <= EXAMPLES else []
             count += 1
         self.strays = strays
-        found = sorted(kinds.values(), key=lambda kind: bool(kind["place"] != "outside"))
+        found = sorted(kinds.values(), key=rank)
         first = self.entry.get("range")
         return {
             "event": "looked", "kinds": found[:KINDS], "processes": count, "cut": cut or len(found) > KINDS,
@@ -124,6 +130,13 @@ class Looking:
         if space == self.own.get(name):
             return "own"
         return "host" if space == self.hosts.get(name) else "other"
+
+
+def rank(kind: Message) -> tuple[int, bool, str, str]:
+    """Order kinds so that what is cut off is what could be least wrong: containers can be of any uid."""
+    status = kind["status"]
+    is_own = "host" not in kind["namespaces"].values()
+    return PLACES.index(kind["place"]), is_own, status["NoNewPrivs"], status["Seccomp"]
 
 
 def space_of_children(stage: int | None) -> str | None:

@@ -30,7 +30,10 @@ CLOSED = (
 PRIVATE = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 RESOLVER = "169.254.1.3"
 TABLE = ("inet", "clsecure")
-FILTER = """table inet clsecure {{
+# Of each sandbox anew, in the place of what an earlier one in the same namespace has: in one transaction.
+FILTER = """add table inet clsecure
+delete table inet clsecure
+table inet clsecure {{
   chain out {{
     type filter hook output priority 0; policy accept;
     oifname "lo" accept
