@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -97,6 +98,7 @@ def test_a_release_overwrites_nothing(tmp_path):
         release.make_release(None, tmp_path, dry_run=True, say=lambda _: None)
 
 
+@pytest.mark.skipif(shutil.which("gpg") is None, reason="gpg is not installed")
 def test_a_keyring_of_several_keys_signs_nothing(tmp_path):
     both = tmp_path / "both"
     both.write_bytes(b"".join(new_key(tmp_path / name).read_bytes() for name in ("one", "two")))
