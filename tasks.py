@@ -141,12 +141,45 @@ def build_deb(c: Context, twice: bool = False, output: str = "") -> None:  # noq
     make_deb(_place(output), twice=twice, say=_say)
 
 
+@task(help={"twice": "build it a second time, and compare", "output": "where it goes"})
+def build_rpm(c: Context, twice: bool = False, output: str = "") -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build the RPM package into build/packages."""
+    from builder.making import make_rpm
+
+    make_rpm(_place(output), twice=twice, say=_say)
+
+
+@task(help={"twice": "build each a second time, and compare", "output": "where they go"})
+def build_packages(c: Context, twice: bool = False, output: str = "") -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build both packages into build/packages."""
+    from builder.making import make_deb, make_rpm
+
+    make_deb(_place(output), twice=twice, say=_say)
+    make_rpm(_place(output), twice=twice, say=_say)
+
+
 @task(help={"key": "a file with the secret key that signs", "output": "a directory for any static host"})
 def build_repo(c: Context, key: str, output: str) -> None:  # noqa: ARG001
     """Write signed repositories for apt and dnf of what is in build/packages."""
     from builder.making import make_repository
 
     make_repository(Path(key).resolve(), Path(output).resolve(), say=_say)
+
+
+@task(
+    help={
+        "key": "a file with the secret key that signs",
+        "output": "an empty directory",
+        "dry_run": "with a key of its own, and also where this checkout is no release yet",
+    }
+)
+def release(c: Context, output: str, key: str = "", dry_run: bool = False) -> None:  # noqa: ARG001, FBT001, FBT002
+    """Build, check and sign everything that is published; docs/release.md says how a release is made."""
+    from builder.release import make_release
+
+    if not key and not dry_run:
+        raise Exit("--key is needed, or --dry-run", code=125)
+    make_release(Path(key).resolve() if key else None, Path(output).resolve(), dry_run=dry_run, say=_say)
 
 
 def _place(output: str) -> Path:

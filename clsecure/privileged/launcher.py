@@ -417,8 +417,17 @@ def open_control() -> socket.socket:
     return control
 
 
+def close_libffi() -> None:
+    """Close the file of its own that libffi holds from 3.5 on, for callbacks: nothing calls back here."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if "/libffi.so" in os.readlink(f"/proc/self/fd/{name}"):
+                os.close(int(name))
+
+
 def main() -> None:
     """Become harmless, report, wait, become the agent."""
+    close_libffi()
     control = open_control()
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)

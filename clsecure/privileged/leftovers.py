@@ -62,10 +62,12 @@ class AccountState:
 
     :param ours: it has the numbers and the home that were made for it.
     :param locked: no password opens it.
+    :param expired: nor a key: it is over, and PAM lets nobody in.
     """
 
     ours: bool
     locked: bool
+    expired: bool
     shell: str
 
 
@@ -119,6 +121,7 @@ class Leftovers:
                 account=AccountState(
                     ours=_typed(account["ours"], bool),
                     locked=_typed(account["locked"], bool),
+                    expired=_typed(account["expired"], bool),
                     shell=_typed(account["shell"], str)[:_NAME_LIMIT],
                 ),
                 home=HomeState(

@@ -84,8 +84,12 @@ def examine(
     proofs += signatures(sealed, state, key)
     # What is not signed is not looked into any further: it could name any file and repository.
     if all(proof.standing is Standing.HOLDS for proof in proofs):
-        proofs += _commits(sealed, project, commit)
-        proofs.append(_event_log(sealed, state))
+        try:
+            proofs += _commits(sealed, project, commit)
+            proofs.append(_event_log(sealed, state))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            words = f"it lacks what a record has ({error!r})"
+            proofs.append(Proof(what="form", standing=Standing.BROKEN, words=words))
     return Verdict(session_id=session_id, path=path, proofs=tuple(proofs))
 
 

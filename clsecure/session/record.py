@@ -31,6 +31,8 @@ log = logs.get("record")
 
 _MOST = 4 << 20
 _LOAD_AFTER_S = 1.0
+_UNFIT = (ClsecureError, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+"""What a state file of any shape may lead to. No session fails for its record, nor does its clean-up."""
 
 
 class Recorder:
@@ -100,7 +102,7 @@ class Recorder:
                 if finished.imported is not None:
                     git_dir = context.repository.git_dir
                     leave_note(git_dir, finished.imported, made, self._options, context.warn)
-        except (ClsecureError, OSError) as error:
+        except _UNFIT as error:
             made = None
             words = error.brief if isinstance(error, ClsecureError) else str(error)
             context.warn(f"this session has no record: {words}")
@@ -172,7 +174,7 @@ def record_late(
         if imported is not None and git_dir is not None:
             leave_note(git_dir, imported, made, options, warn)
         return made
-    except (ClsecureError, OSError) as error:
+    except _UNFIT as error:
         words = error.brief if isinstance(error, ClsecureError) else str(error)
         warn(f"the record of this session could not be written: {words}")
         return None
@@ -196,7 +198,8 @@ def _known(
         warn(f"the earlier record of this session does not hold ({error.brief}); nothing is taken from it")
     begun = _begun(place)
     if begun is not None and begun["session"]["id"] == record.session_id:
-        return {**begun, "complete": False}, []
+        resumed = begun["session"].get("resumed") is True
+        return {**begun, **_session(record, place, resumed=resumed), "complete": False}, []
     return {**_session(record, place, resumed=False), "complete": False}, []
 
 

@@ -64,26 +64,20 @@ class Bait:
         """Return what the probe is told to try.
 
         :param outside: only look at the sockets of services: a connection could start one of them.
-        :param full: connect to where metadata is, which a packet filter is to refuse. Elsewhere there is no
-            way, which is asked without sending anything.
+        :param full: send a packet to where metadata is, which a packet filter is to refuse. Elsewhere there
+            is no way, which is asked without sending anything.
         :param private: to private networks, too.
         :param patience: seconds for all connections together, None for the probe's own.
         """
         services = {label: ("unix", path) for label, path in self.services.items()}
-        far = {
-            label: (family, (label, 80)) for label, family in zip(METADATA, ("inet", "inet6"), strict=True)
-        }
-        nobody = {label: ("inet", (f"{label.partition('/')[0][:-1]}9", 9)) for label in PRIVATE}
+        far = {label: (family, label) for label, family in zip(METADATA, ("inet", "inet6"), strict=True)}
+        nobody = {label: ("inet", f"{label.partition('/')[0][:-1]}9") for label in PRIVATE}
         return {
             "do": "try",
             "files": self.files,
-            "sockets": {
-                **self.sockets,
-                **({} if outside else services),
-                **(far if full else {}),
-                **(nobody if private else {}),
-            },
+            "sockets": {**self.sockets, **({} if outside else services)},
             "looked_at": self.services if outside else {},
+            "packets": {**(far if full else {}), **(nobody if private else {})},
             "marker": self.marker,
             "own": self.own,
             **({} if patience is None else {"patience": patience}),

@@ -15,7 +15,7 @@ from clsecure.verify.checks import CONTAINER, EVERY_MODE, Area, Check, Observati
 _NONE = "none"
 _NOLOGIN = frozenset({"/usr/sbin/nologin", "/sbin/nologin"})
 _CLOSED: Final = "a directory of the worker's, mode 0700, which only root can replace"
-_LOCKED: Final = "its own numbers and home, no password, no shell"
+_LOCKED: Final = "its own numbers and home, expired, no password, no shell"
 _OF_OTHERS = "of uid "
 
 
@@ -89,6 +89,8 @@ def _locked(facts: Leftovers, _spec: SandboxSpec) -> Observation:
         wrong.append("other numbers, or another home, than were made")
     if not account.locked:
         wrong.append("a password")
+    if not account.expired:
+        wrong.append("not expired: a key in its home opens it")
     if account.shell not in _NOLOGIN:
         wrong.append(f"the shell {account.shell}")
     return Observation.equal(_LOCKED, "; ".join(wrong) or _LOCKED)
@@ -229,7 +231,7 @@ MACHINE_CHECKS: tuple[Check[Leftovers], ...] = (
         modes=EVERY_MODE,
         vantage=Vantage.HOST,
         area=Area.PRIVILEGES,
-        threats=("C5", "C12"),
+        threats=("B1", "C5", "C12"),
         observe=_locked,
     ),
     Check(

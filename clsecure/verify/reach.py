@@ -146,7 +146,7 @@ def metadata(tried: Tried, spec: SandboxSpec) -> Observation:
     labels = METADATA if full and spec.allow_private else (*METADATA, *PRIVATE)
     if full:
         expected = "the packet filter refuses them at once"
-        inside = {label: tried.inside.connected.get(label, "not tried") for label in labels}
+        inside = {label: tried.inside.sent.get(label, "not tried") for label in labels}
         holds = all(error in _BY_FILTER for error in inside.values())
     else:
         expected = "there is no way to them"

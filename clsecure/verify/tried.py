@@ -29,6 +29,7 @@ class Report:
     :param written: directories of the system's in which a file was to be made.
     :param own: the same for one of the user's own: shows that the probe can write at all.
     :param connected: label to whether the socket could be connected to.
+    :param sent: label to whether a packet could be sent there; asked only where a filter is to refuse it.
     :param routes: label to whether there is a way to such addresses.
     :param resolvers: name servers that answer.
     :param addresses6: the IPv6 addresses of the network namespace, as the kernel writes them.
@@ -49,6 +50,7 @@ class Report:
     written: Errors
     own: str | None
     connected: Errors
+    sent: Errors
     routes: Errors
     resolvers: tuple[str, ...]
     interfaces: tuple[str, ...]
@@ -172,7 +174,7 @@ def _pair(value: object) -> tuple[str, int | None]:
 
 
 _PARTS: Mapping[str, Callable[[object], Any]] = {
-    **dict.fromkeys(("files", "written", "connected", "routes", "calls", "escapes"), _errors),
+    **dict.fromkeys(("files", "written", "connected", "sent", "routes", "calls", "escapes"), _errors),
     **dict.fromkeys(("home", "root", "resolvers", "interfaces", "addresses6", "foreign", "devices"), _names),
     **dict.fromkeys(("own", "root_uid", "user_namespace"), _error),
     "descriptors": _names,

@@ -17,15 +17,7 @@ _CONFIGURATION = (SUDOERS,)
 _RECOMMENDS = "firejail (>= 0.9.72), nftables, podman, uidmap, passt | slirp4netns"
 _SUGGESTS = "docker.io | docker-ce, git-lfs, npm, mmdebstrap"
 # One thread: with several, xz writes other bytes.
-_DPKG = (
-    "dpkg-deb",
-    "--root-owner-group",
-    "--uniform-compression",
-    "-Zxz",
-    "-z6",
-    "--threads-max=1",
-    "--build",
-)
+_DPKG = ("dpkg-deb", "--root-owner-group", "--uniform-compression", "-Zxz", "--threads-max=1")
 
 
 def build_deb(release: Release, output: Path, work: Path, say: Say) -> Path:
@@ -39,8 +31,11 @@ def build_deb(release: Release, output: Path, work: Path, say: Say) -> Path:
     return pack(tree, release, output)
 
 
-def pack(tree: Path, release: Release, output: Path) -> Path:
-    """Build the package of a staged tree."""
+def pack(tree: Path, release: Release, output: Path, *, level: int = 6) -> Path:
+    """Build the package of a staged tree.
+
+    :param level: of the compression; 0 to 9.
+    """
     control = tree / "DEBIAN"
     shutil.rmtree(control, ignore_errors=True)
     overrides = tree / "usr/share/lintian/overrides/clsecure"
@@ -68,7 +63,8 @@ def pack(tree: Path, release: Release, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     package = release.deb(output)
     package.unlink(missing_ok=True)
-    run(*_DPKG, str(tree), str(package), env={"SOURCE_DATE_EPOCH": str(release.epoch)})
+    epoch = {"SOURCE_DATE_EPOCH": str(release.epoch)}
+    run(*_DPKG, f"-z{level}", "--build", str(tree), str(package), env=epoch)
     return package
 
 

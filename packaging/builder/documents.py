@@ -7,6 +7,7 @@ import re
 import textwrap
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from email.parser import HeaderParser
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SBOM = Path("usr/share/clsecure/sbom.cdx.json")
 MAINTAINER = "The clsecure contributors <clsecure@packages.invalid>"
 """There is no address yet; who publishes packages puts in their own."""
+URL = "https://packages.invalid/clsecure"
 SUMMARY = "run an AI coding agent unattended, isolated"
 DESCRIPTION = (
     "clsecure runs Claude Code, or any other agent, on a private copy of a git repository, as a Unix account "
@@ -82,50 +84,73 @@ def _component(wheel: Path) -> Component:
     )
 
 
-def write_licences(target: Path, library: Path) -> None:
-    """Write whose work is in the package, as Debian wants it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A wheel in a package, by what its dist-info says.
+
+    :param licence: an SPDX expression, as far as the wheel has one.
+    :param texts: its licence files.
+    """
+
+    name: str
+    version: str
+    licence: str
+    author: str
+    information: Path
+    texts: tuple[Path, ...]
+
+
+def libraries(place: Path) -> tuple[Library, ...]:
+    """Return the wheels below a directory, by name; one that each version of Python has is named once."""
+    found = {each.name: each for each in sorted(place.rglob("*.dist-info"), reverse=True)}
+    return tuple(_read_library(found[name]) for name in sorted(found))
+
+
+def _read_library(information: Path) -> Library:
+    metadata = HeaderParser().parsestr((information / "METADATA").read_text(encoding="utf-8"))
+    listed = (path for path in sorted(information.rglob("*")) if path.is_file())
+    return Library(
+        name=re.sub(r"[-_.]+", "-", metadata["Name"]).lower(),
+        version=metadata["Version"],
+        licence=_licence_of(metadata),
+        author=metadata.get("Author") or metadata.get("Author-email") or metadata["Name"],
+        information=information,
+        texts=tuple(path for path in listed if _LICENCE_FILE.search(path.name)),
+    )
+
+
+def copyright_file(target: Path, place: Path) -> str:
+    """Return whose work is in the package, as Debian wants it: one paragraph for each library."""
     own = (ROOT / "LICENSE").read_text()
     paragraphs = [
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
         "Upstream-Name: clsecure\n"
         "Comment: clsecure, and the libraries that its package brings along, each as its wheel has it.",
         _paragraph(["*"], [_copyrights([own])[0]], "MIT", own),
+        *(_described(library, target) for library in libraries(place)),
     ]
-    paragraphs.extend(_library(target, each) for each in _informations(library))
-    place = target / "usr/share/doc/clsecure/copyright"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("\n\n".join(paragraphs) + "\n")
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _informations(library: Path) -> list[Path]:
-    """Return what says whose work a wheel is; of one that is there for each version of Python, the first."""
-    found = {each.name: each for each in sorted(library.rglob("*.dist-info"), reverse=True)}
-    return sorted(found.values())
-
-
-def _library(target: Path, information: Path) -> str:
-    metadata = HeaderParser().parsestr((information / "METADATA").read_text(encoding="utf-8"))
-    texts = [
-        path for path in sorted(information.rglob("*")) if path.is_file() and _LICENCE_FILE.search(path.name)
-    ]
-    words = [path.read_text(encoding="utf-8", errors="replace") for path in texts]
-    who = _copyrights(words) or [metadata.get("Author") or metadata.get("Author-email") or metadata["Name"]]
-    licence = _licence_of(metadata)
-    where = [f"/{path.relative_to(target)}" for path in texts]
+def _described(library: Library, target: Path) -> str:
+    words = [path.read_text(encoding="utf-8", errors="replace") for path in library.texts]
+    licence = library.licence.replace(" AND ", " and ").replace(" OR ", " or ")
     common = next((file for name, file in _COMMON_LICENCES.items() if licence.startswith(name)), None)
     if common is None and any(_APACHE.search(word) for word in words):
         common = "Apache-2.0"
     if common is not None:
         text = f"On Debian systems, the text is in /usr/share/common-licenses/{common}."
+        if library.texts:
+            where = ", ".join(f"/{path.relative_to(target)}" for path in library.texts)
+            text += f"\nAs it came: {where}"
     elif words:
         text = "\n".join(word.strip() for word in words)
     else:
-        text = f"The wheel of {metadata['Name']} has no text of its licence, only its name."
-    if where and common is not None:
-        text += "\nAs it came: " + ", ".join(where)
-    place = re.sub(r"/python3\.\d+/", "/python3.*/", str(information.parent.relative_to(target)))
-    patterns = [f"{place}/{name}" for name in _top_level(information)]
-    return _paragraph(patterns, who, licence, text)
+        text = f"The wheel of {library.name} has no text of its licence, only its name."
+    parent = library.information.parent.relative_to(target)
+    place = re.sub(r"/python3\.\d+/", "/python3.*/", str(parent))
+    patterns = [f"{place}/{name}" for name in _top_level(library.information)]
+    return _paragraph(patterns, _copyrights(words) or [library.author], licence, text)
 
 
 def _top_level(information: Path) -> list[str]:
@@ -144,7 +169,7 @@ def _top_level(information: Path) -> list[str]:
 def _licence_of(metadata: Message) -> str:
     expression = metadata.get("License-Expression")
     if expression:
-        return str(expression).replace(" AND ", " and ").replace(" OR ", " or ")
+        return str(expression)
     lines = metadata.get_all("Classifier", [])
     classified = [line.rpartition(" :: ")[2] for line in lines if line.startswith("License ::")]
     named = classified or [str(metadata.get("License") or "unknown").splitlines()[0]]
@@ -174,17 +199,19 @@ def _paragraph(patterns: list[str], who: list[str], licence: str, text: str) -> 
 
 def debian_changelog(release: Release) -> str:
     """Return the newest part of CHANGELOG.md as Debian writes it."""
-    text = (ROOT / "CHANGELOG.md").read_text()
-    parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
-    named = [part for part in parts if part.startswith(f"[{release.version}]")]
-    newest = (named or parts)[0]
-    lines = []
-    for line in newest.splitlines()[1:]:
-        plain = re.sub(r"\[([^]]*)\]\([^)]*\)|`", r"\1", line)
-        if plain.startswith("### "):
-            lines += ["", f"  [ {plain[4:]} ]"]
-        elif plain.startswith("- "):
-            lines += textwrap.wrap(plain[2:], 76, initial_indent="  * ", subsequent_indent="    ")
     when = format_datetime(datetime.fromtimestamp(release.epoch, UTC))
     head = f"clsecure ({release.version}) stable; urgency=medium"
-    return "\n".join([head, *lines, "", f" -- {MAINTAINER}  {when}", ""])
+    lines = changes(release, bullet="  * ", width=78)
+    return "\n".join([head, "", *lines, "", f" -- {MAINTAINER}  {when}", ""])
+
+
+def changes(release: Release, *, bullet: str, width: int) -> list[str]:
+    """Return what CHANGELOG.md has of the version, else of what is to be released, as wrapped lines."""
+    parts = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+    named = [part for part in parts if part.startswith(f"[{release.version}]")]
+    lines = []
+    for line in (named or parts)[0].splitlines():
+        if line.startswith("- "):
+            plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line[2:]).replace("`", "")
+            lines += textwrap.wrap(plain, width, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+    return lines

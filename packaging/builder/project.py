@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clsecure import process
-from clsecure.errors import BackendUnavailableError, StateError
+from clsecure.errors import BackendUnavailableError, StateError, ToolError
 from clsecure.process import Command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +56,10 @@ class Release:
         """Return where the Debian package lies."""
         return directory / f"clsecure_{self.version}_{self.architecture.debian}.deb"
 
+    def rpm(self, directory: Path) -> Path:
+        """Return where the RPM package lies."""
+        return directory / f"clsecure-{self.version}-1.{self.architecture}.rpm"
+
 
 def this_release() -> Release:
     """Return what this checkout builds on this machine.
@@ -83,17 +87,19 @@ def _epoch() -> int:
     named = os.environ.get("SOURCE_DATE_EPOCH", "")
     if named.isdigit():
         return int(named)
-    # The checkout may be somebody else's (./dev test as root); only its last commit's time is asked for.
-    asked = process.run(
-        Command(argv=("git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "log", "-1", "--format=%ct"))
-    )
-    if asked.returncode != 0:
+    try:
+        return int(git("log", "-1", "--format=%ct"))
+    except ToolError as error:
         raise StateError(
             "the time of the last commit is not known",
-            details=asked.stderr.decode("utf-8", "replace").strip(),
+            details=error.details,
             resolution="Build in a checkout with its .git, or set SOURCE_DATE_EPOCH.",
-        )
-    return int(asked.stdout)
+        ) from error
+
+
+def git(*arguments: str) -> str:
+    """Ask git about this checkout, which may be somebody else's (``./dev test`` as root)."""
+    return run("git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments).decode().strip()
 
 
 def run(

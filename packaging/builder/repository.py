@@ -67,6 +67,21 @@ def signer(key: Path) -> Iterator[Signer]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def new_key(file: Path) -> Path:
+    """Make a key that nobody trusts, for tests and dry runs, and write its secret part to a file."""
+    home = Path(tempfile.mkdtemp(prefix="clsecure-gpg-", dir="/tmp"))
+    gpg = ("gpg", "--batch", "--no-tty", "--homedir", str(home))
+    owner = "A test of clsecure <nobody@packages.invalid>"
+    try:
+        run(*gpg, "--passphrase", "", "--quick-generate-key", owner, "ed25519", "sign", "never")
+        file.touch(mode=0o600)
+        file.write_bytes(run(*gpg, "--export-secret-keys"))
+    finally:
+        run("gpgconf", "--homedir", str(home), "--kill", "all")
+        shutil.rmtree(home, ignore_errors=True)
+    return file
+
+
 def build_repository(
     packages: Sequence[Path], key: Path, output: Path, *, epoch: int, say: Say = lambda _: None
 ) -> None:
@@ -76,6 +91,7 @@ def build_repository(
     :param epoch: the time that the repositories say they are of.
     """
     debs = sorted(path for path in packages if path.suffix == ".deb")
+    rpms = sorted(path for path in packages if path.suffix == ".rpm")
     if not packages:
         raise StateError("there are no packages", resolution="Build them first: invoke build-packages")
     output.mkdir(parents=True, exist_ok=True)
@@ -84,6 +100,9 @@ def build_repository(
         if debs:
             say(f"an apt repository of {len(debs)} packages")
             _apt(debs, output / "deb", signing, epoch)
+        if rpms:
+            say(f"a dnf repository of {len(rpms)} packages")
+            _dnf(rpms, output / "rpm", signing, epoch)
 
 
 def _apt(debs: Sequence[Path], place: Path, signing: Signer, epoch: int) -> None:
@@ -110,6 +129,22 @@ def _apt(debs: Sequence[Path], place: Path, signing: Signer, epoch: int) -> None
     (indexes / "Release").write_bytes(run("apt-ftparchive", *options, "release", str(indexes)))
     signing.sign(indexes / "Release", indexes / "InRelease", "--clearsign")
     signing.sign(indexes / "Release", indexes / "Release.gpg", "--armor", "--detach-sign")
+    _same_time(place, epoch)
+
+
+def _dnf(rpms: Sequence[Path], place: Path, signing: Signer, epoch: int) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for rpm in rpms:
+        shutil.copyfile(rpm, place / rpm.name)
+        names = {"_gpg_name": signing.fingerprint, "_gpg_path": str(signing.home), "__gpg": "/usr/bin/gpg"}
+        defined = [word for name, value in names.items() for word in ("--define", f"{name} {value}")]
+        run("rpmsign", *defined, "--addsign", str(place / rpm.name))
+    _same_time(place, epoch)
+    times = (f"--revision={epoch}", "--set-timestamp-to-revision")
+    run("createrepo_c", "--quiet", "--no-database", *times, str(place))
+    index = place / "repodata" / "repomd.xml"
+    signing.sign(index, index.with_name("repomd.xml.asc"), "--armor", "--detach-sign")
     _same_time(place, epoch)
 
 

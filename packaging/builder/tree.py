@@ -47,10 +47,10 @@ def stage(target: Path, release: Release, family: Family, say: Say) -> None:
     _private_python(library, found, release, target.parent)
     _machine(target)
     _shells(target, family)
-    _documents(target, release)
+    _documents(target, release, family)
     (target / documents.SBOM).parent.mkdir(parents=True, exist_ok=True)
     (target / documents.SBOM).write_bytes(documents.bill_of_materials(found, release))
-    documents.write_licences(target, library)
+    (target / DOCUMENTS / "copyright").write_text(documents.copyright_file(target, library))
     normalise(target, release.epoch)
 
 
@@ -135,13 +135,16 @@ def _shells(target: Path, family: Family) -> None:
     compress((ROOT / "docs" / "clsecure.1").read_bytes(), manual)
 
 
-def _documents(target: Path, release: Release) -> None:
+def _documents(target: Path, release: Release, family: Family) -> None:
     place = target / DOCUMENTS
     for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.json")]):
         _copy(path, place / path.relative_to(ROOT))
     shutil.copytree(ROOT / "hooks", place / "examples" / "hooks", ignore=_IGNORED)
     _copy(PACKAGING / "common" / "config.toml", place / "examples" / "config.toml")
-    compress(documents.debian_changelog(release).encode(), place / "changelog.gz")
+    if family is Family.DEB:
+        compress(documents.debian_changelog(release).encode(), place / "changelog.gz")
+    else:
+        _copy(ROOT / "LICENSE", target / "usr/share/licenses/clsecure/LICENSE")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -172,8 +172,12 @@ def _selection(python: str, architecture: Architecture, requirements: Path) -> t
     )  # fmt: skip
 
 
+def pip_environment() -> dict[str, str]:
+    """Return what of this process's environment pip may go by: its own settings, a proxy."""
+    return {key: value for key, value in os.environ.items() if _PASSED_ON.fullmatch(key)}
+
+
 def _pip(*arguments: str) -> None:
-    passed = {key: value for key, value in os.environ.items() if _PASSED_ON.fullmatch(key)}
     argv = (
         sys.executable,
         "-I",
@@ -184,7 +188,7 @@ def _pip(*arguments: str) -> None:
         "--disable-pip-version-check",
         *arguments,
     )
-    run(*argv, env=passed, timeout=_TIMEOUT)
+    run(*argv, env=pip_environment(), timeout=_TIMEOUT)
 
 
 def _cache() -> Path:

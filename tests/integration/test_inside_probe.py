@@ -68,7 +68,7 @@ def test_this_is_the_sandbox(host, session):
     assert host.user().home == session.home != os.path.expanduser("~")
     assert host.file(session.home).mode == 0o700
     assert not host.file(os.path.expanduser("~")).exists
-    assert host.mount_point("/").filesystem in ("tmpfs", "overlay")
+    assert host.mount_point("/").filesystem in ("tmpfs", "overlay", "9p")
 
 def test_this_fails(host):
     assert host.file("/etc/shadow").content_string == "readable"
@@ -144,7 +144,8 @@ def test_a_sandbox_that_holds_passes_and_own_tests_look_into_it(person, kind, en
     failed = {name: each["observed"] for name, each in checks.items() if each["status"] == "fail"}
     assert list(failed) == ["own:test_own.py::test_this_fails"], failed
     passed = {name for name, each in checks.items() if each["status"] == "pass"}
-    assert {"canary-home", "loopback", "no-route", "system-calls", "escape-probes", "gateway-port"} <= passed
+    assert {"canary-home", "loopback", "no-route", "system-calls", "gateway-port"} <= passed
+    assert "escape-probes" in passed or kind == "gvisor"
     assert {"inside-unchanged", "temporary-empty", "account-name", "root-options"} <= passed
     assert "own:test_own.py::test_this_is_the_sandbox" in passed
     house = {name: each["status"] for name, each in checks.items() if "house_rules" in name}

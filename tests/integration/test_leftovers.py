@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,14 @@ LEFT: dict[str, tuple[Plant, str]] = {
     "a second account of its number": (planted.same_number, "account-unshared"),
     "a password": (planted.changed("--password", HASH, "!"), "account-locked"),
     "an empty password": (planted.changed("--password", "", "!"), "account-locked"),
+    "an account that does not end": (
+        planted.changed("--expiredate", "", "1970-01-02"),
+        "account-locked",
+    ),
+    "an account that ends later": (
+        planted.changed("--expiredate", "2999-01-01", "1970-01-02"),
+        "account-locked",
+    ),
     "a shell": (planted.changed("--shell", "/bin/sh", "/usr/sbin/nologin"), "account-locked"),
 }  # fmt: skip
 
@@ -157,6 +166,17 @@ def test_everything_at_once_is_told_without_a_secret(helper: RawHelper, worker: 
         assert "$6$" not in str(said)
         assert said["account"]["locked"] is False
         assert set(looked(helper, worker)) == {"account-locked", "processes-left", "files-outside"}
+
+
+def test_an_account_that_an_older_version_made_ends_with_the_next_lease(
+    person: Person, project: str, helper: RawHelper, worker: Worker
+) -> None:
+    subprocess.run(["usermod", "--expiredate", "", worker.name], check=True, capture_output=True, timeout=60)
+    assert set(looked(helper, worker)) == {"account-locked"}
+    helper.finish()
+    with RawHelper(person) as again:
+        again.ask({"verb": "lease", "project": project, "session": "default", "create": False})
+        assert looked(again, worker) == {}
 
 
 def test_nothing_is_said_of_an_account_that_is_not_held(helper: RawHelper) -> None:
@@ -246,7 +266,7 @@ def test_an_honest_agent_leaves_nothing(
         assert looked(helper, there, IsolationMode(mode)) == {}
     finally:
         helper.finish()
-        person.clsecure("cleanup", target.session, "--yes", cwd=target.repository).check()
+        person.clsecure("cleanup", target.session, "--yes", cwd=target.repository)
 
 
 # ---------------------------------------------------------------- the user's side

@@ -114,6 +114,27 @@ def test_i6_a_session_leaves_a_record_of_what_it_ran_and_brought(person, repo, m
     assert "no record names the commit" in unknown.errors
 
 
+@pytest.mark.parametrize("mode", ["user", "namespace"])
+def test_i6_the_record_has_the_hash_of_the_program_and_nothing_inside_can_change_it(
+    person, repo, mode, claude_binary
+):
+    directory = person.home / ".local/bin"
+    person.run(["mkdir", "-p", str(directory)]).check()
+    person.run(["ln", "-sf", str(claude_binary), str(directory / "claude")]).check()
+    script = (
+        'program=$(readlink -f "$(command -v claude)"); sha256sum "$program" >hash; '
+        'if echo x 2>/dev/null >>"$program" || rm -f "$program" 2>/dev/null || [ -w "$program" ]; '
+        "then echo changed >>hash; fi"
+    )
+    options = ("--mode", mode, "--no-network", "--output", "json", "--on-finish", "import")
+    env = {"PATH": f"{directory}:/usr/bin:/bin"}
+    document = person.clsecure(*options, "--", "sh", "-c", script, cwd=repo, env=env).check().json()
+    [line] = person.git(repo, "show", f"{document['import']['tip']}:hash").splitlines()
+    program = statement(document["record"]["path"])["predicate"]["sandbox"]["program"]
+    assert program["name"] == "claude"
+    assert program["sha256"] == line.split()[0] == hashlib.sha256(claude_binary.read_bytes()).hexdigest()
+
+
 def test_a_record_outlives_its_session_and_tells_when_the_branch_is_gone(person, repo):
     document = session(person, repo, WORK, "--on-finish", "import")
     name = statement(document["record"]["path"])["predicate"]["session"]["place"]
@@ -262,12 +283,24 @@ def test_openssl_verifies_a_record_as_the_documentation_says(person, repo):
 
 
 def test_a_full_report_of_a_real_session_is_written_once_and_for_its_user_alone(person, repo):
-    document = session(person, repo, WORK, "--on-finish", "import")
+    hostile = (
+        "printf x >'<script>alert(1)<'; printf x >\"$(printf '\\033[2J\\342\\200\\256')\"; git add .; "
+        "git -c user.name='<img src=x onerror=alert(1)>' commit -qm '</title><svg onload=alert(1)>'; "
+    )
+    document = session(person, repo, hostile + WORK, "--on-finish", "import")
     page = repo.parent / f"{repo.name}.html"
     for _ in range(2):  # an earlier report is replaced
         person.clsecure("report", document["session_id"], "--html", str(page), cwd=repo).check()
     assert (page.stat().st_uid, stat.S_IMODE(page.stat().st_mode)) == (person.uid, 0o600)
-    assert "one.txt" in page.read_text()
+    text = page.read_text()
+    assert "one.txt" in text
+    assert {"&lt;script&gt;alert(1)&lt;", "&lt;svg onload=alert(1)&gt;", "\\x1b[2J\\u202e"} == {
+        words
+        for words in ("&lt;script&gt;alert(1)&lt;", "&lt;svg onload=alert(1)&gt;", "\\x1b[2J\\u202e")
+        if words in text
+    }
+    assert not any(tag in text for tag in ("<script", "<svg", "<img"))
+    assert not set(text) & set("\x1b\u202e")
     person.write(repo / "precious", b"precious")
     refused = person.clsecure("report", document["session_id"], "--html", str(repo / "precious"), cwd=repo)
     assert refused.returncode == 125

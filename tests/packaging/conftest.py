@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clean_machine import PLACE, Machine, add_person, end_all, make_debian
-from tests.support.packages import Packages, add_source, build_packages
+from tests.support.packages import Packages, build_debs, build_rpms
 
 _numbers = itertools.count()
 
@@ -25,46 +25,42 @@ def package_place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def packages(package_place: Path) -> Packages:
-    """The packages of this checkout, in a signed repository."""
-    return build_packages(package_place / "packages")
+def debs(package_place: Path) -> Packages:
+    """The Debian packages of this checkout."""
+    return build_debs(package_place / "debs")
+
+
+@pytest.fixture(scope="session")
+def rpms(package_place: Path) -> Packages:
+    """The RPM packages of this checkout."""
+    return build_rpms(package_place / "rpms")
 
 
 @pytest.fixture(scope="session")
 def debian(package_place: Path) -> tuple[Path, ...]:
     """A minimal Debian 12 that never saw clsecure."""
-    return make_debian(package_place / "debian")
+    return make_debian(package_place / "debian", "bookworm")
 
 
 @pytest.fixture(scope="session")
-def new_machine(package_place: Path, packages: Packages, debian: tuple[Path, ...]) -> Callable[..., Machine]:
-    """Return what makes a machine: by default a clean one that knows the repository."""
+def new_machine(package_place: Path) -> Callable[..., Machine]:
+    """Return what makes a machine of some layers that sees a repository."""
 
-    def make(layers: tuple[Path, ...] | None = None) -> Machine:
+    def make(layers: tuple[Path, ...], repository: Path) -> Machine:
         place = package_place / f"machine-{next(_numbers)}"
         place.mkdir()
-        machine = Machine(place=place, layers=layers or debian, repository=packages.repository).prepare()
-        if layers is None:
-            add_source(machine)
-        return machine
+        return Machine(place=place, layers=layers, repository=repository).prepare()
 
     return make
 
 
-@pytest.fixture(scope="session")
-def fresh(new_machine: Callable[..., Machine]) -> tuple[Path, ...]:
-    """The layers of a machine where ``apt install clsecure`` was the only thing that happened."""
-    machine = new_machine()
-    machine.sh("apt-get -q update").check()
-    # Without what firejail recommends itself: X servers, which no session here needs.
-    machine.sh("apt-get -q install -y --no-install-recommends clsecure firejail").check()
-    return machine.as_layers
-
-
 @pytest.fixture
-def installed(new_machine: Callable[..., Machine], fresh: tuple[Path, ...]) -> Iterator[Machine]:
-    """A machine of the test's own with clsecure, and a plain person in its group who has a repository."""
-    machine = new_machine(fresh)
+def installed(request: pytest.FixtureRequest, new_machine: Callable[..., Machine]) -> Iterator[Machine]:
+    """A machine of the test's own with clsecure, and a plain person in its group who has a repository.
+
+    The module's fixture ``fresh`` says what it starts from: layers, and the repository.
+    """
+    machine = new_machine(*request.getfixturevalue("fresh"))
     add_person(machine)
     yield machine
     end_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,12 +17,32 @@ import pytest
 from builder import deb
 from clsecure import __version__
 from clsecure.installation import PACKAGE_DIRECTORY, PIECES
-from tests.support.clean_machine import PERSON
-from tests.support.packages import PREVIOUS
+from tests.support.clean_machine import PERSON, add_person, end_all, make_debian
+from tests.support.packages import PREVIOUS, add_source
 from tests.support.person import CHECKOUT
 from tests.support.sweep import processes_of
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("packages")]
+
+
+@pytest.fixture
+def clean(new_machine, debian, debs):
+    """A clean machine that knows the repository, and nothing else of clsecure."""
+    machine = new_machine(debian, debs.repository)
+    add_source(machine)
+    return machine
+
+
+@pytest.fixture(scope="module")
+def fresh(new_machine, debian, debs):
+    """What a machine is after ``apt install clsecure`` and nothing else."""
+    machine = new_machine(debian, debs.repository)
+    add_source(machine)
+    machine.sh("apt-get -q update").check()
+    # Without what firejail recommends itself: X servers, which no session here needs.
+    machine.sh("apt-get -q install -y --no-install-recommends clsecure firejail").check()
+    return machine.as_layers, debs.repository
+
 
 _SESSION = "cd ~/sample && clsecure --agent demo --on-finish {finish} --mode {mode} </dev/null"
 
@@ -30,37 +51,37 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_two_builds_are_the_same_bytes(packages, package_place):
+def test_two_builds_are_the_same_bytes(debs, package_place):
     """From another directory, and by somebody whose new files nobody else may read."""
     work = package_place / "again"
     work.mkdir()
     umask = os.umask(0o077)
     try:
-        again = deb.build_deb(packages.release, work / "output", work, lambda _: None)
+        again = deb.build_deb(debs.release, work / "output", work, lambda _: None)
     finally:
         os.umask(umask)
-    assert sha256(again) == sha256(packages.deb)
+    assert sha256(again) == sha256(debs.built)
     shutil.rmtree(work)
 
 
-def test_lintian_finds_nothing(packages):
+def test_lintian_finds_nothing(debs):
     done = subprocess.run(
-        ["lintian", "--allow-root", "--fail-on=error,warning", packages.deb],
+        ["lintian", "--allow-root", "--fail-on=error,warning", debs.built],
         capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == ""
 
 
-def test_all_files_are_roots_and_nobody_else_can_change_them(packages):
-    raw = subprocess.run(["dpkg-deb", "--fsys-tarfile", packages.deb], capture_output=True, check=True).stdout
+def test_all_files_are_roots_and_nobody_else_can_change_them(debs):
+    raw = subprocess.run(["dpkg-deb", "--fsys-tarfile", debs.built], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
         listed = archive.getmembers()
     for each in listed:
         assert (each.uid, each.gid) == (0, 0), each.name
         assert each.issym() or not each.mode & 0o022, each.name
         assert not each.mode & (stat.S_ISUID | stat.S_ISGID), each.name
-        assert each.mtime == packages.release.epoch
+        assert each.mtime == debs.release.epoch
     modes = {each.name.removeprefix("."): each.mode for each in listed}
     assert modes["/etc/sudoers.d/clsecure-package"] == 0o440
     assert modes[f"{PACKAGE_DIRECTORY}/helper"] == 0o755
@@ -144,7 +165,7 @@ def test_a_removal_keeps_the_work_and_a_new_installation_has_it_again(installed)
 
 
 @pytest.mark.parametrize("how", ["at once", "after a removal"])
-def test_a_purge_leaves_nothing_of_it_and_all_of_the_persons(installed, how, packages):
+def test_a_purge_leaves_nothing_of_it_and_all_of_the_persons(installed, how):
     before = installed.names()
     accounts = installed.sh("cat /etc/passwd /etc/shadow /etc/group /etc/gshadow").check().text
     installed.person(_SESSION.format(mode="namespace", finish="keep")).check()
@@ -235,16 +256,15 @@ def test_a_purge_leaves_what_setup_still_uses(installed):
     ).check()
 
 
-def test_a_repository_with_another_signature_or_none_is_refused(new_machine, packages, package_place):
-    machine = new_machine()
+def test_a_repository_with_another_signature_or_none_is_refused(clean, debs, package_place):
     broken = package_place / "broken"
-    shutil.copytree(packages.repository, broken)
-    machine = type(machine)(place=machine.place, layers=machine.layers, repository=broken)
+    shutil.copytree(debs.repository, broken)
+    machine = dataclasses.replace(clean, repository=broken)
     update = "apt-get -q update -o Dir::Etc::SourceList=/dev/null"
     machine.sh(update).check()
     release = broken / "deb/dists/stable/InRelease"
     signed = release.read_bytes()
-    listed = broken / "deb/dists/stable/main" / f"binary-{packages.release.architecture.debian}" / "Packages"
+    listed = broken / "deb/dists/stable/main" / f"binary-{debs.release.architecture.debian}" / "Packages"
 
     release.write_bytes(signed.replace(b"Label: clsecure", b"Label: xlsecure"))
     refused = machine.sh(f"{update} --error-on=any")
@@ -265,25 +285,35 @@ def test_a_repository_with_another_signature_or_none_is_refused(new_machine, pac
     shutil.rmtree(broken)
 
 
-def test_a_package_other_than_the_signed_one_is_refused(new_machine, packages, package_place):
+def test_a_package_other_than_the_signed_one_is_refused(clean, debs, package_place):
     broken = package_place / "exchanged"
-    shutil.copytree(packages.repository, broken)
-    machine = new_machine()
-    machine = type(machine)(place=machine.place, layers=machine.layers, repository=broken)
+    shutil.copytree(debs.repository, broken)
+    machine = dataclasses.replace(clean, repository=broken)
     machine.sh("apt-get -q update").check()
-    shutil.copyfile(packages.previous, broken / "deb/pool/main/c/clsecure" / packages.deb.name)
+    shutil.copyfile(debs.previous, broken / "deb/pool/main/c/clsecure" / debs.built.name)
     refused = machine.sh("apt-get -q install -y --no-install-recommends clsecure")
     assert refused.returncode == 100
     assert "unexpected size" in refused.errors or "Hash Sum mismatch" in refused.errors
     shutil.rmtree(broken)
 
 
-def test_all_that_is_recommended_can_be_installed(new_machine):
-    machine = new_machine()
-    machine.sh("apt-get -q update").check()
-    done = machine.sh("apt-get -q install -y --simulate clsecure").check()
+def test_all_that_is_recommended_can_be_installed(clean):
+    clean.sh("apt-get -q update").check()
+    done = clean.sh("apt-get -q install -y --simulate clsecure").check()
     for name in ("git", "sudo", "python3", "firejail", "nftables", "podman", "uidmap", "slirp4netns"):
         assert f"Inst {name} " in done.text, name
+
+
+def test_the_same_package_serves_debian_13_and_its_python(new_machine, debs, package_place):
+    machine = new_machine(make_debian(package_place / "debian-13", "trixie"), debs.repository)
+    add_source(machine)
+    machine.sh("apt-get -q update && apt-get -q install -y --no-install-recommends clsecure firejail").check()
+    add_person(machine)
+    for mode in ("namespace", "user"):
+        machine.person(_SESSION.format(mode=mode, finish="import")).check()
+    assert len(machine.person("cd ~/sample && git branch --list 'claude/*'").text.splitlines()) == 2
+    assert machine.sh("apt-get -q purge -y clsecure").check().errors == ""
+    end_all()
 
 
 def test_another_python_has_its_byte_code_at_once(installed):

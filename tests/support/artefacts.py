@@ -1,4 +1,4 @@
-"""What a test run leaves for people to look at: screenshots, tables. Kept by CI, else where one is named."""
+"""What a test run leaves for people to look at; only where a directory is named for it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.support.person import CHECKOUT
-
 
 def place() -> Path | None:
-    """Return the directory, made; None where nobody wants them: a checkout may belong to somebody else."""
+    """Return the directory, made; None where nobody wants them."""
     named = os.environ.get("CLSECURE_TEST_ARTEFACTS")
-    if named is None and not os.environ.get("CI"):
+    if not named:
         return None
-    directory = Path(named) if named else CHECKOUT / "build" / "artefacts"
+    directory = Path(named)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

@@ -112,16 +112,16 @@ class Machine:
         return set(self.sh("find / /run -xdev").check().text.splitlines())
 
 
-def make_debian(place: Path) -> tuple[Path, ...]:
-    """Make a minimal Debian 12 from the machine's own mirror; return it as a layer."""
+def make_debian(place: Path, suite: str) -> tuple[Path, ...]:
+    """Make a minimal Debian from the machine's own mirror; return it as a layer."""
     mirror = choose_mirror(os.environ.get("CLSECURE_IMAGE_MIRROR"))
     place.mkdir(parents=True)
     place.chmod(0o755)
     root, sources = place / "debian", place / "sources.list"
-    sources.write_text(mirror.sources("bookworm"))
+    sources.write_text(mirror.sources(suite))
     done = subprocess.run(
         ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--skip=cleanup/apt/lists",
-         "--include=ca-certificates", '--aptopt=Acquire::Languages "none"', "bookworm", root, sources],
+         "--include=ca-certificates", '--aptopt=Acquire::Languages "none"', suite, root, sources],
         capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -9,9 +10,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder import deb, tree
+from builder import deb, rpm, tree
 from builder.project import Release, this_release
-from builder.repository import build_repository
+from builder.repository import build_repository, new_key
 from tests.support.clean_machine import Machine
 
 PREVIOUS = "0.0.1"
@@ -25,15 +26,13 @@ Signed-By: /usr/share/keyrings/clsecure-archive-keyring.gpg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packages:
-    """What was built.
+    """What was built: a package, and one of an earlier version.
 
-    :param tree: the staged files of the Debian package.
     :param repository: signed with a key that only this run has.
     """
 
     release: Release
-    tree: Path
-    deb: Path
+    built: Path
     previous: Path
     repository: Path
 
@@ -45,42 +44,71 @@ def release() -> Release:
     return this_release()
 
 
-def build_packages(place: Path) -> Packages:
-    """Build the package, one of an earlier version, and a repository that has both."""
-    this, output, staged = release(), place / "output", place / "build" / "tree"
-    built = deb.build_deb(this, output, staged.parent, lambda _: None)
-    earlier = place / "earlier" / "tree"
-    shutil.copytree(staged, earlier, symlinks=True)
+def build_debs(place: Path) -> Packages:
+    """Build Debian packages, and a repository that has both."""
+    output, earlier = place / "output", place / "earlier"
+    built = deb.build_deb(release(), output, place / "build", lambda _: None)
+    before = _earlier(place / "build" / "tree", earlier / "tree")
+    return _published(place, built, deb.pack(earlier / "tree", before, output, level=1))
+
+
+def build_rpms(place: Path) -> Packages:
+    """Build RPM packages, and a repository that has both."""
+    output, earlier = place / "output", place / "earlier"
+    built = rpm.build_rpm(release(), output, place / "build", lambda _: None)
+    before = _earlier(place / "build" / "tree", earlier / "tree")
+    return _published(place, built, rpm.pack(earlier / "tree", before, output, level=1))
+
+
+def _earlier(staged: Path, target: Path) -> Release:
+    """Make the files of an earlier version: its root-owned pieces differ from this one's."""
+    shutil.copytree(staged, target, symlinks=True)
     for where in ("python/clsecure", "clsecure"):
-        file = earlier / tree.LIBRARY / where / "__init__.py"
+        file = target / tree.LIBRARY / where / "__init__.py"
         file.write_text(re.sub('__version__ = ".*"', f'__version__ = "{PREVIOUS}"', file.read_text()))
-    before = Release(version=PREVIOUS, epoch=this.epoch, architecture=this.architecture)
-    previous = deb.pack(earlier, before, output)
-    build_repository([built, previous], new_key(place / "key"), place / "repository", epoch=this.epoch)
-    return Packages(release=this, tree=staged, deb=built, previous=previous, repository=place / "repository")
+    return dataclasses.replace(release(), version=PREVIOUS)
 
 
-def new_key(file: Path) -> Path:
-    """Make a key that signs, and write its secret part to a file."""
-    home = file.with_name(f"{file.name}.gnupg")
-    home.mkdir(mode=0o700)
-    gpg = ["gpg", "--batch", "--quiet", "--homedir", home]
-    make = [
-        *gpg,
-        "--passphrase",
-        "",
-        "--quick-generate-key",
-        "Tests <tests@packages.invalid>",
-        "ed25519",
-        "sign",
-    ]
-    subprocess.run([*make, "never"], check=True, capture_output=True, timeout=60)
-    exported = subprocess.run([*gpg, "--export-secret-keys"], check=True, capture_output=True, timeout=60)
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True, timeout=60)
-    shutil.rmtree(home)
-    file.write_bytes(exported.stdout)
-    file.chmod(0o600)
-    return file
+def _published(place: Path, built: Path, previous: Path) -> Packages:
+    this, repository = release(), place / "repository"
+    build_repository([built, previous], new_key(place / "key"), repository, epoch=this.epoch)
+    return Packages(release=this, built=built, previous=previous, repository=repository)
+
+
+_YUM = b"""[clsecure]
+name=clsecure
+baseurl=file:///srv/repository/rpm
+gpgkey=file:///srv/repository/clsecure-archive-keyring.asc
+gpgcheck=1
+repo_gpgcheck=1
+"""
+
+
+def add_dnf_source(machine: Machine) -> None:
+    """Do what docs/install.md tells people to do before ``dnf install clsecure``."""
+    machine.write("/etc/yum.repos.d/clsecure.repo", _YUM)
+
+
+def needs(package: Path) -> set[str]:
+    """Return what an RPM package requires of others."""
+    asked = subprocess.run(["rpm", "-qp", "--requires", package], capture_output=True, text=True, check=True)
+    return {line for line in asked.stdout.splitlines() if not line.startswith(("rpmlib(", "config("))}
+
+
+def stand_in(needed: set[str], python: str, place: Path) -> Path:
+    """Make an RPM package that says to be what a distribution has: Debian's rpm knows of no other."""
+    plain = sorted(re.sub(r"[<>]=?", "=", each) for each in needed if not each.startswith("("))
+    provides = [f"Provides: {each}" for each in (*plain, f"python3 = {python}")]
+    place.mkdir()
+    spec = place / "stand-in.spec"
+    head = f"Name: stand-in\nVersion: {python}\nRelease: 1\nSummary: x\nLicense: MIT\nBuildArch: noarch\n"
+    spec.write_text("\n".join([head, *provides, "%description", "x", "%files", ""]))
+    defined = ["--define", f"_topdir {place}", "--define", f"_dbpath {place}/database"]
+    subprocess.run(
+        ["rpmbuild", "-bb", "--quiet", *defined, spec], check=True, capture_output=True, timeout=60
+    )
+    (built,) = place.rglob("*.rpm")
+    return built
 
 
 def add_source(machine: Machine) -> None:

@@ -18,7 +18,7 @@ _CALLS = ("bpf", "mount", "keyctl", "TIOCSTI", "TIOCLINUX")
 OUTSIDE = {
     "files": {"home": None, "state": None, "temporary": None, "root's home": "EACCES", "passwords": "EACCES"},
     "home": ["u", "v"], "root": ["etc"], "written": dict.fromkeys(("/", "/usr", "/etc"), "EACCES"),
-    "own": None, "connected": dict.fromkeys((*SOCKETS, SERVICE)),
+    "own": None, "sent": {}, "connected": dict.fromkeys((*SOCKETS, SERVICE)),
     "routes": dict.fromkeys(("IPv4", "IPv6", *METADATA, *PRIVATE)),
     "resolvers": ["192.0.2.53"], "interfaces": ["eth0", "lo"], "addresses6": ["fe80"], "listening": [22],
     "processes": 90, "marker": True, "foreign": [], "status": {"NoNewPrivs": "0", "Uid": "1000 1000"},
@@ -31,7 +31,8 @@ INSIDE = {
     "files": {"home": "ENOENT", "state": "ENOENT", "temporary": "ENOENT", "root's home": "empty",
               "passwords": "EACCES"},
     "home": ["claude-worker-x"], "root": ["etc"], "written": dict.fromkeys(("/", "/usr", "/etc"), "EROFS"),
-    "own": "ENOENT", "connected": dict.fromkeys((*SOCKETS, SERVICE, *METADATA, *PRIVATE), "ENETUNREACH"),
+    "own": "ENOENT", "connected": dict.fromkeys((*SOCKETS, SERVICE), "ENETUNREACH"),
+    "sent": dict.fromkeys((*METADATA, *PRIVATE), "EPERM"),
     "routes": dict.fromkeys(("IPv4", "IPv6", *METADATA, *PRIVATE), "ENETUNREACH"),
     "resolvers": [], "interfaces": ["lo"], "addresses6": ["0" * 31 + "1"], "listening": [4242],
     "processes": 2, "marker": False, "foreign": [],

@@ -90,8 +90,17 @@ def test_only_what_the_gateway_serves_may_listen() -> None:
     )
 
 
-def test_the_host_sees_the_network_of_a_process(tmp_path: Path) -> None:
+def no_answer(_: int) -> set[int]:
+    raise FileNotFoundError
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["by sock_diag", "by the table"])
+def test_the_host_sees_the_network_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, asked: bool
+) -> None:
     """Of this one's, in which something listens."""
+    if not asked:
+        monkeypatch.setattr(root_facts, "listening", no_answer)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as hidden:
         hidden.bind(f"\0clsecure-test-{os.getpid()}")
         found = root_facts.network_of(os.getpid())
@@ -105,6 +114,29 @@ def test_the_host_sees_the_network_of_a_process(tmp_path: Path) -> None:
         assert not [
             name for name in root_facts.network_of(os.getpid())["sockets"] if "socket" in name.split("/")
         ]
+
+
+ELSEWHERE = """
+import socket, sys
+ears = [socket.create_server(("127.0.0.1", 1)), socket.create_server(("0.0.0.0", 2))]
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="left out: needs root (it enters a namespace)")
+def test_another_network_is_looked_into_and_left_again() -> None:
+    before = Path("/proc/self/ns/net").readlink()
+    loopback = "ip link set lo up && exec"
+    argv = ["unshare", "--net", "sh", "-c", f'{loopback} "$0" -I -c "$1"', sys.executable, ELSEWHERE]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        assert root_facts.listening(process.pid) == {1, 2}
+        assert root_facts.network_of(process.pid)["ports"] == [1, 2]
+        process.stdin.close()
+    assert Path("/proc/self/ns/net").readlink() == before
 
 
 # ---------------------------------------------------------------- the packet filter of a full network
@@ -129,6 +161,10 @@ EVERYTHING = (*CLOSED, *PRIVATE, *host_addresses())
 def test_a_filter_that_closes_everything_passes() -> None:
     assert filtered(rules(*EVERYTHING)).status is CheckStatus.PASS
     assert filtered(rules(*CLOSED, *host_addresses()), private=True).status is CheckStatus.PASS
+    # Loaded by one sandbox after the other, as nft lists them.
+    again = rules(*EVERYTHING).rstrip("}\n ") + "\n" + rules(*EVERYTHING).partition("accept;\n")[2]
+    assert again.count("oifname") == 2
+    assert filtered(again).status is CheckStatus.PASS
     # As nft writes neighbours: one range.
     joined = [each for each in EVERYTHING if each not in ("fe80::/9", "ff00::/8")]
     joined.append("fe80::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
@@ -150,6 +186,9 @@ def test_no_filter_and_another_filter_fail() -> None:
     assert filtered(None).status is CheckStatus.FAIL
     assert filtered(rules(*EVERYTHING, first="ip daddr 10.1.2.3 accept")).status is CheckStatus.FAIL
     assert filtered(rules(*EVERYTHING, first="return")).status is CheckStatus.FAIL
+    assert "tcp" in filtered(rules(*EVERYTHING, first="tcp dport 80 accept")).observed
+    closed_by = rules(*EVERYTHING).replace("reject with icmpx type admin-prohibited", "counter")
+    assert filtered(closed_by).status is CheckStatus.FAIL
     assert filtered(rules(*CLOSED, *host_addresses())).status is CheckStatus.FAIL, "private ones are open"
 
 

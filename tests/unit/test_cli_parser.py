@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from clsecure.cli.options import (
@@ -20,6 +22,9 @@ from clsecure.cli.options import (
     NetworkAction,
     NetworkOptions,
     Options,
+    RecordAction,
+    RecordOptions,
+    ReportOptions,
     RunOptions,
     SetupOptions,
     TextOptions,
@@ -86,6 +91,19 @@ def _network(action: NetworkAction, *arguments: str) -> NetworkOptions:
             Verb.IMAGES,
             ImagesOptions(action=ImagesAction.SAVE, arguments=("worker", "./file")),
         ),
+        ("record show s", Verb.RECORD, RecordOptions(action=RecordAction.SHOW, session="s")),
+        (
+            "record verify --key k s",
+            Verb.RECORD,
+            RecordOptions(action=RecordAction.VERIFY, session="s", key=Path("k")),
+        ),
+        (
+            "record verify --commit HEAD~1",
+            Verb.RECORD,
+            RecordOptions(action=RecordAction.VERIFY, session=None, commit="HEAD~1"),
+        ),
+        ("report s", Verb.REPORT, ReportOptions(session="s")),
+        ("report --html=-x s", Verb.REPORT, ReportOptions(session="s", html=Path("-x"))),
         ("network check a.org", Verb.NETWORK, _network(NetworkAction.CHECK, "a.org")),
         (
             "network check --no-network https://a.org/x",
@@ -232,6 +250,17 @@ def test_what_is_a_setting_becomes_the_strongest_layer(line: str, entries: list[
         (["images", "load"], "takes NAME|FILE"),
         (["images", "save", "worker"], "takes NAME FILE"),
         (["images", "prune", "--yes"], "--yes does not go with 'clsecure images'"),
+        (["record"], "missing: ACTION"),
+        (["record", "sign", "s"], "not an action of 'clsecure record'"),
+        (["record", "show"], "takes SESSION"),
+        (["record", "verify"], "one session is wanted, or --commit REV"),
+        (["record", "verify", "s", "--commit", "HEAD"], "one session is wanted, or --commit REV"),
+        (["record", "verify", "s", "t"], "takes SESSION|--commit REV"),
+        (["record", "show", "s", "--key", "k"], "--key does not go with 'clsecure record show'"),
+        (["record", "show", "../x"], "not a name of a session"),
+        (["record", "verify", "--commit=-x"], "--commit must be a commit"),
+        (["report"], "missing: SESSION"),
+        (["report", "s", "--key", "k"], "--key does not go with 'clsecure report'"),
         (["network"], "missing: ACTION"),
         (["network", "chek", "a.org"], "not an action of 'clsecure network'"),
         (["network", "check"], "takes URL|HOST[:PORT]"),

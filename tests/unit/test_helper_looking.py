@@ -19,6 +19,7 @@ import pytest
 
 from clsecure.privileged.root import looking
 from clsecure.privileged.root.looking import Looking, seen_of
+from clsecure.privileged.root.processes import uids_of
 
 ENTRY = {"uid": os.getuid()}
 TWO = 'sleep 600 & echo "$!"; exec sleep 600'
@@ -66,6 +67,9 @@ def kinds(said: dict[str, Any], place: str) -> list[dict[str, Any]]:
 
 def test_what_is_in_the_sandbox_is_counted_by_what_it_is() -> None:
     with running(*in_namespaces(TWO)) as pid:
+        # It has said its line a moment before.
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
         said = looked_at(pid).look()
     first, other = sorted(kinds(said, "inside"), key=lambda kind: not kind["first"])
     assert (first["pids"], first["count"], other["count"]) == ([pid], 1, 1)
@@ -121,22 +125,24 @@ def test_a_process_without_its_first_thread_is_seen_and_one_that_ended_is_not() 
         status = Path(f"/proc/{pid}/status")
         while "\nState:\tZ" not in status.read_text():
             time.sleep(0.01)
-        seen = seen_of(pid, ENTRY, {})
+        seen = seen_of(pid, ENTRY, looking.SPACES, {})
         assert seen is not None
         assert seen["spaces"] == spaces("self")
+        assert uids_of(pid) == [str(os.getuid()).encode()] * 4, "it is to be killed, too"
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert seen_of(child, ENTRY, {}) is None
+    assert seen_of(child, ENTRY, looking.SPACES, {}) is None
+    assert uids_of(child) == []
     os.waitpid(child, 0)
-    assert seen_of(child, ENTRY, {}) is None
+    assert seen_of(child, ENTRY, looking.SPACES, {}) is None
 
 
 def test_another_accounts_process_is_not_looked_at() -> None:
-    assert seen_of(os.getpid(), {"uid": os.getuid() + 1}, {}) is None
+    assert seen_of(os.getpid(), {"uid": os.getuid() + 1}, looking.SPACES, {}) is None
     further = {"uid": os.getuid() + 1, "range": max(0, os.getuid() - 10)}
-    assert seen_of(os.getpid(), further, {}) is not None
+    assert seen_of(os.getpid(), further, looking.SPACES, {}) is not None
 
 
 def test_a_look_has_an_end_and_the_next_one_goes_on_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +187,16 @@ def test_an_answer_fits_a_message_whatever_runs() -> None:
         long = "\udcff" * looking.FIELD_LIMIT
         return {
             "status": {name: f"{pid}".rjust(looking.FIELD_LIMIT) for name in looking.FIELDS},
-            "spaces": spaces("self"), "around": [spaces("self")["pid"]], "first": False, "parent": 1,
-            "begun": "1", "program": long,
+            "spaces": spaces("self"), "first": False, "parent": 1, "begun": "1", "program": long,
+            # One of very many is in the sandbox, the last one.
+            "around": [spaces("self")["pid"] if pid == 999 else "pid:[2]"],
         }  # fmt: skip
 
+    looks.sidecar = "pid:[2]"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(looking, "seen_of", seen)
         said = looks.look()
     assert said["cut"]
     assert len(said["kinds"]) == looking.KINDS
+    assert [kind["pids"] for kind in kinds(said, "inside")] == [[999]]
     assert len(json.dumps(said)) < 256 * 1024

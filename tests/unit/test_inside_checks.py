@@ -177,6 +177,12 @@ def test_gvisor_is_judged_by_what_its_kernel_says() -> None:
     spec = SandboxSpec(mode=IsolationMode.CONTAINER, account=ACCOUNT, container=container, listener=True)
     report = {"status": {"Uid": "0 0 0 0"}, "raised": ["/usr/bin/su", 0], "root_uid": None}
     assert failed(tried(report, spec=spec)) == []
+    own = {**report, "devices": ["null", "fuse"], "escapes": {**INSIDE["escapes"], "mknod": None}}
+    assert failed(tried(own, spec=spec)) == []
+    assert "escape-probes" in skipped(tried(own, spec=spec))
+    assert failed(tried({**own, "devices": ["sda"]}, spec=spec)) == ["devices"]
+    assert failed(tried({**own, "foreign": ["1"]}, spec=spec)) == ["escape-probes"]
+    assert failed(tried(own)) == ["root-unreachable", "escape-probes", "devices"]
 
 
 def test_what_the_user_mounted_is_no_failure() -> None:
@@ -195,18 +201,18 @@ def test_what_the_user_mounted_is_no_failure() -> None:
 
 def test_with_a_full_network_the_packet_filter_has_to_answer() -> None:
     open_ = {"routes": dict.fromkeys(INSIDE["routes"]), "interfaces": ["lo", "eth0"], "listening": []}
-    refused = {**INSIDE["connected"], METADATA[0]: "EHOSTUNREACH"}
-    subject = tried({**open_, "connected": refused}, spec=FULL, port=None)
+    refused = {**INSIDE["sent"], METADATA[0]: "EHOSTUNREACH", METADATA[1]: "ENETUNREACH"}
+    subject = tried({**open_, "sent": refused}, spec=FULL, port=None)
     assert failed(subject) == []
     assert "metadata" in with_status(subject, CheckStatus.PASS)
     for place in (METADATA[0], PRIVATE[1]):
         for answer in (None, "ECONNREFUSED", "ETIMEDOUT"):
-            report = {**open_, "connected": {**refused, place: answer}}
+            report = {**open_, "sent": {**refused, place: answer}}
             assert failed(tried(report, spec=FULL, port=None)) == ["metadata"]
     nowhere = {"routes": dict.fromkeys(OUTSIDE["routes"], "ENETUNREACH")}
-    offline = tried({**open_, "connected": refused}, spec=FULL, port=None, outside=nowhere)
+    offline = tried({**open_, "sent": refused}, spec=FULL, port=None, outside=nowhere)
     assert "metadata" in skipped(offline)
-    private = {**open_, "connected": {**refused, PRIVATE[1]: None}}
+    private = {**open_, "sent": {**refused, PRIVATE[1]: None}}
     assert failed(tried(private, spec=replace(FULL, allow_private=True), port=None)) == []
 
 

@@ -55,7 +55,7 @@ KINDS = {
 }
 CLEAN = Leftovers(
     **dict.fromkeys(KINDS, Found()),  # type: ignore[arg-type]
-    account=AccountState(ours=True, locked=True, shell="/usr/sbin/nologin"),
+    account=AccountState(ours=True, locked=True, expired=True, shell="/usr/sbin/nologin"),
     home=HomeState(directory=True, uid=UID, gid=UID, mode=0o700, fixed=True),
 )
 
@@ -94,7 +94,9 @@ def test_a_home_that_is_not_closed(change: dict[str, Any]) -> None:
     assert stands(replace(CLEAN, home=replace(CLEAN.home, **change))) == {"home-closed": CheckStatus.FAIL}
 
 
-@pytest.mark.parametrize("change", [{"ours": False}, {"locked": False}, {"shell": "/bin/sh"}, {"shell": ""}])
+@pytest.mark.parametrize(
+    "change", [{"ours": False}, {"locked": False}, {"expired": False}, {"shell": "/bin/sh"}, {"shell": ""}]
+)
 def test_an_account_that_somebody_could_use(change: dict[str, Any]) -> None:
     facts = replace(CLEAN, account=replace(CLEAN.account, **change))
     assert stands(facts) == {"account-locked": CheckStatus.FAIL}
@@ -145,7 +147,7 @@ def answer() -> dict[str, Any]:
     kind = {"count": 0, "names": [], "complete": True}
     return {
         "found": {name: dict(kind) for name in KINDS},
-        "account": {"ours": True, "locked": True, "shell": "/usr/sbin/nologin"},
+        "account": {"ours": True, "locked": True, "expired": True, "shell": "/usr/sbin/nologin"},
         "home": {"directory": True, "uid": UID, "gid": UID, "mode": 0o700, "fixed": True},
     }
 

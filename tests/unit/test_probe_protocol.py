@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from clsecure.errors import VerificationError
-from clsecure.verify.bait import put_out
+from clsecure.verify.bait import METADATA, PRIVATE, put_out
 from clsecure.verify.probe import REPLY_LIMIT, Probe
 from tests.support.person import CHECKOUT
 
@@ -72,6 +72,20 @@ def test_outside_services_are_only_looked_at(real, tmp_path) -> None:
             service.accept()
         assert real.battery(bait.order()).connected["agent"] is None
         service.accept()[0].close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the port is root's")
+def test_packets_are_sent_where_a_filter_is_to_refuse_them_and_nowhere_else(real, tmp_path) -> None:
+    import socket
+
+    with put_out(tmp_path, tmp_path) as bait, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
+        assert real.battery(bait.order()).sent == {}
+        assert set(bait.order(full=True, private=True)["packets"]) == {*METADATA, *PRIVATE}
+        ear.bind(("127.0.0.1", 9))
+        ear.settimeout(5)
+        order = {**bait.order(), "packets": {"ear": ("inet", "127.0.0.1"), "none": ("inet6", "nowhere")}}
+        assert real.battery(order).sent["ear"] is None
+        assert ear.recv(10) == b""
 
 
 def test_a_busy_machine_is_told_within_bounds(real, tmp_path) -> None:

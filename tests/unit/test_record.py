@@ -162,6 +162,21 @@ def test_a_signature_that_was_added_is_refused(state: Path, tmp_path: Path) -> N
     assert not look(state).holds
 
 
+@pytest.mark.parametrize("lacking", ["session", "event_log", "subject"])
+def test_a_signed_statement_that_is_no_record_is_refused(state: Path, lacking: str) -> None:
+    said = sample()
+    if lacking == "subject":
+        said["subject"] = [{"digest": 5}]
+    elif lacking == "session":
+        said["predicate"]["session"] = {"id": SESSION_ID}
+    else:
+        del said["predicate"][lacking]
+    sealed = envelope.seal(said, KeyPair(state).signer())
+    (state / "records").mkdir(mode=0o700)
+    Records(state).path(SESSION_ID).write_bytes(envelope.to_bytes(sealed.envelope))
+    assert not look(state).holds
+
+
 # ---------------------------------------------------------------- the key
 
 

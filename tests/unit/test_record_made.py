@@ -317,6 +317,27 @@ def test_a_run_that_was_killed_is_recorded_when_another_follows(bench: Bench) ->
     assert bench.said(IDS[1])["predicate"]["complete"] is True
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        '"decisions": 5, "timeline": 7',
+        '"timeline": {}',
+        '"verification": []',
+        f'"session": {{"id": "{IDS[0]}"}}',
+    ],
+)
+def test_h11_a_state_of_any_shape_keeps_nobody_from_going_on(bench: Bench, shape: str) -> None:
+    bench.recorder(plan()).begin(SPEC, record(), resumed=False)
+    text = bench.place.run_file.read_text()
+    bench.place.run_file.write_text(text[:-1] + f", {shape}}}")
+    bench.late(None)
+    bench.late(Finished(imported=IMPORTED, kept=False, seen=review()))
+    odd = replace(record(), created="x", exit_code=[])  # type: ignore[arg-type]
+    record_late(bench.place, odd, bench.options, finished=None, warn=bench.warnings.append)
+    bench.run(IDS[1])
+    assert bench.said(IDS[1])["predicate"]["complete"] is True
+
+
 @pytest.mark.parametrize("harm", ["junk", "another session", "no session", "link", "deep"])
 def test_h11_what_a_killed_run_wrote_down_is_taken_only_as_it_is(
     bench: Bench, tmp_path: Path, harm: str

@@ -10,7 +10,7 @@ import pwd
 from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.processes import tool
-from clsecure.privileged.root.registry import known
+from clsecure.privileged.root.registry import is_expired, known
 from clsecure.privileged.root.state import RUN, own_directory, remove_directory
 from clsecure.privileged.root.stores import wipe_storage
 
@@ -28,6 +28,10 @@ def ensure_account(entry: Entry) -> None:
     if not known(pwd.getpwnam, name):
         how = f"--no-log-init --system --uid {uid} --gid {uid} --no-create-home --shell /usr/sbin/nologin"
         tool("/usr/sbin/useradd", *how.split(), "--comment", "clsecure worker", "--home-dir", home, name)
+    if not is_expired(name):
+        # Without a password and a shell there are still keys: an agent can leave some in its home, and sshd
+        # forwards ports for who has one of them, from the machine's own network.
+        tool("/usr/sbin/usermod", "--expiredate", "1970-01-02", name)
     if pwd.getpwnam(name).pw_uid != uid or grp.getgrnam(name).gr_gid != uid:
         raise Refused(f"the account {name} is not the one that was made here")
     own_directory(os.path.realpath(os.path.dirname(home)), 0o755)

@@ -18,7 +18,7 @@ from clsecure.privileged.root.registry import RANGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from clsecure.privileged.root.messages import Entry, Message
@@ -30,6 +30,7 @@ KINDS, EXAMPLES, FIELD_LIMIT = 48, 3, 200
 FIELDS = (
     "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
 )  # fmt: skip
+PLACES = ("outside", "inside", "engine", "moving", "held", "sidecar")
 SPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
 STATUS_LIMIT = 16 * 1024
 DEPTH = 32
@@ -52,6 +53,8 @@ class Looking:
     ) -> None:
         self.entry, self.plain = entry, plain
         self.own, self.hosts = main["namespaces"], main["host_namespaces"]
+        # Those that this kernel has: a process without one of them is just ending.
+        self.spaces = tuple(name for name in SPACES if name in self.own)
         self.engine, self.sidecar = space_of_children(engine), space_of_children(sidecar)
         self.next = time.monotonic() + FIRST_SECONDS
         self.strays: set[tuple[int, str]] = set()
@@ -59,12 +62,17 @@ class Looking:
 
     def tell(self, conn: socket.socket) -> None:
         """Look, when it is time, and say what was seen; nothing while the caller has not read the last."""
-        if time.monotonic() < self.next or unread(conn):
+        if time.monotonic() < self.next:
             return
-        said = json.dumps(self.look()).encode()
-        # What was seen in a wrong place is looked at again soon: it counts when it is there twice.
-        self.next = time.monotonic() + (AGAIN_SECONDS if self.strays else EVERY_SECONDS)
+        self.next = time.monotonic() + EVERY_SECONDS
+        # Nothing that goes wrong in here is a reason to end the session, or to wait.
         with contextlib.suppress(OSError):
+            if unread(conn):
+                return
+            said = json.dumps(self.look()).encode()
+            if self.strays:
+                # What was seen in a wrong place is looked at again soon: it counts when it is there twice.
+                self.next = time.monotonic() + AGAIN_SECONDS
             conn.send(said, socket.MSG_DONTWAIT)
 
     def look(self) -> Message:
@@ -77,12 +85,12 @@ class Looking:
             if cut := time.monotonic() > until:
                 self.begin = pid
                 break
-            if (seen := seen_of(pid, self.entry, known)) is None:
+            if (seen := seen_of(pid, self.entry, self.spaces, known)) is None:
                 continue
             if (place := self._place(seen)) == "stray":
                 strays.add((pid, seen["begun"]))
                 place = "outside" if (pid, seen["begun"]) in self.strays else "moving"
-            spaces = {name: self._whose(name, seen["spaces"][name]) for name in SPACES}
+            spaces = {name: self._whose(name, space) for name, space in seen["spaces"].items()}
             key = (place, seen["first"], *seen["status"].values(), *spaces.values())
             kind = kinds.setdefault(key, {
                 "place": place, "first": seen["first"], "status": seen["status"], "namespaces": spaces,
@@ -92,12 +100,12 @@ class Looking:
             kind["pids"] += [pid] if kind["count"] <= EXAMPLES else []
             count += 1
         self.strays = strays
-        found = sorted(kinds.values(), key=lambda kind: bool(kind["place"] != "outside"))
+        found = sorted(kinds.values(), key=rank)
         first = self.entry.get("range")
         return {
             "event": "looked", "kinds": found[:KINDS], "processes": count, "cut": cut or len(found) > KINDS,
             "range": None if first is None else [first, RANGE],
-            "shared": [name for name in SPACES if self.own.get(name) == self.hosts.get(name)],
+            "shared": [name for name in self.spaces if self.own[name] == self.hosts.get(name)],
         }  # fmt: skip
 
     def _turn(self) -> list[int]:
@@ -124,6 +132,13 @@ class Looking:
         return "host" if space == self.hosts.get(name) else "other"
 
 
+def rank(kind: Message) -> tuple[int, bool, str, str]:
+    """Order kinds so that what is cut off is what could be least wrong: containers can be of any uid."""
+    status = kind["status"]
+    is_own = "host" not in kind["namespaces"].values()
+    return PLACES.index(kind["place"]), is_own, status["NoNewPrivs"], status["Seccomp"]
+
+
 def space_of_children(stage: int | None) -> str | None:
     """Return the PID namespace of a process's children; None for no process, or one that has ended."""
     if stage is not None:
@@ -137,11 +152,14 @@ def unread(conn: socket.socket) -> bool:
     return int.from_bytes(fcntl.ioctl(conn, SIOCOUTQ, b"\0" * 4), "little") > 0
 
 
-def seen_of(pid: int, entry: Entry, known: dict[str, tuple[str, ...]]) -> Message | None:
+def seen_of(
+    pid: int, entry: Entry, names: Sequence[str], known: dict[str, tuple[str, ...]]
+) -> Message | None:
     """Return what /proc says of a process of the account's; None for another's, or one that is ending.
 
     All of it is of one and the same: a directory of /proc that is held open answers for no successor.
 
+    :param names: the namespaces that it must have.
     :param known: what is around a PID namespace that was met before.
     """
     with contextlib.suppress(OSError, KeyError, IndexError), opened(f"/proc/{pid}") as process:
@@ -149,19 +167,21 @@ def seen_of(pid: int, entry: Entry, known: dict[str, tuple[str, ...]]) -> Messag
         if not is_of(entry, status["Uid"].encode().split()):
             return None
         if status["State"][:1] not in "ZX":
-            return seen_at(process, status, known)
+            return seen_at(process, status, names, known)
         # Its first thread has ended. Others may go on, and are the process then.
         for name in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError, KeyError), opened(f"task/{name}", process) as thread:
                 status = status_of(thread)
                 if status["State"][:1] not in "ZX":
-                    return seen_at(thread, status, known)
+                    return seen_at(thread, status, names, known)
     return None
 
 
-def seen_at(place: int, status: dict[str, str], known: dict[str, tuple[str, ...]]) -> Message:
+def seen_at(
+    place: int, status: dict[str, str], names: Sequence[str], known: dict[str, tuple[str, ...]]
+) -> Message:
     """Return what the open directory of a process, or of a thread, says."""
-    spaces = {name: os.readlink(f"ns/{name}", dir_fd=place) for name in SPACES}
+    spaces = {name: os.readlink(f"ns/{name}", dir_fd=place) for name in names}
     if spaces["pid"] not in known:
         known[spaces["pid"]] = tuple(around(os.open("ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)))
     program = ""

@@ -91,13 +91,18 @@ def become(entry: Entry, *, empty_bounding_set: bool) -> None:
 
 
 def uids_of(pid: int | str) -> list[bytes]:
-    """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie."""
+    """Return the four uids of a live process as bytes; nothing for one that is gone or a zombie.
+
+    One whose first thread has ended looks like a zombie, and lives as long as others of its threads do.
+    """
+    wanted = (b"State:", b"Uid:", b"Threads:")
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
-            fields = dict(line.split(b":", 1) for line in file if line.startswith((b"State:", b"Uid:")))
+            fields = dict(line.split(b":", 1) for line in file if line.startswith(wanted))
     except OSError:
         return []
-    return [] if fields[b"State"].split()[0] in (b"Z", b"X") else fields[b"Uid"].split()
+    dead = fields[b"State"].split()[0] in (b"Z", b"X") and int(fields.get(b"Threads", b"0")) < 2
+    return [] if dead else fields[b"Uid"].split()
 
 
 def parent_of(pid: int) -> int:

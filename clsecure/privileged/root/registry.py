@@ -12,7 +12,15 @@ import re
 import time
 
 from clsecure.privileged.root.messages import Refused
-from clsecure.privileged.root.state import CONFIG, LOCK_SECONDS, STATE, locked, own_directory, write_file
+from clsecure.privileged.root.state import (
+    CONFIG,
+    LOCK_SECONDS,
+    STATE,
+    locked,
+    own_directory,
+    read_bounded,
+    write_file,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,6 +140,18 @@ def known(lookup: Callable[[Any], object], key: object) -> bool:
     except KeyError:
         return False
     return True
+
+
+def shadow_of(name: str) -> list[str]:
+    """Return the fields of an account in /etc/shadow; nine empty ones where there is none."""
+    lines = (line.split(":") for line in read_bounded("/etc/shadow").split("\n"))
+    return next((fields for fields in lines if fields[0] == name), [""] * 9)
+
+
+def is_expired(name: str) -> bool:
+    """Tell whether an account was over before today: PAM lets nobody in then, by no key either."""
+    day = shadow_of(name)[7:8]
+    return bool(day) and day[0].isdigit() and int(day[0]) < time.time() // 86_400
 
 
 def subordinate_ranges() -> list[tuple[int, int]]:

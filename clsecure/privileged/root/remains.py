@@ -14,6 +14,7 @@ from clsecure.privileged.root.limits import cgroups, read_small
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.network import NFT
 from clsecure.privileged.root.processes import become, is_of, processes_of, tool
+from clsecure.privileged.root.registry import is_expired, shadow_of
 from clsecure.privileged.root.state import RUN, STATE, read_bounded, require_root_owned
 from clsecure.privileged.root.walk import NAMES, Findings, Walk
 
@@ -49,33 +50,33 @@ def remains(entry: Entry, *, rules: bool) -> Message:
     mounts = list(_mounts(entry))
     # Before there is a child that is the worker.
     processes = Findings.of(_processes(entry))
-    home = _walk_home(entry, frozenset(mounts))
     # Some machines have links there, of root's own making.
     memory, writable = ({os.path.realpath(place) for place in places} for places in (MEMORY, WRITABLE))
-    outside = Walk(
-        tuple(sorted(memory | writable)),
-        lambda _, info: "" if _is_its(entry, info) else None,
-        enters=lambda info, depth: _is_its(entry, info) or _is_open(info, depth),
-        seconds=OUTSIDE_SECONDS,
-    )
-    found = {
-        "processes": processes,
-        "mounts": Findings.of(iter(mounts)),
-        "runtime": Findings.of(p for p in (f"{RUN}/{entry['name']}",) if os.path.lexists(p)),
-        "storage": Findings.of(p for p in (f"{STATE}/engines/{entry['name']}",) if os.path.lexists(p)),
-        "control_groups": Findings.of(_control_groups(entry)),
-        "scheduled": Findings.of(_scheduled(entry)),
-        "memory": Findings.of(_system_v(entry)),
-        "images": Findings.of(_images(entry)),
-        "rules": _rules() if rules else Findings(),
-        **_accounts(entry),
-    }
-    message = {name: each.message() for name, each in found.items()}
-    places = outside.result()
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(contextlib.closing(_walk_home(entry, frozenset(mounts))))
+        outside = stack.enter_context(contextlib.closing(_walk_outside(entry, memory | writable)))
+        found = {
+            "processes": processes,
+            "mounts": Findings.of(iter(mounts)),
+            "runtime": _there(f"{RUN}/{entry['name']}"),
+            "storage": _there(f"{STATE}/engines/{entry['name']}"),
+            "control_groups": Findings.of(_control_groups(entry)),
+            "scheduled": Findings.of(_scheduled(entry)),
+            "memory": Findings.of(_system_v(entry)),
+            "images": Findings.of(_images(entry)),
+            "rules": _rules() if rules else Findings(),
+            **_accounts(entry),
+        }
+        message = {name: each.message() for name, each in found.items()}
+        places = outside.result()
+        message["special"] = home.result()[entry["home"]]
     message["memory"] = _joined([message["memory"], *(places[place] for place in sorted(memory))])
     message["outside"] = _joined([places[place] for place in sorted(writable - memory)])
-    message["special"] = home.result()[entry["home"]]
     return {"found": message, "account": _account(entry), "home": _home(entry)}
+
+
+def _there(path: str) -> Findings:
+    return Findings.of(each for each in (path,) if os.path.lexists(each))
 
 
 def _joined(parts: list[Message]) -> Message:
@@ -116,7 +117,7 @@ def _mounts(entry: Entry) -> Iterator[str]:
     lines = [[_plain(part) for part in line.split(" ")[2:5]] for line in text.split("\n")]
     # What the home lies on: the longest way to it, and of several the last, which hides the others.
     ways = (line for line in reversed(lines) if _below(entry["home"], line[2]))
-    device, root, target = max(ways, key=lambda line: len(line[2]))
+    device, root, target = max(ways, key=lambda line: len(line[2]), default=("", "/", "/"))
     home = root.rstrip("/") + entry["home"][len(target.rstrip("/")) :]
     for of, what, where in lines:
         copied = of == device and _below(what, home)
@@ -175,6 +176,16 @@ def _scheduled(entry: Entry) -> Iterator[str]:
 
 def _is_its(entry: Entry, info: os.stat_result) -> bool:
     return is_of(entry, (info.st_uid,))
+
+
+def _walk_outside(entry: Entry, places: set[str]) -> Walk:
+    """Look where everybody may write for what is the worker's, as root: others close some of it."""
+    return Walk(
+        tuple(sorted(places)),
+        lambda _, info: "" if _is_its(entry, info) else None,
+        enters=lambda info, depth: _is_its(entry, info) or _is_open(info, depth),
+        seconds=OUTSIDE_SECONDS,
+    )
 
 
 def _is_open(info: os.stat_result, depth: int) -> bool:
@@ -265,9 +276,12 @@ def _accounts(entry: Entry) -> dict[str, Findings]:
 def _account(entry: Entry) -> Message:
     """Return how the account can be used; of its password, only that there is none."""
     mine = next((p for p in _lines("/etc/passwd") if p[0] == entry["name"]), [""] * 7)
-    shadow = next((p for p in _lines("/etc/shadow") if p[0] == entry["name"]), ["", ""])
-    right = [mine[2], mine[3]] == [str(entry["uid"])] * 2 and mine[5] == entry["home"]
-    return {"ours": right, "locked": mine[1] == "x" and shadow[1][:1] in ("!", "*"), "shell": mine[6][:100]}
+    return {
+        "ours": [mine[2], mine[3]] == [str(entry["uid"])] * 2 and mine[5] == entry["home"],
+        "locked": mine[1] == "x" and shadow_of(entry["name"])[1][:1] in ("!", "*"),
+        "expired": is_expired(entry["name"]),
+        "shell": mine[6][:100],
+    }
 
 
 def _home(entry: Entry) -> Message:

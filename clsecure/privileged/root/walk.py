@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     Judge = Callable[[str, os.stat_result], str | None]
     Enters = Callable[[os.stat_result, int], bool]
 
-NAMES = 20
-NAME_LIMIT = 200
+NAMES, NAME_LIMIT = 10, 200
 DEPTH = 96
 GRACE_SECONDS = 2.0
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-# What is escaped takes six times the room.
+# A character that is escaped takes up to twelve.
 _ANSWER_LIMIT = 256 * 1024
 _CHECK_EVERY = 256
 
@@ -96,9 +95,7 @@ class Walk:
                 if not part or len(data) > _ANSWER_LIMIT:
                     break
         finally:
-            os.close(self._answer)
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            self.close()
         try:
             said = json.loads(data)
             return {place: said[place] for place in self.places}
@@ -106,6 +103,14 @@ class Walk:
             unknown = Findings()
             unknown.complete = False
             return {place: unknown.message() for place in self.places}
+
+    def close(self) -> None:
+        """End it, if it has not ended by itself."""
+        if self._answer >= 0:
+            os.close(self._answer)
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self._answer = -1
 
     # ------------------------------------------------------------ in the child
 
