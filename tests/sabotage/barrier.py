@@ -308,11 +308,7 @@ BARRIER = (
             Patch(
                 file=MODES,
                 old=BECOMES,
-                new=f"""        if os.fork() == 0:
-            ear = socket.create_server(("127.0.0.1", 4444))
-            while True:
-                signal.pause()
-{BECOMES}""",
+                new=f'        ear = socket.create_server(("127.0.0.1", 4444))\n{BECOMES}',
             )
         ),
     ),
