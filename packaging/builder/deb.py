@@ -20,22 +20,20 @@ _SUGGESTS = "docker.io | docker-ce, git-lfs, npm, mmdebstrap"
 _DPKG = ("dpkg-deb", "--root-owner-group", "--uniform-compression", "-Zxz", "--threads-max=1")
 
 
-def build_deb(release: Release, output: Path, work: Path, say: Say) -> Path:
+def build_deb(release: Release, output: Path, work: Path, say: Say, *, level: int = 6) -> Path:
     """Stage and build the package.
 
     :param work: an empty directory; it is taken away by who made it.
+    :param level: of the compression; 0 to 9.
     :raises ToolError: a tool of the build failed.
     """
     tree = work / "tree"
     stage(tree, release, Family.DEB, say)
-    return pack(tree, release, output)
+    return pack(tree, release, output, level=level)
 
 
-def pack(tree: Path, release: Release, output: Path, *, level: int = 6) -> Path:
-    """Build the package of a staged tree.
-
-    :param level: of the compression; 0 to 9.
-    """
+def pack(tree: Path, release: Release, output: Path, *, level: int) -> Path:
+    """Build the package of a staged tree."""
     control = tree / "DEBIAN"
     shutil.rmtree(control, ignore_errors=True)
     overrides = tree / "usr/share/lintian/overrides/clsecure"

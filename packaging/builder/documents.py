@@ -159,10 +159,9 @@ def _top_level(information: Path) -> list[str]:
     found = {f"{information.name}/*"}
     listed = information / "top_level.txt"
     candidates = listed.read_text().split() if listed.exists() else [name, name.partition("_")[0]]
-    for each in candidates:
-        for form, pattern in ((each, f"{each}/*"), (f"{each}.py", f"{each}.py")):
-            if (information.parent / form).exists():
-                found.add(pattern)
+    for path in information.parent.iterdir():
+        if path.name.partition(".")[0] in candidates and path != information:
+            found.add(f"{path.name}/*" if path.is_dir() else path.name)
     return sorted(found)
 
 

@@ -33,22 +33,20 @@ _DEFINITIONS = {
 _PATTERN, _ESCAPED = re.compile(r"([][*?{}\\])"), r"\\\1"
 
 
-def build_rpm(release: Release, output: Path, work: Path, say: Say) -> Path:
+def build_rpm(release: Release, output: Path, work: Path, say: Say, *, level: int = 19) -> Path:
     """Stage and build the package.
 
     :param work: an empty directory; it is taken away by who made it.
+    :param level: of the compression; 1 to 19.
     :raises ToolError: a tool of the build failed.
     """
     tree = work / "tree"
     stage(tree, release, Family.RPM, say)
-    return pack(tree, release, output)
+    return pack(tree, release, output, level=level)
 
 
-def pack(tree: Path, release: Release, output: Path, *, level: int = 19) -> Path:
-    """Build the package of a staged tree.
-
-    :param level: of the compression; 1 to 19.
-    """
+def pack(tree: Path, release: Release, output: Path, *, level: int) -> Path:
+    """Build the package of a staged tree."""
     normalise(tree, release.epoch)
     work = tree.parent / "rpm"
     shutil.rmtree(work, ignore_errors=True)

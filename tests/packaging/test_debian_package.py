@@ -18,7 +18,7 @@ from builder import deb
 from clsecure import __version__
 from clsecure.installation import PACKAGE_DIRECTORY, PIECES
 from tests.support.clean_machine import PERSON, add_person, end_all, make_debian
-from tests.support.packages import PREVIOUS, add_source
+from tests.support.packages import PREVIOUS, QUICK, add_source
 from tests.support.person import CHECKOUT
 from tests.support.sweep import processes_of
 
@@ -57,7 +57,7 @@ def test_two_builds_are_the_same_bytes(debs, package_place):
     work.mkdir()
     umask = os.umask(0o077)
     try:
-        again = deb.build_deb(debs.release, work / "output", work, lambda _: None)
+        again = deb.build_deb(debs.release, work / "output", work, lambda _: None, level=QUICK)
     finally:
         os.umask(umask)
     assert sha256(again) == sha256(debs.built)
@@ -149,6 +149,44 @@ def test_an_upgrade_keeps_the_work_of_the_version_before(installed):
     installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
     branches = installed.person("cd ~/sample && git branch --list 'claude/*'").check()
     assert len(branches.text.splitlines()) == 1
+
+
+def test_an_upgrade_says_that_a_session_runs_whose_work_is_not_lost(installed):
+    installed.sh(
+        f"apt-get -q install -y --allow-downgrades clsecure={PREVIOUS} && mkfifo -m 666 /srv/go"
+    ).check()
+    script = f"""
+        runuser --login {PERSON} -c '
+            cd sample && clsecure --on-finish keep -- sh -c "echo runs; read x; echo done >made"
+        ' </srv/go >/tmp/said 2>/tmp/errors &
+        exec 3>/srv/go
+        timeout 30 sh -c 'until grep -q runs /tmp/said; do sleep 0.05; done'
+        apt-get -q upgrade -y >/tmp/upgraded
+        echo >&3
+        wait $! || :
+    """
+    done = installed.run("sh", "-euc", script).check()
+    assert "1 sessions are running" in done.errors
+    (kept,) = json.loads(installed.person("clsecure list --output json").check().text)["sessions"]
+    installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
+    made = installed.person(
+        "cd ~/sample && git show $(git branch --list 'claude/*' --format='%(refname)'):made"
+    )
+    assert made.check().text == "done\n"
+
+
+def test_h9_nothing_of_the_current_directory_or_of_pythonpath_runs(installed):
+    modules = "sitecustomize usercustomize clsecure argparse json site pydantic"
+    done = installed.person(f"""
+        mkdir hostile && cd hostile
+        for name in {modules}; do echo 'open("/tmp/mark", "w")' >$name.py; done
+        for name in python3 readlink git; do printf '#!/bin/sh\\n: >/tmp/mark\\n' >$name; chmod +x $name; done
+        PYTHONPATH=$PWD python3 -c pass && rm /tmp/mark
+        PYTHONPATH=$PWD PYTHONUSERBASE=$PWD PATH=.:$PATH clsecure doctor
+        PYTHONPATH=$PWD PYTHONUSERBASE=$PWD PATH=.:$PATH clsecure list
+        test ! -e /tmp/mark
+    """)
+    assert done.returncode == 0, done.errors
 
 
 def test_a_removal_keeps_the_work_and_a_new_installation_has_it_again(installed):

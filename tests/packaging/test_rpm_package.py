@@ -20,7 +20,7 @@ from builder import rpm
 from clsecure import __version__
 from clsecure.installation import PACKAGE_DIRECTORY, PIECES
 from tests.support.clean_machine import PERSON
-from tests.support.packages import PREVIOUS, add_dnf_source, needs, stand_in
+from tests.support.packages import PREVIOUS, QUICK, add_dnf_source, needs, stand_in
 from tests.support.person import CHECKOUT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("packages")]
@@ -59,7 +59,7 @@ def test_two_builds_are_the_same_bytes(rpms, package_place):
     work.mkdir()
     umask = os.umask(0o077)
     try:
-        again = rpm.build_rpm(rpms.release, work / "output", work, lambda _: None)
+        again = rpm.build_rpm(rpms.release, work / "output", work, lambda _: None, level=QUICK)
     finally:
         os.umask(umask)
     assert again.read_bytes() == rpms.built.read_bytes()

@@ -108,8 +108,9 @@ class Machine:
         self.run("sh", "-euc", 'mkdir -p "${1%/*}" && cat >"$1"', "sh", path, input=data).check()
 
     def names(self) -> set[str]:
-        """Return every path that there is on the disk and in ``/run``."""
-        return set(self.sh("find / /run -xdev").check().text.splitlines())
+        """Return every path that there is on the disk and in ``/run``, but for firejail's own there."""
+        found = self.sh("find / /run -xdev -path /run/firejail -prune -o -print").check()
+        return set(found.text.splitlines())
 
 
 def make_debian(place: Path, suite: str) -> tuple[Path, ...]:
