@@ -206,3 +206,19 @@ def schema(c: Context) -> None:  # noqa: ARG001  # invoke hands it in
 
     text = json.dumps(document(), indent=2) + "\n"
     (ROOT / "docs" / "config.schema.json").write_text(text)
+
+
+@task(iterable=["results"], help={"results": "of which runs; build/isolation-matrix.json without it"})
+def matrix(c: Context, results: list[str]) -> None:  # noqa: ARG001  # invoke hands it in
+    """Write docs/isolation-matrix.md from the results of runs of the tests, put together."""
+    import json
+
+    from clsecure.verify.table import ALL_CHECKS
+    from tests.support.matrix import Results, merged, rendered
+
+    files = [Path(name) for name in results] or [ROOT / "build" / "isolation-matrix.json"]
+    if missing := [str(file) for file in files if not file.exists()]:
+        raise Exit(f"there is no {', '.join(missing)}: ./dev test makes it", code=125)
+    found = merged(Results.parse(json.loads(file.read_text())) for file in files)
+    model = (ROOT / "docs" / "threat-model.md").read_text()
+    (ROOT / "docs" / "isolation-matrix.md").write_text(rendered(found, model=model, checks=ALL_CHECKS))

@@ -7,12 +7,14 @@ can be had at all is shown by the same probe, run outside as the user.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ METADATA = ("169.254.169.254", "fd00:ec2::254")
 """Where clouds tell a machine its secrets."""
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 _TEMPORARY = ("/var/tmp", "/dev/shm")  # noqa: S108  # besides what TMPDIR names
+_YOUNG = 60.0
+"""Seconds in which one may be on its way still."""
 _ANYWHERE = ("192.0.2.1", 9)  # RFC 5737: nobody's; connecting a datagram socket sends nothing
 
 
@@ -101,6 +105,9 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
     :param state: a directory of the user's own, below the home where it usually is.
     :param environ: the user's, which says where services listen.
     """
+    for place in (tempfile.gettempdir(), *_TEMPORARY):
+        _sweep(Path(place), "clsecure-info-*")
+    _sweep(state, "info-*")
     with contextlib.ExitStack() as stack:
         shared = Path(tempfile.mkdtemp(prefix="clsecure-info-"))
         stack.callback(shutil.rmtree, shared, ignore_errors=True)
@@ -114,8 +121,12 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
         for directory in (shared, own, *others):
             # No permission keeps a worker from the one in /tmp; the view must.
             directory.chmod(0o755)
-            (directory / "bait").write_text("bait\n")
+            file = stack.enter_context((directory / "bait").open("w"))
+            file.write("bait\n")
+            file.flush()
             (directory / "bait").chmod(0o644)
+            # Held as long as somebody needs it.
+            fcntl.flock(file, fcntl.LOCK_EX)
         listeners = {label: stack.enter_context(each) for label, each in _listeners(shared)}
         marker = f"clsecure-info-{secrets.token_hex(8)}"
         stack.enter_context(_marked(marker))
@@ -129,6 +140,31 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
             own=str(own),
             _listeners=listeners,
         )  # fmt: skip
+
+
+def _sweep(place: Path, pattern: str) -> None:
+    """Take away what was left by sessions that were killed: old, the user's own, and held by nobody."""
+    with contextlib.suppress(OSError):
+        for path in place.glob(pattern):
+            if _is_left(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_left(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        young = time.time() - found.st_mtime < _YOUNG
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or young:
+            return False
+        held = os.open(path / "bait", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(held)
+        return True
+    return False
 
 
 def _writable(places: Iterable[str]) -> list[str]:

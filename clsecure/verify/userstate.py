@@ -36,7 +36,7 @@ _PROGRAMS = re.compile(
     r"""
     core\.(?:hookspath|fsmonitor|sshcommand|gitproxy|editor|pager|askpass|alternaterefscommand|attributesfile)
     |(?:sequence\.editor|diff\.external|interactive\.difffilter|uploadpack\.packobjectshook|imap\.tunnel)
-    |(?:web\.browser|help\.browser|instaweb\.(?:httpd|browser)|include\.path|includeif\..*|alias\..*|pager\..*)
+    |(?:web\.browser|help\.browser|instaweb\.(?:httpd|browser)|include\.path|includeif\..*)
     |(?:credential(?:\..*)?\.helper|gpg(?:\..*)?\.(?:program|defaultkeycommand)|protocol(?:\..*)?\.allow)
     |(?:mergetool|difftool|guitool|browser|man)\..*\.(?:cmd|path)|(?:hook|trailer)\..*\.(?:command|cmd)
     |(?:filter\..*\.(?:clean|smudge|process)|diff\..*\.(?:command|textconv)|merge\..*\.driver)
@@ -198,8 +198,10 @@ def _names_program(key: str, value: str) -> bool:
     section = key.partition(".")[0]
     if section == "url":
         return bool(_HELPER_URL.match(key.partition(".")[2]))
-    if section == "submodule" and key.endswith(".update"):
+    if section == "alias" or (section == "submodule" and key.endswith(".update")):
         return value.startswith("!")
+    if section == "pager":
+        return value.lower() not in ("", "true", "false", "yes", "no", "on", "off", "0", "1")
     return section in ("remote", "submodule") and bool(_HELPER_URL.match(value))
 
 

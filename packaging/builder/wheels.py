@@ -158,6 +158,10 @@ def _install(
     for name in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json"):
         for path in target.glob(f"*.dist-info/{name}"):
             path.unlink()
+    # What only who builds or tests them needs: sources in C, scripts, files of git's.
+    for pattern in ("*.c", "*.h", "*.sh", ".gitignore"):
+        for path in target.rglob(pattern):
+            path.unlink()
 
 
 def _selection(python: str, architecture: Architecture, requirements: Path) -> tuple[str, ...]:

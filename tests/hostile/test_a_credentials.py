@@ -202,7 +202,7 @@ def test_a3_a4_a_task_is_done_and_the_key_is_nowhere_inside(
     doctor = person.clsecure("doctor", "--verbose", cwd=target.repository, env=environ)
     assert doctor.errors + doctor.text
     state = person.home / ".local/state/clsecure"
-    assert files_containing(state, "barrier_checked"), "there is no log to be searched"
+    assert files_containing(state, '"event": "checked"'), "there is no log to be searched"
     assert files_containing(state, '"path": "/v1/messages'), "there is no log of the network to be searched"
     places = (state, person.home / ".cache", person.home / ".config", Path("/var/log"), target.repository)
     # The session's token may be where the agent put it, and nowhere else.

@@ -324,7 +324,7 @@ def test_a4_secrets_in_argument_vectors_and_logs(world):
         Path("/var/log"),
     )
     logged = home / ".local/state/clsecure"
-    assert files_containing(logged, "barrier_checked"), "there is no log to be searched"
+    assert files_containing(logged, '"event": "checked"'), "there is no log to be searched"
     for needle in (world.canary, world.key, world.key[:14]):
         assert [path for place in log_places for path in files_containing(place, needle)] == []
         assert needle not in world.attack.outcome.text

@@ -13,7 +13,7 @@ from tests.support.leftovers import wait_until
 from tests.support.person import Person
 from tests.support.shared_setup import DIRECTORY
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 DRIVER = """
 with opened(*sys.argv[1:]) as (sandbox, spec):

@@ -9,7 +9,7 @@ import pytest
 from tests.support.driven import MODES, driven, image_for
 from tests.support.person import Person
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 DRIVER = """
 from clsecure.verify.running import check_running

@@ -168,12 +168,6 @@ BARRIER = (
         also={"engine-plan": _ENGINE_SAYS},
     ),
     Sabotage(
-        check_id="namespaces",
-        modes=CONTAINER,
-        how="the container shares the PID namespace of its engine",
-        broken=replaced(Patch(file=PODMAN, old='"pid_mode": "private"', new='"pid_mode": "host"')),
-    ),
-    Sabotage(
         check_id="descriptors",
         modes=EVERY,
         how="a directory stays open",
@@ -308,11 +302,7 @@ BARRIER = (
             Patch(
                 file=MODES,
                 old=BECOMES,
-                new=f"""        if os.fork() == 0:
-            ear = socket.create_server(("127.0.0.1", 4444))
-            while True:
-                signal.pause()
-{BECOMES}""",
+                new=f'        ear = socket.create_server(("127.0.0.1", 4444))\n{BECOMES}',
             )
         ),
     ),
@@ -329,7 +319,7 @@ BARRIER = (
         check_id="own-kernel",
         modes=CONTAINER,
         how="something in gVisor's place runs the container on the machine's kernel",
-        options=("--runtime", "runsc"),
+        options=("--runtime", "/usr/local/sbin/runsc"),
         broken=replaced(first=_IMPOSTOR),
     ),
     Sabotage(

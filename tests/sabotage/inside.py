@@ -372,13 +372,16 @@ INSIDE = (
             Patch(
                 file=MODES,
                 old="        become(self.entry, empty_bounding_set=True)\n        # The change of",
-                new="        if os.fork() == 0:\n"
-                "            os.closerange(0, 64)\n"
+                new="        heard, said = os.pipe()\n"
+                "        if os.fork() == 0:\n"
                 '            os.chroot("/usr")\n'
                 "            become(self.entry, empty_bounding_set=True)\n"
                 "            prctl(PR_SET_DUMPABLE, 1)\n"
+                "            os.closerange(0, 64)\n"
                 "            while True:\n"
                 "                signal.pause()\n"
+                "        os.close(said)\n"
+                "        os.read(heard, 1)\n"
                 "        become(self.entry, empty_bounding_set=True)\n        # The change of",
             ),
         ),

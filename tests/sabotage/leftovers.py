@@ -87,13 +87,17 @@ LEFT = (
         how="a process is not killed",
         broken=replaced(
             at_the_end(
+                "heard, said = os.pipe()",
                 "if os.fork() == 0:",
                 "    import signal",
-                "    os.closerange(0, 1024)",
                 "    os.setsid()",
                 "    os.setresuid(uid, uid, uid)",
+                "    os.closerange(0, 1024)",
                 "    while True:",
                 "        signal.pause()",
+                "os.close(said)",
+                "os.read(heard, 1)",
+                "os.close(heard)",
             )
         ),
     ),

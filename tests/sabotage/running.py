@@ -39,9 +39,12 @@ def beside(
     lines = f"""import time
 def waiting():
     for name in filter(str.isdigit, os.listdir("/proc")):
-        with open(f"/proc/{{name}}/cmdline", "rb") as file:
-            if b"launcher.py" in file.read():
-                return True
+        try:
+            with open(f"/proc/{{name}}/cmdline", "rb") as file:
+                if b"launcher.py" in file.read():
+                    return True
+        except OSError:
+            pass
     return False
 if os.fork() == 0:
     os.closerange(0, 64)

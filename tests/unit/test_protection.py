@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +110,25 @@ def test_a_full_network_is_said_to_be_open_and_the_machine_itself_is_still_tried
     assert "the internet is open, as you said" in open_(subject)
     assert broken(subject) == []
     assert len(broken(tried(inside, spec=spec, port=None, heard_inside=frozenset({OWN_ADDRESS})))) == 1
+
+
+def test_what_a_killed_session_left_is_taken_away_and_nobody_elses(tmp_path) -> None:
+    """Only what is old, and held by nobody: another session may be looking just now."""
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(put_out(tmp_path, tmp_path))
+        left = [tmp_path / "info-x", Path(tempfile.mkdtemp(prefix="clsecure-info-", dir="/var/tmp"))]
+        young, other, empty = tmp_path / "info-young", tmp_path / "info-other", tmp_path / "info-empty"
+        for path in (left[0], young, other, empty):
+            path.mkdir()
+        for path in (*left, young):
+            (path / "bait").write_text("bait\n")
+        (other / "letter").write_text("not ours\n")
+        dirs = [Path(held.files["state"]).parent, Path(held.files["temporary"]).parent]
+        for path in (*left, other, empty, *dirs):
+            os.utime(path, (1, 1))
+        with put_out(tmp_path, tmp_path):
+            assert not any(path.exists() for path in left)
+            assert all(path.exists() for path in (*dirs, young, other, empty))
 
 
 def test_bait_is_really_there_and_is_taken_away(tmp_path) -> None:

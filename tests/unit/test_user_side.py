@@ -126,7 +126,8 @@ def test_work_that_goes_on_is_told_and_is_no_failure(repository: Repository, hom
     for command in (
         "commit -qam Two", "switch -qc topic", "tag v1", "remote add origin ../remote.git",
         "push -qu --no-verify origin topic", "config user.name Other", "config branch.topic.description x",
-        "stash list", "config submodule.x.update checkout", "gc -q",
+        "stash list", "config submodule.x.update checkout", "config alias.st status", "gc -q",
+        "config pager.log false",
     ):  # fmt: skip
         git(top, *command.split())
     (repository.common_dir / "info" / "exclude").write_text("*.log\n")
@@ -144,7 +145,7 @@ def test_work_that_goes_on_is_told_and_is_no_failure(repository: Repository, hom
         "core.hooksPath", "core.fsmonitor", "core.sshCommand", "core.pager", "core.editor", "core.askPass",
         "core.gitProxy", "core.attributesFile", "diff.external", "diff.evil.command", "diff.evil.textconv",
         "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "gpg.program", "gpg.ssh.program",
-        "merge.evil.driver", "alias.status", "credential.helper", "credential.https://x.example.helper",
+        "merge.evil.driver", "credential.helper", "credential.https://x.example.helper",
         "sequence.editor", "include.path", "includeIf.gitdir:/.path", "remote.origin.uploadpack",
         "mergetool.x.cmd", "pager.log", "interactive.diffFilter", "protocol.ext.allow", "hook.x.command",
         "trailer.sign.command", "lfs.customtransfer.x.path", "uploadpack.packObjectsHook",
@@ -173,6 +174,7 @@ def test_d3_a_new_setting_that_runs_a_program_fails(repository: Repository, home
         ("submodule.x.url", "ext::sh -c true"),
         ("url.ext::sh -c .insteadOf", "https://"),
         ("submodule.x.update", "!true"),
+        ("alias.x", "!true"),
     ],
 )
 def test_d3_a_plain_setting_that_names_a_program_fails(
