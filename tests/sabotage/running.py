@@ -69,10 +69,11 @@ def running(check: str, how: str, broken: Breakage, modes: tuple[str, ...] = USE
 
 @contextlib.contextmanager
 def with_program(scene: Scene) -> Iterator[Person]:
-    """Give the person an agent's program, which is none."""
+    """Give the person an agent's program, as its own installer lays it down; it does nothing."""
     place = scene.person.home / "programs"
-    scene.person.run(["mkdir", "-p", str(place)]).check()
-    scene.person.run(["cp", "/usr/bin/true", str(place / "claude")]).check()
+    scene.person.run(["mkdir", "-p", str(place / "versions")]).check()
+    scene.person.run(["cp", "/usr/bin/true", str(place / "versions" / "1.2.3")]).check()
+    scene.person.run(["ln", "-sf", "versions/1.2.3", str(place / "claude")]).check()
     scene.environ["PATH"] = f"{place}:{scene.person.environment()['PATH']}"
     yield scene.person
     shutil.rmtree(place)
@@ -207,6 +208,7 @@ RUNNING = (
         how="the agent's program is another one after the session",
         broken=with_program,
         options=("--agent", "claude"),
+        also={"agent-program": "a fresh sandbox after the session has it in its place"},
         session=program_changed,
     ),
 )

@@ -78,7 +78,7 @@ def test_a_broken_sandbox_fails_exactly_its_check(
         found = victim.clsecure(
             "verify", "--mode", ready, "--output", "json", *sabotage.options, env=scene.environ
         )
-    judge(sabotage, found, found.json())
+    judge(sabotage, found)
 
 
 @pytest.mark.parametrize(
@@ -118,22 +118,41 @@ def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
         os.close(waits)
         try:
             if sabotage.session is not nothing:
-                LiveAgent(target, process).expect("ready")
+                LiveAgent(target, process).wait_for("ready")
             with process, sabotage.session(person, target.repository):
                 if sabotage.session is not nothing:
                     os.close(ends)
-                stdout, stderr = process.communicate(timeout=DEADLINE)
+                stdout, stderr = ended(process)
         finally:
             process.kill()
-            person.clsecure("cleanup", "--yes", str(target.account()["name"]))
+            # What failed is kept.
+            for account in person.worker_accounts():
+                person.clsecure("cleanup", "--yes", str(account["name"]))
     found = Outcome(argv=tuple(argv), returncode=process.returncode, stdout=stdout, stderr=stderr)
-    judge(sabotage, found, found.json().get("verification") or {})
+    judge(sabotage, found)
 
 
-def judge(sabotage: Sabotage, found: Outcome, verification: dict[str, Any]) -> None:
+def ended(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Return what a session said when it ended; fail when it goes on."""
+    try:
+        return process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said = process.communicate()
+        raise AssertionError(f"nobody ended the session: {said}") from None
+
+
+def judge(sabotage: Sabotage, found: Outcome) -> None:
     """Fail unless exactly those checks failed that had to."""
-    assert "checks" in verification, found.text + found.errors
-    checks = verification["checks"]
-    failed = {each["check_id"]: each["observed"] for each in checks if each["status"] == "fail"}
-    assert sabotage.explains(set(failed)), failed
+    failed = failed_of(found.json())
+    assert sabotage.explains(set(failed)), failed or found.text + found.errors
     assert found.returncode == 123
+
+
+def failed_of(document: dict[str, Any]) -> dict[str, str]:
+    """Return the checks that failed, with what they saw: of ``verify``, of a session, or of one refused."""
+    if "error" in document:
+        refused = re.search(r"not what was promised \((.*)\)", document["error"]["brief"])
+        return dict.fromkeys(refused[1].split(", ") if refused else (), document["error"]["details"])
+    checks = (document.get("verification") or document)["checks"]
+    return {each["check_id"]: each["observed"] for each in checks if each["status"] == "fail"}
