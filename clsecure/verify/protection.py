@@ -84,6 +84,10 @@ RESIDUALS = {
     "R40": "limits of single containers have no effect, those of the session do",
     "R41": "uids of containers beside a session are given out again, late",
     "R42": "docker opens what is mounted again, by its path",
+    "R43": "who is you, or root, can forge a record",
+    "R44": "checks look at moments, not all the time",
+    "R45": "of a very large home not all is looked at after the end",
+    "R46": "checks of your own run outside, as you",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 

@@ -122,7 +122,6 @@ for how in setsid "nohup setsid"; do
     $how sh -c 'trap "" TERM HUP INT; while :; do echo racing >>racing; done' >/dev/null 2>&1 </dev/null &
 done
 until test -s racing; do :; done
-readlink /proc/self/ns/pid
 """
 
 
@@ -134,7 +133,6 @@ class Journey:
     outcome: Outcome
     agents: dict[bytes, tuple[int, bytes]]
     sampler: Sampler
-    agent_pid_namespace: str
     inner: Path
     inner_changes: tuple[dict[str, object], dict[str, object]]
     changes: tuple[dict[str, object], dict[str, object]]
@@ -171,7 +169,7 @@ def journey(person, mode) -> Journey:
     attack.outcome.check()
     return Journey(
         target=target, outcome=attack.outcome, agents=files_of(workspace(target)), sampler=sampler,
-        agent_pid_namespace=attack.said.split()[-1], inner=inner,
+        inner=inner,
         inner_changes=(inner_before, snapshot(inner)), changes=(before, snapshot(top)),
     )  # fmt: skip
 
@@ -182,7 +180,7 @@ def test_d5_the_exporter_has_a_sandbox_of_its_own(journey):
     host = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}  # noqa: PTH115
     for seen in journey.sampler.exporters.values():
         assert [name for name in _NAMESPACES if name != "uts" and seen[name] == host[name]] == []
-        assert seen["pid"] != journey.agent_pid_namespace
+        # Nor the agent's: whose processes are all dead by then (d26); a number alone can be used again.
         assert (seen["NoNewPrivs"], seen["Seccomp"]) == ("1", "2")
         assert (seen["CapEff"], seen["CapBnd"]) == ("0" * 16, "0" * 16)
     assert journey.sampler.interfaces == {"lo"}
@@ -354,7 +352,7 @@ def test_d31_kill_9_at_any_point(fragile, point):
     fragile.forget(branch)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("share", [0.05, 0.2])
 def test_d31_kill_9_of_a_whole_session(fragile, share):
     """The session's own command line is killed while it brings the work home: the session waits."""
     person, top = fragile.target.person, fragile.target.repository
