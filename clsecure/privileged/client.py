@@ -134,12 +134,13 @@ class HelperConnection:
         """Have an agent's executable copied into root's store, unless it is there."""
         self._call({"verb": "agent", "sha256": sha256}, [executable])
 
-    def inspect(self, *, rules: bool = False) -> Leftovers:
+    def inspect(self, workspace: str, *, rules: bool = False) -> Leftovers:
         """Return what is left of the held account's session on the machine, after its sandbox has ended.
 
+        :param workspace: name of the directory in the home that the work comes home from.
         :param rules: look, too, for a full network's rules in the machine's own network.
         """
-        return Leftovers.parse(self._call({"verb": "inspect", "rules": rules}))
+        return Leftovers.parse(self._call({"verb": "inspect", "rules": rules, "workspace": workspace}))
 
     def reset(self) -> None:
         """Empty the held account's home."""

@@ -212,7 +212,10 @@ class Service:
 
     def inspect(self, message: Message, _fds: list[int]) -> None:
         """Say what is left of the held account's session on the machine, and how the account stands."""
-        send(self.conn, remains(self._leased(), rules=message.get("rules") is True))
+        workspace = text(message, "workspace", 255)
+        if "/" in workspace:
+            raise Refused("the workspace must be a plain name")
+        send(self.conn, remains(self._leased(), rules=message.get("rules") is True, workspace=workspace))
 
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""

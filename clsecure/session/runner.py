@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure import logs
@@ -50,7 +51,7 @@ from clsecure.session.result import (
 )
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
-from clsecure.session.verification import Place, Verifier
+from clsecure.session.verification import NO_WORKSPACE, Place, Verifier
 from clsecure.verify.checks import described
 from clsecure.workspace.repository import Repository
 
@@ -377,7 +378,11 @@ class SessionRunner:
         """Look for the last time, and write down how the isolation stood."""
         try:
             with self.context.clock.phase("verify_end"), self.context.ui.phase("verifying the isolation"):
-                verifier.end(spec, partial(self._user_side, spec, record))
+                verifier.end(
+                    spec,
+                    workspace=Path(record.workspace or NO_WORKSPACE).name,
+                    user_side=partial(self._user_side, spec, record),
+                )
         except ClsecureError:
             self._wait(record)
             raise

@@ -51,6 +51,9 @@ _PATIENCE = 0.1
 """Seconds that connections outside may take which nobody answers: all that is known of them is that."""
 
 
+NO_WORKSPACE = ".none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """What of the user's the probe is to try for.
@@ -134,9 +137,12 @@ class Verifier:
         self._take(check_running(facts, spec))
         return not self.found.verification.failed
 
-    def end(self, spec: SandboxSpec, user_side: Callable[[], UserSide] | None = None) -> None:
+    def end(
+        self, spec: SandboxSpec, *, workspace: str, user_side: Callable[[], UserSide] | None = None
+    ) -> None:
         """Look for the last time: at a fresh sandbox of the same kind, at the machine, at the user's side.
 
+        :param workspace: name of the directory in the home that the work comes home from.
         :param user_side: looks at that; it takes its time, so beside the rest.
         """
         self.prepare()
@@ -144,7 +150,7 @@ class Verifier:
             looking = beside.submit(user_side) if user_side else None
             self._fresh_at_end(_fresh(spec))
             rules = spec.network is NetworkPolicy.FULL
-            self._take(check_leftovers(self._connection.inspect(rules=rules), spec))
+            self._take(check_leftovers(self._connection.inspect(workspace, rules=rules), spec))
             if looking is not None:
                 self._take(check_user_side(looking.result(), spec))
 
@@ -217,7 +223,10 @@ def verify_session(
     :param spec: as the session is recorded; see :func:`.boxes.verifiable`.
     """
     with verifiable(record, spec) as whole:
-        verifier.end(whole, partial(look, repository, Path.home(), whole, record.user_state))
+        name = Path(record.workspace or NO_WORKSPACE).name
+        verifier.end(
+            whole, workspace=name, user_side=partial(look, repository, Path.home(), whole, record.user_state)
+        )
     return verifier.found.verification
 
 
@@ -243,5 +252,5 @@ def verify_mode(
                 verifier.start_apart(spec)
             with backend.open(spec) as sandbox:
                 verifier.start(sandbox, spec)
-        verifier.end(spec)
+        verifier.end(spec, workspace=NO_WORKSPACE)
         return verifier.found.verification

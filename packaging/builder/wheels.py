@@ -65,13 +65,14 @@ def locked_for(python: str, architecture: Architecture, lock: Path = LOCK) -> tu
     }
     found = []
     for line in lock.read_text().replace("\\\n", " ").splitlines():
-        words = line.partition(" --hash=")
-        if not words[0].strip() or line.startswith("#"):
+        named = line.partition(" --hash=")[0].strip()
+        if not named or named.startswith("#"):
             continue
-        requirement = Requirement(words[0].strip())
+        requirement = Requirement(named)
         if requirement.marker is not None and not requirement.marker.evaluate(environment):
             continue
-        text = f"{requirement.name}{requirement.specifier}{''.join(words[1:])}"
+        hashes = (f"--hash={each.strip()}" for each in line.split("--hash=")[1:])
+        text = " ".join((f"{requirement.name}{requirement.specifier}", *hashes))
         found.append(Locked(name=requirement.name, text=text))
     return tuple(found)
 

@@ -161,7 +161,7 @@ def test_a_directory_that_the_agent_closed_to_itself_was_not_looked_at(
 def test_everything_at_once_is_told_without_a_secret(helper: RawHelper, worker: Worker) -> None:
     """The answer holds no hash of a password, whatever is left."""
     with planted.planted(worker, *(LEFT[name][0] for name in ("a password", "a process", "a file in /tmp"))):
-        said = helper.ask({"verb": "inspect"})
+        said = helper.ask({"verb": "inspect", "workspace": "x"})
         assert HASH not in str(said)
         assert "$6$" not in str(said)
         assert said["account"]["locked"] is False
@@ -180,7 +180,7 @@ def test_an_account_that_an_older_version_made_ends_with_the_next_lease(
 
 
 def test_nothing_is_said_of_an_account_that_is_not_held(helper: RawHelper) -> None:
-    assert "lease one first" in helper.ask({"verb": "inspect"})["error"]
+    assert "lease one first" in helper.ask({"verb": "inspect", "workspace": "x"})["error"]
 
 
 @pytest.mark.parametrize("change", ["closed", "foreign", "loose"])

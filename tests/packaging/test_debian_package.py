@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,6 +16,8 @@ import tarfile
 import pytest
 
 from builder import deb
+from builder.project import PYTHONS
+from builder.wheels import locked_for
 from clsecure import __version__
 from clsecure.installation import PACKAGE_DIRECTORY, PIECES
 from tests.support.clean_machine import PERSON, add_person, end_all, make_debian
@@ -102,6 +105,32 @@ def test_the_machine_has_the_pieces_the_command_and_the_group(installed):
     assert document["modes"]["namespace"]["works"]
 
 
+def test_shells_and_people_find_what_is_for_them(installed, debs):
+    shared = {
+        "bash-completion/completions/clsecure": "clsecure/completions/clsecure.bash",
+        "zsh/vendor-completions/_clsecure": "clsecure/completions/_clsecure",
+        "fish/vendor_completions.d/clsecure.fish": "clsecure/completions/clsecure.fish",
+        "doc/clsecure/docs/usage.md": "docs/usage.md",
+        "doc/clsecure/examples/hooks/session/working-hours": "hooks/session/working-hours",
+        "doc/clsecure/examples/config.toml": "packaging/common/config.toml",
+    }
+    for there, here in shared.items():
+        found = installed.run("cat", f"/usr/share/{there}").check()
+        assert found.stdout == (CHECKOUT / here).read_bytes(), there
+    manual = installed.sh("zcat /usr/share/man/man1/clsecure.1.gz").check().stdout
+    assert manual == (CHECKOUT / "docs/clsecure.1").read_bytes()
+    copyright_file = installed.run("cat", "/usr/share/doc/clsecure/copyright").check().text
+    sbom = json.loads(installed.run("cat", "/usr/share/clsecure/sbom.cdx.json").check().text)
+    locked = {each.name for python in PYTHONS for each in locked_for(python, debs.release.architecture)}
+    assert {each["name"] for each in sbom["components"]} == locked
+    for name in locked:
+        assert re.search(
+            rf"^Files: .*/{name.replace('-', '[-_.]')}-[^/]*dist-info/",
+            copyright_file,
+            re.MULTILINE | re.IGNORECASE,
+        ), name
+
+
 def test_the_permission_is_for_the_helper_alone(installed):
     for argv in (f"{PACKAGE_DIRECTORY}/helper x", f"{PACKAGE_DIRECTORY}/maintainer/purge", "/usr/bin/id"):
         refused = installed.person(f"sudo -n -- {argv}")
@@ -161,12 +190,12 @@ def test_an_upgrade_says_that_a_session_runs_whose_work_is_not_lost(installed):
         ' </srv/go >/tmp/said 2>/tmp/errors &
         exec 3>/srv/go
         timeout 30 sh -c 'until grep -q runs /tmp/said; do sleep 0.05; done'
-        apt-get -q upgrade -y >/tmp/upgraded
+        apt-get -q upgrade -y
         echo >&3
         wait $! || :
     """
     done = installed.run("sh", "-euc", script).check()
-    assert "1 sessions are running" in done.errors
+    assert "1 sessions are running" in done.text
     (kept,) = json.loads(installed.person("clsecure list --output json").check().text)["sessions"]
     installed.person(f"cd ~/sample && clsecure import {kept['session_id']} </dev/null").check()
     made = installed.person(
@@ -204,6 +233,7 @@ def test_a_removal_keeps_the_work_and_a_new_installation_has_it_again(installed)
 
 @pytest.mark.parametrize("how", ["at once", "after a removal"])
 def test_a_purge_leaves_nothing_of_it_and_all_of_the_persons(installed, how):
+    installed.sh("useradd --create-home claude-worker-mine").check()  # by somebody else: in no registry
     before = installed.names()
     accounts = installed.sh("cat /etc/passwd /etc/shadow /etc/group /etc/gshadow").check().text
     installed.person(_SESSION.format(mode="namespace", finish="keep")).check()
@@ -236,7 +266,24 @@ def test_a_purge_leaves_nothing_of_it_and_all_of_the_persons(installed, how):
     assert set(accounts.splitlines()) - set(after.splitlines()) == {
         line for line in accounts.splitlines() if line.startswith("clsecure:")
     }
-    assert "claude-worker" not in after
+    assert set(re.findall(r"^claude-worker-[^:]*", after, re.MULTILINE)) == {"claude-worker-mine"}
+
+
+def test_what_a_purge_could_not_remove_is_said_and_goes_the_next_time(installed):
+    installed.person(_SESSION.format(mode="user", finish="keep")).check()
+    script = """
+        cd /home/claude-worker-* && mkdir held && mount -t tmpfs held held && cd /
+        ! apt-get -q purge -y clsecure
+        umount /home/claude-worker-*/held
+        ls /var/lib/clsecure/registry && getent group clsecure
+        apt-get -q purge -y clsecure
+    """
+    done = installed.sh(script).check()
+    assert re.search(r"clsecure: could not be removed: claude-worker-sample-\w+: ", done.text + done.errors)
+    assert not [
+        name for name in installed.names() if name.startswith(("/home/claude-worker", "/var/lib/clsecure"))
+    ]
+    assert installed.sh("getent group clsecure").returncode != 0
 
 
 def test_a_purge_ends_a_session_that_runs(installed):

@@ -18,12 +18,8 @@ from tests.support.clean_machine import Machine
 PREVIOUS = "0.0.1"
 QUICK = 1
 """The compression: that of a release takes half of the time of all these tests."""
-_SOURCE = b"""Types: deb
-URIs: file:///srv/repository/deb
-Suites: stable
-Components: main
-Signed-By: /usr/share/keyrings/clsecure-archive-keyring.gpg
-"""
+_GUIDE = Path(__file__).parents[2] / "docs" / "install.md"
+_FILE = re.compile(r"^sudo tee (/etc/\S+) <<'END'\n(.*?)^END$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +73,15 @@ def _published(place: Path, built: Path, previous: Path) -> Packages:
     return Packages(release=this, built=built, previous=previous, repository=repository)
 
 
-_YUM = b"""[clsecure]
-name=clsecure
-baseurl=file:///srv/repository/rpm
-gpgkey=file:///srv/repository/clsecure-archive-keyring.asc
-gpgcheck=1
-repo_gpgcheck=1
-"""
-
-
 def add_dnf_source(machine: Machine) -> None:
     """Do what docs/install.md tells people to do before ``dnf install clsecure``."""
-    machine.write("/etc/yum.repos.d/clsecure.repo", _YUM)
+    machine.write(*_documented("/etc/yum.repos.d"))
+
+
+def _documented(place: str) -> tuple[str, bytes]:
+    """Return the file that the guide has for a directory, with the repository of the machine."""
+    (found,) = (match for match in _FILE.finditer(_GUIDE.read_text()) if match[1].startswith(place))
+    return found[1], found[2].replace("https://packages.example.org", "file:///srv/repository").encode()
 
 
 def needs(package: Path) -> set[str]:
@@ -115,5 +108,5 @@ def stand_in(needed: set[str], python: str, place: Path) -> Path:
 
 def add_source(machine: Machine) -> None:
     """Do what docs/install.md tells people to do before ``apt install clsecure``."""
-    machine.write("/etc/apt/sources.list.d/clsecure.sources", _SOURCE)
+    machine.write(*_documented("/etc/apt/sources.list.d"))
     machine.sh("cp /srv/repository/clsecure-archive-keyring.gpg /usr/share/keyrings/").check()

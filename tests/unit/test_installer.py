@@ -29,6 +29,7 @@ def layout(tmp_path):
         state=tmp_path / "state" / "clsecure",
         trusted_root=tmp_path,
         group=None,
+        others=(tmp_path / "package" / "helper",),
     )
 
 
@@ -200,6 +201,18 @@ def test_removal_keeps_the_state_of_workers_and_the_counter_of_uids(layout):
     installer.apply_removal(installer.plan_removal(layout))
     assert not (layout.state / "agents").exists()
     assert (layout.state / "registry" / ".next-uid").exists()
+
+
+def test_the_removal_leaves_what_a_package_on_the_machine_needs(layout):
+    (layout.state / "agents").mkdir(parents=True)
+    assert layout.state / "agents" in installer.plan_removal(layout).paths
+    (helper,) = layout.others
+    helper.parent.mkdir()
+    helper.touch()
+    plan = installer.plan_removal(layout)
+    assert plan.paths == ()
+    assert plan.accounts == ()
+    assert not plan.removes_group
 
 
 @needs_root

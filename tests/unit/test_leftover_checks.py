@@ -204,7 +204,7 @@ def test_names_are_bounded_and_can_not_be_more_than_counted() -> None:
 
 
 def walk(place: Path, **options: Any) -> dict[str, Any]:
-    def judge(name: str, info: os.stat_result) -> str | None:
+    def judge(name: str, info: os.stat_result, _directory: str) -> str | None:
         return "hit: " if name.startswith("hit") and info else None
 
     options = {"seconds": 5, **options}

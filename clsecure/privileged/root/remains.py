@@ -42,9 +42,11 @@ HOME_SECONDS, OUTSIDE_SECONDS = 0.5, 0.25
 CLOSED_LEVELS = 2
 
 
-def remains(entry: Entry, *, rules: bool) -> Message:
+def remains(entry: Entry, *, rules: bool, workspace: str) -> Message:
     """Return what there is of a held account whose sandbox has ended.
 
+    :param workspace: the name of a directory of the home: set-id files of the worker's own in there are the
+        business of whoever brings the work home.
     :param rules: look for rules of a full network, too, in the machine's own.
     """
     mounts = list(_mounts(entry))
@@ -53,7 +55,7 @@ def remains(entry: Entry, *, rules: bool) -> Message:
     # Some machines have links there, of root's own making.
     memory, writable = ({os.path.realpath(place) for place in places} for places in (MEMORY, WRITABLE))
     with contextlib.ExitStack() as stack:
-        home = stack.enter_context(contextlib.closing(_walk_home(entry, frozenset(mounts))))
+        home = stack.enter_context(contextlib.closing(_walk_home(entry, frozenset(mounts), workspace)))
         outside = stack.enter_context(contextlib.closing(_walk_outside(entry, memory | writable)))
         found = {
             "processes": processes,
@@ -182,7 +184,7 @@ def _walk_outside(entry: Entry, places: set[str]) -> Walk:
     """Look where everybody may write for what is the worker's, as root: others close some of it."""
     return Walk(
         tuple(sorted(places)),
-        lambda _, info: "" if _is_its(entry, info) else None,
+        lambda _name, info, _path: "" if _is_its(entry, info) else None,
         enters=lambda info, depth: _is_its(entry, info) or _is_open(info, depth),
         seconds=OUTSIDE_SECONDS,
     )
@@ -193,11 +195,11 @@ def _is_open(info: os.stat_result, depth: int) -> bool:
     return bool(info.st_mode & (stat.S_IWOTH if depth >= CLOSED_LEVELS else stat.S_IXOTH))
 
 
-def _walk_home(entry: Entry, mounts: frozenset[str]) -> Walk:
+def _walk_home(entry: Entry, mounts: frozenset[str], workspace: str) -> Walk:
     """Look, as the worker, for what no home needs."""
-    uid = entry["uid"]
+    uid, work = entry["uid"], f"{entry['home']}/{workspace}/"
 
-    def judge(name: str, info: os.stat_result) -> str | None:
+    def judge(name: str, info: os.stat_result, directory: str) -> str | None:
         mode, what = info.st_mode, None
         if info.st_uid == uid and (stat.S_ISDIR(mode) or not mode & DOUBTFUL):
             # Nearly all: a home can hold hundreds of thousands.
@@ -205,7 +207,8 @@ def _walk_home(entry: Entry, mounts: frozenset[str]) -> Walk:
         if stat.S_ISREG(mode):
             # A directory's hands its group down, and one that can't be executed says something about locks.
             if (mode & stat.S_ISUID and mode & EXECUTABLE) or (mode & stat.S_ISGID and mode & stat.S_IXGRP):
-                what = f"set-id {stat.S_IMODE(mode):04o}: "
+                at_work = info.st_uid == uid and f"{directory}/".startswith(work)
+                what = None if at_work else f"set-id {stat.S_IMODE(mode):04o}: "
             elif mode & EXECUTABLE and _has_capabilities(name):
                 what = "capabilities: "
         # Anybody may make the device 0:0, by which overlay file systems say that a file is deleted.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from clsecure.privileged.root.messages import Message
 
-    Judge = Callable[[str, os.stat_result], str | None]
+    Judge = Callable[[str, os.stat_result, str], str | None]
     Enters = Callable[[os.stat_result, int], bool]
 
 NAMES, NAME_LIMIT = 10, 200
@@ -61,7 +61,8 @@ class Walk:
     """A walk in a child of its own, which is given a few seconds in all.
 
     :param places: where it begins; one that is not there is passed over.
-    :param judge: says of a name, relative to the current directory, what is to be told of it.
+    :param judge: says of a name what is to be told of it; relative to the current directory, whose path comes
+        last.
     :param enters: whether a directory is of interest, which lies so many levels below the place.
     :param but: paths that are left out, with what is below.
     :param seconds: most that it may take.
@@ -182,7 +183,7 @@ class Walk:
                     continue
                 if info.st_dev != device or (self.but and f"{path}/{each.name}" in self.but):
                     continue
-                if (what := self.judge(each.name, info)) is not None:
+                if (what := self.judge(each.name, info, path)) is not None:
                     found.add(f"{what}{path}/{each.name}")
                 if stat.S_ISDIR(info.st_mode) and self.enters(info, depth):
                     below.append(each.name)
