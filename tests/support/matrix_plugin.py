@@ -131,7 +131,7 @@ def write(results: Results, place: Path) -> None:
     """Write the results and the document into a directory, as files of who owns the directory above."""
     from clsecure.verify.table import ALL_CHECKS
 
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     owner = place.parent.stat()
     model = (CHECKOUT / "docs" / "threat-model.md").read_text()
     texts = {
