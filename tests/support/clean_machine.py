@@ -32,6 +32,7 @@ _HELPER = {
     "uid_first": WORKER_UIDS.start, "uid_count": len(WORKER_UIDS),
     "range_first": 1_750_000_000 + _SLOT * (4 << 16), "range_count": 3,
 }  # fmt: skip
+_MARK = "CLSECURE_TEST_MACHINE"
 _ENTER = r"""
 set -eu
 root=$1 repository=$2 layers=$3 upper=$4
@@ -87,11 +88,14 @@ class Machine:
         whole = ["unshare", "-m", "--propagation", "private", "sh", "-c", _ENTER, "sh", *outside, *argv]
         environment = {
             "PATH": SYSTEM_PATH, "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
+            _MARK: str(self.place),
         }  # fmt: skip
-        done = subprocess.run(
-            whole, env=environment, capture_output=True, timeout=timeout,
-            **({"stdin": subprocess.DEVNULL} if input is None else {"input": input}),
-        )  # fmt: skip
+        given = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        try:
+            done = subprocess.run(whole, env=environment, capture_output=True, timeout=timeout, **given)
+        finally:
+            # Of root's: a gpg-agent of dnf's, which would keep all that is mounted here.
+            _end_marked(self.place)
         return Outcome(argv=argv, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
     def sh(self, script: str, *, timeout: float = 300) -> Outcome:
@@ -146,6 +150,14 @@ def add_person(machine: Machine) -> None:
         git init -q -b main sample && cd sample && echo hello >README.md
         git add . && git commit -q -m "A beginning"
     """).check()
+
+
+def _end_marked(place: Path) -> None:
+    wanted = f"{_MARK}={place}".encode()
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and wanted in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def end_all() -> None:
