@@ -165,7 +165,8 @@ def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
             process.kill()
             # What failed is kept.
             for account in person.worker_accounts():
-                person.clsecure("cleanup", "--yes", str(account["name"]))
+                if account["project"] == str(target.repository):
+                    person.clsecure("cleanup", "--yes", str(account["name"]))
     found = Outcome(argv=tuple(argv), returncode=process.returncode, stdout=stdout, stderr=stderr)
     judge(sabotage, found)
 
