@@ -329,13 +329,14 @@ BARRIER = (
         broken=replaced(
             Patch(
                 file=PODMAN,
-                old="            container = client.containers.create(plan.image_id",
+                old="            container = client.containers.create("
+                'plan.image_id.removeprefix("sha256:"), **arguments(plan))\n',
                 new="""            planned = plan.image_id.removeprefix("sha256:")
             base = client.containers.create(planned, ["true"])
             other = base.commit(repository="other", tag="one", author="somebody")
             base.remove()
             container = client.containers.create(other.id.removeprefix("sha256:"), **arguments(plan))
-            container = container or client.containers.create(plan.image_id""",
+""",
             )
         ),
     ),

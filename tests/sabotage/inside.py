@@ -7,6 +7,7 @@ broken where the host does not look, or the helper tells of it what should be: t
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,12 +91,12 @@ _CORES = """ulimit -c unlimited && mount -t tmpfs -o mode=755 tmpfs /mnt && mkdi
 cp -a /etc/sudoers.d/. /mnt/d && echo 'Defaults rlimit_core=infinity' >/mnt/d/zz && chmod 440 /mnt/d/zz &&
 mount --bind /mnt/d /etc/sudoers.d &&
 echo 'Set disable_coredump false' >/mnt/conf && mount --bind /mnt/conf /etc/sudo.conf"""
-AGENT = Path("/run/clsecure-sabotage-agent")
+AGENT = Path(f"/run/clsecure-sabotage-{os.getpid()}")
 
 
 @contextlib.contextmanager
-def with_keys(scene: Scene) -> Iterator[Person]:
-    """Have a socket of the user's, as ssh-agent makes one, and bind it into the view."""
+def keys(scene: Scene) -> Iterator[None]:
+    """Have a socket of the user's, as ssh-agent makes one."""
     AGENT.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(AGENT))
@@ -103,17 +104,23 @@ def with_keys(scene: Scene) -> Iterator[Person]:
             AGENT.chmod(0o777)
             listener.listen(16)
             scene.environ["SSH_AUTH_SOCK"] = str(AGENT)
-            broken = replaced(
-                in_view(
-                    f"""write_file(self.at("{AGENT}"), b"")""",
-                    f"""bind("{AGENT}", self.at("{AGENT}"), 0)""",
-                ),
-                unseen(str(AGENT)),
-            )
-            with broken(scene) as victim:
-                yield victim
+            yield
         finally:
             AGENT.unlink()
+
+
+@contextlib.contextmanager
+def with_keys(scene: Scene) -> Iterator[Person]:
+    """And bind it into the view."""
+    broken = replaced(
+        in_view(
+            f"""write_file(self.at("{AGENT}"), b"")""",
+            f"""bind("{AGENT}", self.at("{AGENT}"), 0)""",
+        ),
+        unseen(str(AGENT)),
+    )
+    with keys(scene), broken(scene) as victim:
+        yield victim
 
 
 INSIDE = (

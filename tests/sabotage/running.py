@@ -75,8 +75,10 @@ def with_program(scene: Scene) -> Iterator[Person]:
     scene.person.run(["cp", "/usr/bin/true", str(place / "versions" / "1.2.3")]).check()
     scene.person.run(["ln", "-sf", "versions/1.2.3", str(place / "claude")]).check()
     scene.environ["PATH"] = f"{place}:{scene.person.environment()['PATH']}"
-    yield scene.person
-    shutil.rmtree(place)
+    try:
+        yield scene.person
+    finally:
+        shutil.rmtree(place)
 
 
 @contextlib.contextmanager
@@ -95,8 +97,10 @@ def hooked(person: Person, repository: Path) -> Iterator[None]:
     hook = repository / ".git" / "hooks" / "post-checkout"
     hook.write_text("#!/bin/sh\n")
     hook.chmod(0o755)
-    yield
-    hook.unlink()
+    try:
+        yield
+    finally:
+        hook.unlink()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from clsecure.verify.running import RUNNING_CHECKS
+from clsecure.verify.userside import USER_CHECKS
+from tests.sabotage.inside import keys
+from tests.sabotage.running import with_program
 from tests.sabotage.table import SABOTAGE
 from tests.support.hostile import DEADLINE, LiveAgent, Target
 from tests.support.person import Outcome, Person
@@ -38,22 +42,56 @@ def ready(request: pytest.FixtureRequest, person: Person, mode: str) -> str:
 @pytest.mark.parametrize(
     ("options", "mode"),
     [
-        *(of_mode(mode, (), name="whole") for mode in GROUPS),
-        *(
-            of_mode("user", (f"--{network}-network",), name=f"{network} network")
-            for network in ("allow", "no")
-        ),
+        of_mode(mode, options, name=name)
+        for name, options in {
+            "as sessions are": ("--limit", "open_files=4096"),
+            "no network": ("--no-network",),
+            "full network": ("--allow-network",),
+        }.items()
+        for mode in GROUPS
     ],
 )
 def test_unbroken_every_check_of_a_mode_holds(
-    person: Person, ready: str, options: tuple[str, ...], record_property: Callable[[str, object], None]
+    person: Person,
+    ready: str,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    found = person.clsecure("verify", "--mode", ready, "--output", "json", *options)
-    checks = found.json()["checks"]
-    names = ("check_id", "status", "phase", "observed")
-    record_property("checks", [{**{name: each[name] for name in names}, "mode": ready} for each in checks])
-    assert [each for each in checks if each["status"] == "fail"] == []
+    scene = Scene(person=person, mode=ready, place=tmp_path)
+    with keys(scene):
+        found = person.clsecure("verify", "--mode", ready, "--output", "json", *options, env=scene.environ)
+    assert found.returncode in (0, 123), found
+    control(found.json()["checks"], ready, record_property)
     assert found.returncode == 0
+
+
+@pytest.mark.parametrize("mode", [of_mode(mode, name="a session") for mode in GROUPS])
+def test_unbroken_every_check_of_a_session_holds(
+    person: Person, ready: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    scene = Scene(person=person, mode=ready, place=tmp_path)
+    repository = person.repository(f"whole-{ready}")
+    with with_program(scene):
+        # The helper first looks at what runs after a second.
+        argv = Target(
+            person=person, mode=ready, repository=repository, options=("--agent", "claude", "--no-network")
+        ).argv(["sleep", "2"])
+        found = person.run(argv, cwd=repository, env=scene.environ)
+    checks = found.json()["verification"]["checks"]
+    control(checks, ready, record_property)
+    wanted = {check.check_id for check in (*RUNNING_CHECKS, *USER_CHECKS)}
+    # What the image brings along is none of the machine's.
+    of_image = {"agent-program-unchanged"} if ready == "container" else set()
+    assert wanted - of_image <= {each["check_id"] for each in checks}
+    assert found.returncode == 0
+
+
+def control(checks: list[dict[str, Any]], mode: str, record: Callable[[str, object], None]) -> None:
+    """Fail when a check did, and have the isolation matrix know how all of them stood."""
+    names = ("check_id", "status", "phase", "observed")
+    record("checks", [{**{name: each[name] for name in names}, "mode": mode} for each in checks])
+    assert [each for each in checks if each["status"] == "fail"] == []
 
 
 @pytest.mark.parametrize(
@@ -127,7 +165,8 @@ def test_a_session_that_is_broken_meanwhile_fails_exactly_its_check(
             process.kill()
             # What failed is kept.
             for account in person.worker_accounts():
-                person.clsecure("cleanup", "--yes", str(account["name"]))
+                if account["project"] == str(target.repository):
+                    person.clsecure("cleanup", "--yes", str(account["name"]))
     found = Outcome(argv=tuple(argv), returncode=process.returncode, stdout=stdout, stderr=stderr)
     judge(sabotage, found)
 

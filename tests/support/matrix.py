@@ -176,7 +176,7 @@ _LEGEND = """
 - **holds**: every test of it passed, so many.
 - **residual**: nothing is tried; what is not held is in the threat model under that number.
 - **not tried here**: its tests were skipped on this machine (the reasons are below), or left out of this run.
-- **not applicable**: there is no such attack in this mode.
+- **not applicable**: no test of it is one of this mode.
 
 The last columns: tests that are of no mode but of the tool itself, and what the threat model leaves open.
 """
@@ -225,9 +225,6 @@ def _stands(threat: Threat, tests: list[Tried], mode: str) -> str:
         return _outcome(of_mode)
     if not tests:
         return f"residual {' '.join(threat.residuals)}" if threat.residuals else "not tried here"
-    if any(test.mode == other for test in tests for other in MODES[:2]):
-        # What is tried in a mode of the machine's own files is tried in each.
-        return "not tried here"
     return "not applicable"
 
 

@@ -21,6 +21,7 @@ from tests.support.person import CHECKOUT, SYSTEM_PATH
 
 NAME = "isolation-matrix"
 _KEY = "isolation"
+_COLLECTOR = "isolation-matrix-collector"
 _NUMBER = re.compile(r"\d+(\.\d+)+\S*(?<![,;])")
 _PROGRAMS = {name: name for name in ("crun", "firejail", "git", "podman", "runsc", "sudo")} | {
     "docker": "dockerd"
@@ -32,14 +33,25 @@ _ITS_OWN = {"contained", "podman_image", "docker_host", "worker_image"}
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to collect, in the process that hears of all tests."""
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Collector(), "isolation-matrix-collector")
+        config.pluginmanager.register(_Collector(), _COLLECTOR)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each test's report say which threats it is about, and in which mode."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have each test's report say which threats it is about, and in which mode.
+
+    First, before some are left out: those are named as well.
+    """
+    known = {}
     for item in items:
         if found := threats_of(item.name):
-            item.user_properties.append((_KEY, {"threats": list(found), "mode": _mode(item)}))
+            about = {"threats": list(found), "mode": _mode(item)}
+            item.user_properties.append((_KEY, about))
+            known[_plain(item.nodeid)] = about
+    if hasattr(config, "workerinput"):
+        config.workeroutput[_KEY] = known
+    else:
+        config.pluginmanager.get_plugin(_COLLECTOR).known |= known
 
 
 def _mode(item: pytest.Item) -> str | None:
@@ -57,6 +69,7 @@ class _Collector:
     """Takes in reports, and writes what they come to at the end."""
 
     def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
         self.tried: dict[str, Tried] = {}
         self.looked: list[Looked] = []
         self.broken: list[Broken] = []
@@ -71,28 +84,42 @@ class _Collector:
             elif name == "sabotage" and report.when == "call" and not report.skipped:
                 self.broken.append(Broken(**value, noticed=report.passed))
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:  # xdist has no types
+        self.known |= getattr(node, "workeroutput", {}).get(_KEY, {})
+
     def _take_in(self, report: pytest.TestReport, value: dict[str, Any]) -> None:
-        known = self.tried.get(report.nodeid)
+        test = _plain(report.nodeid)
+        known = self.tried.get(test)
         if known is not None and (known.outcome == "failed" or report.passed):
             return
-        self.tried[report.nodeid] = Tried(
-            test=report.nodeid.rpartition("@")[0] or report.nodeid,
-            threats=tuple(value["threats"]),
-            mode=value["mode"],
-            outcome=report.outcome,
-            why=_reason(report) if report.skipped else "",
-        )
+        why = _reason(report) if report.skipped else ""
+        self.tried[test] = _tried(test, value, report.outcome, why)
 
     def pytest_sessionfinish(self) -> None:
         place = os.environ.get("CLSECURE_TEST_MATRIX")
         if place and (self.looked or any(test.mode for test in self.tried.values())):
+            left_out = {
+                test: _tried(test, about, "skipped", "left out of this run")
+                for test, about in self.known.items()
+            }
             results = Results(
                 versions=versions(),
-                tried=tuple(self.tried.values()),
+                tried=tuple((left_out | self.tried).values()),
                 looked=tuple(self.looked),
                 broken=tuple(self.broken),
             )
             write(results, Path(place))
+
+
+def _plain(test: str) -> str:
+    """Return a test's id without the group that xdist adds."""
+    name, mark, group = test.rpartition("@")
+    return name if mark and not set("]/:") & set(group) else test
+
+
+def _tried(test: str, about: dict[str, Any], outcome: str, why: str) -> Tried:
+    return Tried(test=test, threats=tuple(about["threats"]), mode=about["mode"], outcome=outcome, why=why)
 
 
 def _reason(report: pytest.TestReport) -> str:
@@ -104,7 +131,7 @@ def write(results: Results, place: Path) -> None:
     """Write the results and the document into a directory, as files of who owns the directory above."""
     from clsecure.verify.table import ALL_CHECKS
 
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     owner = place.parent.stat()
     model = (CHECKOUT / "docs" / "threat-model.md").read_text()
     texts = {

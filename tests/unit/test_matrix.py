@@ -14,6 +14,7 @@ from tests.support.matrix import Broken, Looked, Results, Tried, merged, rendere
 from tests.support.person import CHECKOUT
 
 MODEL = (CHECKOUT / "docs" / "threat-model.md").read_text()
+NO_SUCH = "not applicable"
 NOT_TRIED = "not tried here"
 SMALL = """
 ## The threats
@@ -76,11 +77,11 @@ def test_a_name_may_be_of_several_threats() -> None:
 @pytest.mark.parametrize(
     ("results", "cells"),
     [
-        ([tried("A1", "user"), tried("A1", "user", test="y")], ["holds (2)", NOT_TRIED]),
-        ([tried("A1", "user"), tried("A1", "user", "failed", test="y")], ["**FAILS** (1 of 2)", NOT_TRIED]),
+        ([tried("A1", "user"), tried("A1", "user", test="y")], ["holds (2)", NO_SUCH]),
+        ([tried("A1", "user"), tried("A1", "user", "failed", test="y")], ["**FAILS** (1 of 2)", NO_SUCH]),
         ([tried("A1", "user", "skipped", why="w"), tried("A1", "namespace")], [NOT_TRIED, "holds (1)"]),
-        ([tried("A1", None)], ["not applicable", "not applicable"]),
-        ([tried("A1", "container")], ["not applicable", "not applicable"]),
+        ([tried("A1", None)], [NO_SUCH, NO_SUCH]),
+        ([tried("A1", "container")], [NO_SUCH, NO_SUCH]),
         ([], [NOT_TRIED, NOT_TRIED]),
     ],
 )  # fmt: skip
@@ -152,6 +153,7 @@ def test_a_run_with_several_processes_writes_all_of_its_results(tmp_path: Path) 
         '@pytest.mark.xdist_group("hostile-container")\n'
         "def test_a4_x():\n    pytest.skip('not today')\n"
         "def test_b1_x():\n    pass\n"
+        "def test_b2_deselected():\n    pass\n"
         "def test_other(record_property):\n"
         "    record_property('checks', [dict(check_id='c', mode='user', status='pass', phase='start', "
         "observed='o')])\n"
@@ -172,6 +174,8 @@ def test_a_run_with_several_processes_writes_all_of_its_results(tmp_path: Path) 
             "--dist",
             "loadgroup",
             "-q",
+            "-k",
+            "not deselected",
         ],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "CLSECURE_TEST_MATRIX": str(tmp_path / "build"), "HOME": str(tmp_path)},
@@ -186,6 +190,7 @@ def test_a_run_with_several_processes_writes_all_of_its_results(tmp_path: Path) 
         (("A1", "A2"), "namespace", "failed", ""),
         (("A4",), "container", "skipped", "not today"),
         (("B1",), None, "passed", ""),
+        (("B2",), None, "skipped", "left out of this run"),
     }
     assert [each.status for each in results.looked] == ["pass"]
     assert [each.noticed for each in results.broken] == [False]
