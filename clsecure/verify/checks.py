@@ -17,7 +17,7 @@ EVERY_MODE = frozenset(IsolationMode)
 LOCAL = frozenset({IsolationMode.USER, IsolationMode.NAMESPACE})
 CONTAINER = frozenset({IsolationMode.CONTAINER})
 
-_SHOWN = 1000
+_SHOWN = 300
 
 Facts = TypeVar("Facts", contravariant=True)
 
