@@ -14,7 +14,7 @@ from clsecure.backends.api import ProcessFacts
 from clsecure.errors import AgentError
 from clsecure.machine.kernel import landlock_abi
 from clsecure.model import CheckResult, Engine, IsolationMode, Phase, SandboxSpec, Vantage
-from clsecure.verify.checks import EVERY_MODE, Area, Check, Observation
+from clsecure.verify.checks import EVERY_MODE, LOCAL, Area, Check, Observation
 from clsecure.verify.containers import CONTAINER_CHECKS, OWN_KERNEL
 from clsecure.verify.mounts import MOUNT_CHECKS
 from clsecure.verify.network import NETWORK_CHECKS, PACKET_FILTER
@@ -68,6 +68,8 @@ def _landlock(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
 
 def _namespaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     wanted = ["mnt", "pid", "net", "ipc", "uts"]
+    if spec.mode in LOCAL:
+        wanted.append("cgroup")
     # docker's daemon makes none: there the worker is an uid of the machine's, without any capability.
     if spec.mode is IsolationMode.NAMESPACE or _engine(spec) is Engine.PODMAN:
         wanted.append("user")

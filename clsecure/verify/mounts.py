@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from clsecure.backends.api import ProcessFacts
 from clsecure.backends.container.spec import DOCKER_SOCKET
-from clsecure.model import DockerAccess, SandboxSpec, Vantage
+from clsecure.model import DockerAccess, IsolationMode, SandboxSpec, Vantage
 from clsecure.verify.checks import LOCAL, Area, Check, Observation
 
 PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
@@ -41,6 +41,7 @@ class MountLine:
     target: str
     kind: str
     read_only: bool
+    options: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, line: str) -> MountLine:
@@ -53,6 +54,7 @@ class MountLine:
             target=fields[4],
             kind=right.split(" ")[0],
             read_only="ro" in fields[5].split(","),
+            options=frozenset(fields[5].split(",")),
         )
 
 
@@ -97,6 +99,14 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
         for line in effective.values()
         if not line.read_only and not below(line.target, [*writable, "/run/firejail"])
     ]
+    if spec.mode is IsolationMode.USER:
+        # firejail is set-uid itself, and lays its own mounts over these.
+        wrong += [
+            f"{line.target} is not {option}"
+            for line in effective.values()
+            for option in ("nosuid", "nodev")
+            if option not in line.options
+        ]
     return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
 
 

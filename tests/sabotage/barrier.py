@@ -142,6 +142,37 @@ BARRIER = (
     ),
     Sabotage(
         check_id="namespaces",
+        modes=LOCAL,
+        how="no namespace of control groups is made",
+        broken=replaced(Patch(file=MODES, old="CLONE_NEWUTS | CLONE_NEWCGROUP", new="CLONE_NEWUTS")),
+    ),
+    Sabotage(
+        check_id="mounts",
+        modes=USER,
+        how="set-uid programs and devices in the home count",
+        broken=replaced(
+            Patch(
+                file=VIEW,
+                old='bind(self.entry["home"], place, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)',
+                new='bind(self.entry["home"], place, 0)',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="mounts",
+        modes=USER,
+        how="set-uid programs of the system's count",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old="setuid_allowed = host_proc = groups_shown = False",
+                new="setuid_allowed = True\n    host_proc = groups_shown = False",
+            )
+        ),
+        perhaps={"root-unreachable": "they raise it then"},
+    ),
+    Sabotage(
+        check_id="namespaces",
         modes=USER,
         how="no IPC namespace is made",
         broken=replaced(Patch(file=MODES, old="CLONE_NEWNS | CLONE_NEWIPC |", new="CLONE_NEWNS |")),
