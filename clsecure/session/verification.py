@@ -212,7 +212,17 @@ class Verifier:
 
 def _fresh(spec: SandboxSpec) -> SandboxSpec:
     """Return what a sandbox is like in which nothing but the probe runs."""
-    return replace(spec, terminal=None, docker=DockerAccess.NONE, workspace=None, gateway_token=None)
+    return replace(
+        spec,
+        terminal=None,
+        docker=DockerAccess.NONE,
+        workspace=None,
+        gateway_token=None,
+        # It writes nothing, and must come up where the agent has filled the disk.
+        disk_reserve=False,
+        limits=replace(spec.limits, disk=None),
+        required_limits=spec.required_limits - {"disk"},
+    )
 
 
 def verify_session(

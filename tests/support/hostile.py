@@ -171,7 +171,9 @@ class Target:
         with process:
             try:
                 yield agent
-                agent.finish()
+                ended = agent.finish()
+                # A check that failed keeps the session, and the next test would be asked about it.
+                assert ended.returncode != 123, ended
             except BaseException:
                 process.kill()
                 process.wait(timeout=DEADLINE)
