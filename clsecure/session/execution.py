@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.api import RunningFacts
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
-from clsecure.errors import EXIT_TIME_LIMIT, HelperError
+from clsecure.errors import EXIT_TIME_LIMIT, HelperError, StateError
 from clsecure.model import (
     CheckStatus,
     DockerAccess,
@@ -31,6 +32,7 @@ from clsecure.session.own_engine import bring_along, engine_env, gateway_host
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
 from clsecure.session.verification import Verifier
+from clsecure.verify.checks import described
 
 log = logs.get("session")
 
@@ -168,6 +170,11 @@ class Execution:
         if not self._verifier.looked(facts, self._spec) and not self._broken:
             self._broken = True
             sandbox.kill()
+            # Now: whatever happens to this process, it counts.
+            place, failed = self._context.place, described(self._verifier.found.verification.failed)
+            record = place.read() or self._workspace.record
+            with contextlib.suppress(StateError):
+                place.write(record, failed_checks=(*record.failed_checks, *failed))
 
     def _access(self, port: int | None) -> GatewayAccess | None:
         if self._gateway is None or port is None:

@@ -87,7 +87,9 @@ def own_account(
         account = connection.lease(project=str(home), session=SESSION, create=True)
     except SessionBusyError as error:
         raise SessionBusyError(
-            "another 'clsecure info' is running", details=error.details, resolution="Wait until it is done"
+            "another 'clsecure info' or 'clsecure verify' is running",
+            details=error.details,
+            resolution="Wait until it is done",
         ) from error
     try:
         yield SandboxSpec(

@@ -124,7 +124,11 @@ class Verifier:
             self._inside_at_start(sandbox, spec)
 
     def _inside_at_start(self, sandbox: LocalSandbox, spec: SandboxSpec) -> tuple[CheckResult, ...]:
-        self._before = self._try(sandbox, spec)
+        try:
+            self._before = self._try(sandbox, spec)
+        except VerificationError as error:
+            self._take([unanswered(error, Phase.START)])
+            raise
         results = check_inside(self._before, spec, Phase.START)
         self._take(results)
         require(results)
