@@ -163,6 +163,8 @@ class LocalBackend:
     def __init__(self, mode: IsolationMode, connection: HelperConnection) -> None:
         self.mode = mode
         self._connection = connection
+        self.watch: Callable[[RunningFacts, SandboxSpec], bool] = lambda _facts, _spec: True
+        """Judges what runs in every sandbox; one that does not hold is ended."""
         self._container: ContainerFacts | None = None  # of the sandbox that comes up
 
     @contextmanager
@@ -254,6 +256,7 @@ class LocalBackend:
         sandbox = LocalSandbox(
             self._connection, report, received, plain=spec.is_gvisor, container=self._container
         )
+        sandbox.looked = lambda facts: None if self.watch(facts, spec) else sandbox.kill()
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
         if lacking:
             sandbox.close()

@@ -59,7 +59,9 @@ def has_hook(top: Path) -> bool:
 
 
 def is_needed(record: SessionRecord, level: CleanupLevel) -> bool:
-    """Tell whether there is anything to open a sandbox for."""
+    """Tell whether there is anything to open a sandbox for, and one that can be trusted to hold it."""
+    if record.failed_checks:
+        return False
     return record.workspace is not None and (record.cleanup_hook or _stands_in(record, level))
 
 

@@ -123,6 +123,8 @@ class PrivateCopy:
             status=SessionStatus.RUNNING,
             unimported=None,
             verified=False,
+            # Of a run whose end nobody looked at, what was before it still counts.
+            user_state=None if record.verified else record.user_state,
             updated=time.time(),
         )
         if record.failed_checks:

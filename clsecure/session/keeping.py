@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from clsecure.audit.envelope import Sealed
 
 log = logs.get("record")
+
+_MOST = 4 << 20
+"""Bytes of a predicate; its envelope takes a third more, and what reads it stops at 16 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ def keep(
     from clsecure.audit.records import Records
 
     said["event_log"] = _event_log(place, warn)
+    _fit(said)
     sealed = envelope.seal(envelope.statement(subject, said), KeyPair(options.state).signer())
     if options.ssh_key is not None:
         _sign_by_ssh(sealed, options, warn)
@@ -65,6 +70,22 @@ def keep(
     log.info("record_written", path=made.path, sha256=made.sha256)
     place.run_file.unlink(missing_ok=True)
     return made
+
+
+def _fit(said: dict[str, Any]) -> None:
+    """Cut long lists until a record can be read again: names in them are the agent's, of any length."""
+    units = said.get("work", {}).get("units", []) if isinstance(said.get("work"), dict) else []
+    lists = [(said, "findings"), (said, "warnings"), (said, "timeline")]
+    lists += [(said["work"], "refused")] if units else []
+    lists += [(unit, key) for unit in units for key in ("files", "commits", "other_refs")]
+    while len(json.dumps(said)) > _MOST:
+        # The longest first, by half.
+        holder, key = max(lists, key=lambda place: len(json.dumps(place[0].get(place[1]))))
+        found = holder.get(key)
+        if not isinstance(found, list) or not found:
+            return
+        holder[key] = found[: len(found) // 2]
+        said["cut"] = True
 
 
 def leave_note(

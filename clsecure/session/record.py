@@ -164,6 +164,7 @@ def record_late(
         if verification is not None:
             known["verification"] = recorded.said(recorded.verification_of(verification))
         checks = known.setdefault("verification", recorded.verification_of(Verification()))
+        checks["failed_before"] = list(record.failed_checks)
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported
         if imported is not None or not subject:

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from clsecure.session.limits import LimitResult
     from clsecure.session.setup import SetupWork
     from clsecure.verify.userside import UserSide
-    from clsecure.verify.userstate import UserState
 
 log = logs.get("session")
 
@@ -92,7 +91,6 @@ class SessionRunner:
         )
         self.workspace: Workspace | None = None
         self.setup: tuple[SetupStep, ...] = ()
-        self._before: UserState | None = None
 
     def run(self) -> SessionResult:
         """Go the whole way.
@@ -130,6 +128,7 @@ class SessionRunner:
             verifier.prepare()
             copy = PrivateCopy(context, backend, spec)
             self.workspace = workspace = copy.ready()
+            self.workspace = workspace = self._noted(workspace)
             agents_spec = replace(
                 spec,
                 listener=gateway is not None,
@@ -170,8 +169,13 @@ class SessionRunner:
             egress = _traffic(context, network, gateway) if gateway is not None else None
             if full is not None and full.ended:
                 context.warn(f"{full.connector} ended before the session did: nothing went out after that")
+                again = stack.enter_context(_full_network())
+                agents_spec = replace(agents_spec, network_namespace=again.namespace)
             record = context.place.write(
-                workspace.record, exit_code=status, updated=time.time(), user_state=self._before
+                workspace.record,
+                exit_code=status,
+                updated=time.time(),
+                failed_checks=_all_failed(workspace.record, verifier),
             )
             record, verification = self._verify(verifier, agents_spec, record)
             if record.failed_checks:
@@ -383,28 +387,36 @@ class SessionRunner:
                     workspace=Path(record.workspace or NO_WORKSPACE).name,
                     user_side=partial(self._user_side, spec, record),
                 )
-        except ClsecureError:
-            self._wait(record)
+        except BaseException as error:
+            # What failed until then counts, whoever looks the next time.
+            with contextlib.suppress(StateError):
+                record = self.context.place.write(record, failed_checks=_all_failed(record, verifier))
+            if isinstance(error, ClsecureError | OSError):
+                self._wait(record)
             raise
         verification = verifier.found.verification
         record = self.context.place.write(
             record,
             verified=not verification.failed,
-            failed_checks=tuple(dict.fromkeys((*record.failed_checks, *described(verification.failed)))),
+            failed_checks=_all_failed(record, verifier),
             updated=time.time(),
         )
         return record, verification
 
     def _meanwhile(self, recorder: Recorder, spec: SandboxSpec, workspace: Workspace) -> None:
-        """While the sandbox comes up: note how things stand, begin the record, import what the end needs."""
+        """While the sandbox comes up: begin the record, import what the end needs."""
         import clsecure.session.finish
         import clsecure.session.traffic  # noqa: F401
+
+        recorder.begin(spec, workspace.record, resumed=workspace.resumed)
+
+    def _noted(self, workspace: Workspace) -> Workspace:
+        """Note how the user's side stands before anything of the repository's runs inside."""
         from clsecure.verify.userstate import user_state
 
         context = self.context
-        self._before = user_state(context.repository, context.around.home)
-        record = context.place.write(workspace.record, user_state=self._before)
-        recorder.begin(spec, record, resumed=workspace.resumed)
+        state = workspace.record.user_state or user_state(context.repository, context.around.home)
+        return replace(workspace, record=context.place.write(workspace.record, user_state=state))
 
     def _user_side(self, spec: SandboxSpec, record: SessionRecord) -> UserSide:
         from clsecure.verify.userside import look
@@ -499,6 +511,11 @@ class SessionRunner:
             kept=finished.kept,
             warnings=tuple(context.warnings),
         )
+
+
+def _all_failed(record: SessionRecord, verifier: Verifier) -> tuple[str, ...]:
+    """Return what failed in earlier runs and in this one, a line each."""
+    return tuple(dict.fromkeys((*record.failed_checks, *described(verifier.found.verification.failed))))
 
 
 def _traffic(context: Context, network: Arrangement, gateway: Gateway) -> EgressResult:

@@ -37,7 +37,8 @@ from clsecure.errors import SessionBusyError, SessionNotFoundError, StateError
 from clsecure.verify.userstate import UserState
 
 DEFAULT_SESSION = "default"
-_RECORD_LIMIT = 256 * 1024
+_RECORD_LIMIT = 1 << 20
+_MOST_FAILED = 100
 
 
 class SessionStatus(StrEnum):
@@ -301,6 +302,8 @@ class SessionDirectory:
     def write(self, record: SessionRecord, **changes: object) -> SessionRecord:
         """Replace the state, whole or not at all; return it."""
         record = replace(record, **changes) if changes else record  # type: ignore[arg-type]
+        if len(record.failed_checks) > _MOST_FAILED:
+            record = replace(record, failed_checks=(*record.failed_checks[: _MOST_FAILED - 1], "and more"))
         temporary = self.path / "session.json.new"
         try:
             fd = os.open(

@@ -13,7 +13,7 @@ from clsecure.verify.checks import EVERY_MODE, Area, Check, Observation
 PACKET_FILTER = "network-filter"
 _UNSEEN = "it was not looked at"
 # The kernel makes these in every network namespace when their modules are loaded: down, and without a route.
-_FALLBACK = frozenset(
+FALLBACK = frozenset(
     {"tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
 )
 _REFUSES = re.compile(r"ip6? daddr \{ ([^{}]*) \} reject with \S.*")
@@ -38,7 +38,7 @@ def _interfaces(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     found = facts.network
     if found is None:
         return Observation.equal(expected, _UNSEEN)
-    others = sorted(set(found.interfaces) - _FALLBACK - {"lo"})
+    others = sorted(set(found.interfaces) - FALLBACK - {"lo"})
     routes = sorted(set(found.routes) - {"lo"})
     observed = f"{', '.join(found.interfaces)}; routes: {', '.join(routes) or 'none'}"
     right = len(others) == 1 and routes == others if has_way else not others and not routes

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from clsecure.model import Mount, NetworkPolicy, SandboxSpec
 from clsecure.verify.bait import METADATA, PRIVATE
 from clsecure.verify.checks import Observation
+from clsecure.verify.network import FALLBACK
 from clsecure.verify.tried import Tried
 from clsecure.verify.words import errors, names, untried
 
@@ -117,7 +118,7 @@ def no_route(tried: Tried, _spec: SandboxSpec) -> Observation:
     observed = (
         f"IPv4: {inside.routes.get('IPv4') or 'there is a way'}; interfaces: {names(inside.interfaces)}"
     )
-    if inside.routes.get("IPv4") is None or not set(inside.interfaces) <= {"lo"}:
+    if inside.routes.get("IPv4") is None or not set(inside.interfaces) - FALLBACK <= {"lo"}:
         return Observation(expected=expected, observed=observed, holds=False)
     if outside.routes.get("IPv4") is not None and set(outside.interfaces) <= {"lo"}:
         return untried(expected, "this machine has no way out itself")

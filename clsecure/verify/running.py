@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from clsecure.backends.api import Place, RunningFacts, RunningKind
-from clsecure.model import CheckResult, IsolationMode, Phase, SandboxSpec, Vantage
+from clsecure.model import CheckResult, DockerAccess, IsolationMode, Phase, SandboxSpec, Vantage
 from clsecure.verify.checks import EVERY_MODE, LOCAL, Area, Check, Observation
 
 _NONE = "0000000000000000"
@@ -82,8 +82,13 @@ def _namespaces(facts: RunningFacts, _spec: SandboxSpec) -> Observation:
     return _all(facts, (Place.INSIDE, Place.ENGINE, Place.SIDECAR), wrong)
 
 
-def _outside(facts: RunningFacts, _spec: SandboxSpec) -> Observation:
-    return _all(facts, (Place.OUTSIDE,), lambda _: True)
+def _outside(facts: RunningFacts, spec: SandboxSpec) -> Observation:
+    def wrong(kind: RunningKind) -> bool:
+        # A container of the machine's docker may run as the worker, in a PID namespace of its own.
+        lent = spec.docker is DockerAccess.HOST
+        return not lent or _is_hosts(kind, "pid", facts)
+
+    return _all(facts, (Place.OUTSIDE,), wrong)
 
 
 def _is_hosts(kind: RunningKind, name: str, facts: RunningFacts) -> bool:

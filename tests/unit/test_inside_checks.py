@@ -274,3 +274,28 @@ def test_what_differs_from_the_start_is_a_finding_that_names_it(change) -> None:
     result = differences(tried(), report(**{**change, **listening}), port=5151)
     assert result.status is CheckStatus.FAIL
     assert next(iter(change)) in result.observed
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        # A module was loaded meanwhile: the kernel makes its device in every namespace.
+        ({}, {"interfaces": ["lo", "tunl0", "sit0"]}),
+        # With a full network: another Wi-Fi, and what is refused is refused otherwise.
+        (
+            {"interfaces": ["lo", "tap0"], "connected": {**INSIDE["connected"], SERVICE: "ECONNREFUSED"}},
+            {"interfaces": ["lo", "tap0"], "connected": {**INSIDE["connected"], SERVICE: "EHOSTUNREACH"}},
+        ),
+        ({}, {"limits": {**INSIDE["limits"], "NPROC": 77}}),
+    ],
+    ids=["fallback devices", "another network", "limit of processes"],
+)
+def test_what_the_machine_changes_by_itself_is_no_difference(then, now) -> None:
+    result = differences(tried(then), report(listening=[5151], **now), port=5151)
+    assert result.status is CheckStatus.PASS, result.observed
+
+
+def test_devices_that_the_kernel_makes_everywhere_are_no_way_out() -> None:
+    subject = tried({"interfaces": ["lo", "tunl0", "ip6tnl0"]})
+    (found,) = [r for r in check_inside(subject, subject.spec, Phase.START) if r.check_id == "no-route"]
+    assert found.status is CheckStatus.PASS

@@ -12,6 +12,7 @@ from clsecure.backends.api import Place, RunningFacts, RunningKind
 from clsecure.model import (
     CheckStatus,
     ContainerSpec,
+    DockerAccess,
     Engine,
     IsolationMode,
     Phase,
@@ -170,3 +171,13 @@ def test_of_gvisors_own_processes_only_what_holds_for_them_is_judged() -> None:
     assert len(results) == len(RUNNING_CHECKS)
     assert {result.status for result in results} == {CheckStatus.SKIP}, "nothing seen is nothing shown"
     assert failed(GVISOR, kind(Place.ENGINE, NoNewPrivs="0")).keys() == {"no-new-privileges"}
+
+
+def test_a_container_of_the_lent_docker_may_run_as_the_worker() -> None:
+    """``docker run --user`` with the worker's number: it has a PID namespace of its own."""
+    stray = kind(Place.OUTSIDE)
+    lent = dataclasses.replace(USER, docker=DockerAccess.HOST)
+    assert failed(lent, kind(), stray) == {}
+    assert set(failed(USER, kind(), stray)) == {"outside"}
+    beside = kind(Place.OUTSIDE, spaces={**OTHER, "pid": "host"})
+    assert set(failed(lent, kind(), beside)) == {"outside"}

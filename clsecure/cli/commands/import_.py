@@ -15,6 +15,7 @@ from clsecure.installation import require_installation
 from clsecure.settings.values import OutputFormat
 
 if TYPE_CHECKING:
+    from clsecure.model import Verification
     from clsecure.session.kept import KeptSession
     from clsecure.session.ui import Ui
 
@@ -40,6 +41,8 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     ) as held:
         kept, verification = held.verified()
         record = kept.record
+        if verification is not None and verification.failed:
+            _write_down(kept, verification, invocation, ui)
         if options.anyway:
             _insist(kept, ui)
         else:
@@ -89,6 +92,21 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             }
         )
     return 0
+
+
+def _write_down(kept: KeptSession, verification: Verification, invocation: Invocation, ui: Ui) -> None:
+    """Have a record that says why a session that was cut short is refused."""
+    from clsecure.cli.recording import record_options
+    from clsecure.session.record import record_late
+
+    record_late(
+        kept.finish.place,
+        kept.record,
+        record_options(invocation.layers),
+        finished=None,
+        verification=verification,
+        warn=ui.warn,
+    )
 
 
 def _insist(kept: KeptSession, ui: Ui) -> None:
