@@ -144,6 +144,11 @@ def test_c5_a_group_that_the_worker_was_given_meanwhile_is_not_there(person, tar
         assert attack.said.splitlines()[0].split() == [target.number_inside]
         assert "Permission denied" in attack.said, "the file is there"
         assert secret not in attack.outcome.errors + attack.outcome.text
+        # And it is not passed over: what somebody gave the account is found at the end.
+        failed = [c["check_id"] for c in attack.result["verification"]["checks"] if c["status"] == "fail"]
+        assert (attack.outcome.returncode, failed) == (123, ["group-membership"])
     finally:
         subprocess.run(["gpasswd", "--delete", worker, group], check=False, capture_output=True)
         subprocess.run(["groupdel", group], check=False, capture_output=True)
+        # The next test with this target is to find nothing kept.
+        person.clsecure("cleanup", worker, "--yes").check()
