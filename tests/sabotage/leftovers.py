@@ -12,9 +12,15 @@ import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.person import Person
+from tests.support.person import CHECKOUT, Person
 from tests.support.sabotage import CONTAINER, EVERY, LOCAL, SANDBOX, USER, Patch, Sabotage, Scene, replaced
 from tests.support.shared_setup import STATE
+
+_EMPTY = f"""
+mount -t tmpfs -o mode=1777 tmpfs /var/tmp && mount --rbind {CHECKOUT} /mnt &&
+mount -t tmpfs -o mode=1777 tmpfs /tmp && mkdir -p {CHECKOUT} && mount --rbind /mnt {CHECKOUT}
+"""
+"""Temporary directories with nothing in them, but for a checkout that lies in one."""
 
 # A way out that leads nowhere: a full network is connected to what looks like one.
 _NETWORK = """ip link set lo up && ip link add cst0 type veth peer name cst1 && ip link set cst0 up &&
@@ -165,7 +171,7 @@ LEFT = (
         broken=replaced(
             at_the_end(*file("/var/tmp/left", 0o600)),
             # Also /tmp: there may be more in it than is looked at in time.
-            first="mount -t tmpfs -o mode=1777 tmpfs /var/tmp && mount -t tmpfs -o mode=1777 tmpfs /tmp",
+            first=_EMPTY,
         ),
     ),
     Sabotage(
