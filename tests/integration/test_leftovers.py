@@ -69,7 +69,7 @@ def looked(
     helper: RawHelper, worker: Worker, mode: IsolationMode = IsolationMode.CONTAINER
 ) -> dict[str, CheckResult]:
     """Have the helper look, and judge; return what does not hold."""
-    facts = Leftovers.parse(helper.ask({"verb": "inspect", "rules": True}))
+    facts = Leftovers.parse(helper.ask({"verb": "inspect", "rules": True, "workspace": "work"}))
     image = WorkerImage(name="worker", image_id=f"sha256:{'0' * 64}")
     spec = SandboxSpec(
         mode=mode,
