@@ -35,4 +35,5 @@ def test_the_benchmark_measures_every_case(tmp_path):
     assert all(measured[name]["gbit_s"] > 0 for name in through if name.startswith(network.BULK))
     of_the_gateway = len(network.FIRSTS) + 1 + len(network.TUNNELS)
     of_sessions = 4 * len(cases.MODES) + len(containers.FLOORS)
-    assert len(document["goals"]) == len(cases.QUICK) + of_sessions + of_the_gateway
+    of_the_checks = 2 * 2  # before and after the agent, in seconds and to firejail
+    assert len(document["goals"]) == len(cases.QUICK) + of_sessions + of_the_gateway + of_the_checks
