@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from clsecure.model import CheckResult, CheckStatus, Phase, Verification
+from clsecure.session.store import SessionRecord
+from clsecure.verify.checks import described
 
 
 class Checks:
@@ -24,3 +26,8 @@ class Checks:
     def verification(self) -> Verification:
         """How it stands."""
         return Verification(checks=tuple(self._found.values()))
+
+
+def all_failed(record: SessionRecord, verification: Verification) -> tuple[str, ...]:
+    """Return what failed in earlier runs and in this one, a line each."""
+    return tuple(dict.fromkeys((*record.failed_checks, *described(verification.failed))))

@@ -23,6 +23,7 @@ from clsecure.model import (
     Vantage,
 )
 from clsecure.session import limits
+from clsecure.session.checks import all_failed
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.dependencies import agents_env, agents_path
@@ -32,7 +33,6 @@ from clsecure.session.own_engine import bring_along, engine_env, gateway_host
 from clsecure.session.portable import late_path, mounted_path
 from clsecure.session.relay import PipeRelay, relay_terminal
 from clsecure.session.verification import Verifier
-from clsecure.verify.checks import described
 
 log = logs.get("session")
 
@@ -171,10 +171,10 @@ class Execution:
             self._broken = True
             sandbox.kill()
             # Now: whatever happens to this process, it counts.
-            place, failed = self._context.place, described(self._verifier.found.verification.failed)
+            place = self._context.place
             record = place.read() or self._workspace.record
             with contextlib.suppress(StateError):
-                place.write(record, failed_checks=(*record.failed_checks, *failed))
+                place.write(record, failed_checks=all_failed(record, self._verifier.found.verification))
 
     def _access(self, port: int | None) -> GatewayAccess | None:
         if self._gateway is None or port is None:

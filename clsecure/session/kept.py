@@ -16,11 +16,11 @@ from clsecure.installation import Installation
 from clsecure.model import Verification
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
+from clsecure.session.checks import all_failed
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
 from clsecure.session.store import SessionRecord, Store
 from clsecure.session.ui import Ui
-from clsecure.verify.checks import described
 from clsecure.workspace.repository import discover
 from clsecure.workspace.state_file import load
 
@@ -49,7 +49,10 @@ class KeptSession:
         found = self.verify()
         place = self.finish.place
         record = place.write(
-            self.record, verified=not found.failed, failed_checks=described(found.failed), updated=time.time()
+            self.record,
+            verified=not found.failed,
+            failed_checks=all_failed(self.record, found),
+            updated=time.time(),
         )
         return replace(self, record=record), found
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure import logs
@@ -33,6 +32,7 @@ from clsecure.model import (
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
+from clsecure.session.checks import all_failed
 from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
@@ -51,8 +51,7 @@ from clsecure.session.result import (
 )
 from clsecure.session.store import SessionRecord, SessionStatus
 from clsecure.session.ui import Ui
-from clsecure.session.verification import NO_WORKSPACE, Place, Verifier
-from clsecure.verify.checks import described
+from clsecure.session.verification import Place, Verifier, workspace_name
 from clsecure.workspace.repository import Repository
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ class SessionRunner:
                 workspace.record,
                 exit_code=status,
                 updated=time.time(),
-                failed_checks=_all_failed(workspace.record, verifier),
+                failed_checks=all_failed(workspace.record, verifier.found.verification),
             )
             record, verification = self._verify(verifier, agents_spec, record)
             if record.failed_checks:
@@ -384,13 +383,15 @@ class SessionRunner:
             with self.context.clock.phase("verify_end"), self.context.ui.phase("verifying the isolation"):
                 verifier.end(
                     spec,
-                    workspace=Path(record.workspace or NO_WORKSPACE).name,
+                    workspace=workspace_name(record),
                     user_side=partial(self._user_side, spec, record),
                 )
         except BaseException as error:
             # What failed until then counts, whoever looks the next time.
             with contextlib.suppress(StateError):
-                record = self.context.place.write(record, failed_checks=_all_failed(record, verifier))
+                record = self.context.place.write(
+                    record, failed_checks=all_failed(record, verifier.found.verification)
+                )
             if isinstance(error, ClsecureError | OSError):
                 self._wait(record)
             raise
@@ -398,7 +399,7 @@ class SessionRunner:
         record = self.context.place.write(
             record,
             verified=not verification.failed,
-            failed_checks=_all_failed(record, verifier),
+            failed_checks=all_failed(record, verifier.found.verification),
             updated=time.time(),
         )
         return record, verification
@@ -511,11 +512,6 @@ class SessionRunner:
             kept=finished.kept,
             warnings=tuple(context.warnings),
         )
-
-
-def _all_failed(record: SessionRecord, verifier: Verifier) -> tuple[str, ...]:
-    """Return what failed in earlier runs and in this one, a line each."""
-    return tuple(dict.fromkeys((*record.failed_checks, *described(verifier.found.verification.failed))))
 
 
 def _traffic(context: Context, network: Arrangement, gateway: Gateway) -> EgressResult:

@@ -232,6 +232,11 @@ def _fresh(spec: SandboxSpec) -> SandboxSpec:
     )
 
 
+def workspace_name(record: SessionRecord) -> str:
+    """Return the name of the directory in the worker's home that the work comes home from."""
+    return Path(record.workspace or NO_WORKSPACE).name
+
+
 def verify_session(
     record: SessionRecord, repository: Repository, verifier: Verifier, spec: SandboxSpec
 ) -> Verification:
@@ -240,9 +245,10 @@ def verify_session(
     :param spec: as the session is recorded; see :func:`.boxes.verifiable`.
     """
     with verifiable(record, spec) as whole:
-        name = Path(record.workspace or NO_WORKSPACE).name
         verifier.end(
-            whole, workspace=name, user_side=partial(look, repository, Path.home(), whole, record.user_state)
+            whole,
+            workspace=workspace_name(record),
+            user_side=partial(look, repository, Path.home(), whole, record.user_state),
         )
     return verifier.found.verification
 

@@ -47,6 +47,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             _insist(kept, ui)
         else:
             kept.require_verified()
+        anyway = options.anyway and bool(record.failed_checks)
         decision = Decision(
             on_finish=OnFinish.IMPORT,
             branch=options.branch
@@ -65,7 +66,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             record_options(invocation.layers),
             finished=finished,
             git_dir=kept.finish.start.top.source_git_dir,
-            import_anyway=options.anyway and bool(record.failed_checks),
+            import_anyway=anyway,
             verification=verification,
             warn=ui.warn,
         )
@@ -79,7 +80,6 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             session=record.session,
             what=finished.imported,
         )
-    anyway = options.anyway and bool(record.failed_checks)
     if invocation.output is OutputFormat.JSON:
         render.write_json(
             {
