@@ -45,11 +45,15 @@ def assert_removed(account: dict[str, Any]) -> None:
     assert not sweep.processes_of(uid)
 
 
-def owned(uid: int) -> list[str]:
-    """Files of a uid on the machine's own file system, in the places where anybody but root may write."""
+def owned(uid: int, since: Path) -> list[str]:
+    """Files of a uid on the machine's own file system, in the places where anybody but root may write.
+
+    Those that are younger than a file: what an earlier run left in its own directories is not this one's.
+    """
     places = ("/tmp", "/var", "/home", "/run", "/dev/shm", "/srv", "/opt")
+    wanted = ["-uid", str(uid), "-cnewer", str(since)]
     found = subprocess.run(
-        ["find", *places, "-path", "/var/lib/docker", "-prune", "-o", "-uid", str(uid), "-print"],
+        ["find", *places, "-path", "/var/lib/docker", "-prune", "-o", *wanted, "-print"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -144,8 +148,10 @@ def test_e4_removal_while_busy(mine):
     assert_removed(account)
 
 
-def test_e5_no_orphan_files_and_no_uid_twice(mine):
+def test_e5_no_orphan_files_and_no_uid_twice(mine, tmp_path):
     """The agent writes wherever it may, all over the machine; then its worker is removed and made again."""
+    start = tmp_path / "start"
+    start.touch()
     said = mine.attack(
         """
         for d in /tmp /var/tmp /dev/shm /run/lock /run/user/$(id -u) /run /var /opt /srv /home /dev /mnt; do
@@ -156,10 +162,10 @@ def test_e5_no_orphan_files_and_no_uid_twice(mine):
     ).said
     assert "wrote in /tmp" in said, "nothing was attacked"
     account = mine.account()
-    assert [path for path in owned(account["uid"]) if not path.startswith(account["home"])] == []
+    assert [path for path in owned(account["uid"], start) if not path.startswith(account["home"])] == []
     cleanup(mine).check()
     assert_removed(account)
-    assert owned(account["uid"]) == []
+    assert owned(account["uid"], start) == []
     mine.attack("true", finish="keep")
     again = mine.account()
     assert again["uid"] > account["uid"]

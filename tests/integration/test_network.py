@@ -227,6 +227,9 @@ def test_a_host_is_opened_in_a_running_session_watched_and_learnt_from(target: T
             agent.wait_for("tried")
             assert site.seen == []
             with watching(target) as watch:
+                assert watch.stderr is not None
+                # It looks on from here; later, it could find the session ended.
+                assert watch.stderr.readline().startswith(b"network allowlist; allowed hosts: ")
                 allowed = (
                     network(target, "allow", f"localhost:{site.port}", "--output", "json").check().json()
                 )
@@ -241,7 +244,6 @@ def test_a_host_is_opened_in_a_running_session_watched_and_learnt_from(target: T
                 outcome = agent.finish()
                 lines, errors = watch.communicate(timeout=DEADLINE)
             assert watch.returncode == 0, errors
-            assert errors.startswith(b"network allowlist; allowed hosts: ")
         assert [path for path, _ in site.seen] == ["/x"]
     assert f"blocked: {ALIAS}:{site.port} {X}1" in outcome.errors
     shown = [line.split(maxsplit=1)[1] for line in lines.decode().splitlines()]

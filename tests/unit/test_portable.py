@@ -543,6 +543,9 @@ def test_a_copys_git_that_knows_nothing_of_it_any_more(start, top, tmp_path):
     (session.workspace / ".git/info/attributes").unlink()
     (session.workspace / ".git/config").write_text("[core]\n\trepositoryformatversion = 0\n")
     (session.workspace / ".git/clsecure-portable.json").write_text("{")
+    for name in (".mcp.json", ".claude/settings.json"):
+        # Else its index says that they are as they were, and git doesn't look into them.
+        os.utime(session.workspace / name, (0, 0))
     assert status_inside(session) == {b" M .mcp.json", b" M .claude/settings.json"}
     # What is not committed is taken back by rules that the agent never held.
     assert branch_of(session, tmp_path, top) is None
