@@ -25,7 +25,9 @@ from clsecure.cli.options import (
 )
 from clsecure.cli.parser import build_parser
 from clsecure.model import Credentials, Engine, IsolationMode, OnFinish
-from clsecure.settings.values import AUTO, PRESETS, OutputFormat
+from clsecure.settings.values.isolation import AUTO
+from clsecure.settings.values.output import OutputFormat
+from clsecure.settings.values.reach import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "clsecure.1"

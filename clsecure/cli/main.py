@@ -17,9 +17,10 @@ from clsecure.cli.parser import parse, wants_json
 from clsecure.cli.screen import Screen, wants_colour
 from clsecure.errors import EXIT_FAILURE, ClsecureError, UsageError
 from clsecure.interrupts import EndedBySignal
-from clsecure.settings import values
 from clsecure.settings.sources import Layers, gather
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values import output
+from clsecure.settings.values.output import OutputFormat
+from clsecure.settings.values.words import boolean
 
 EXIT_INTERRUPTED = 130
 
@@ -95,8 +96,8 @@ def _prepare(invocation: Invocation) -> Invocation:
     return dataclasses.replace(
         invocation,
         layers=layers,
-        output=_said(layers, "output", values.output, OutputFormat.HUMAN),
-        verbose=_said(layers, "verbose", values.boolean, False),  # noqa: FBT003
+        output=_said(layers, "output", output.output, OutputFormat.HUMAN),
+        verbose=_said(layers, "verbose", boolean, False),  # noqa: FBT003
     )
 
 

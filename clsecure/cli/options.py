@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from clsecure.settings import values
 from clsecure.settings.sources import Entry, Layers
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values import (
+    amounts,
+    durations,
+    isolation,
+    names,
+    output,
+    paths,
+    reach,
+    services,
+    work,
+)
+from clsecure.settings.values.output import OutputFormat
 
 
 class Verb(StrEnum):
@@ -398,15 +408,15 @@ _ANYWHERE = Path("/")
 
 def _mount(text: str) -> object:
     # Relative sources and ~ are settled later, from the directory of the call; any will do to check the form.
-    return values.mount(text, relative_to=_ANYWHERE, home=_ANYWHERE)
+    return paths.mount(text, relative_to=_ANYWHERE, home=_ANYWHERE)
 
 
 def _allowed(text: str) -> object:
-    return values.allow_domains(text, where="")
+    return reach.allow_domains(text, where="")
 
 
 def _denied(text: str) -> object:
-    return values.deny_domains(text, where="")
+    return reach.deny_domains(text, where="")
 
 
 def _user(text: str) -> str:
@@ -428,14 +438,14 @@ def _file(text: str) -> str:
 
 
 OPTIONS = (
-    Option(flags=("--session", "-s"), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.session,
+    Option(flags=("--session", "-s"), verbs=_PLAN, group=_SESSION, metavar="NAME", check=names.session,
            key="session", help="one of several environments of this project"),
-    Option(flags=("--agent",), verbs=_PLAN, group=_SESSION, metavar="NAME", check=values.agent,
+    Option(flags=("--agent",), verbs=_PLAN, group=_SESSION, metavar="NAME", check=names.agent,
            key="agent", help="the agent to run: claude, demo, or one of your settings"),
     Option(flags=("--shell",), verbs=_RUN, group=_SESSION, help="a shell instead of the agent"),
     Option(flags=("--resume",), verbs=_RUN, group=_SESSION, help="go on with the kept session"),
     Option(flags=("--fresh",), verbs=_RUN, group=_SESSION, help="start anew; the kept session is removed"),
-    Option(flags=("--provider",), verbs=_NETWORK, group=_SESSION, metavar="NAME", check=values.provider,
+    Option(flags=("--provider",), verbs=_NETWORK, group=_SESSION, metavar="NAME", check=names.provider,
            key="provider", help="who serves the model: anthropic (default), kimi, or one of your settings"),
     Option(flags=("--install-deps",), verbs=_PLAN, group=_SESSION, key="install_dependencies",
            help="install what the repository's lock files name, inside"),
@@ -445,30 +455,31 @@ OPTIONS = (
            help="the whole history instead of 50 commits"),
     Option(flags=("--dry-run",), verbs=_RUN, group=_SESSION, help="print the plan and do nothing"),
     Option(flags=("--mode",), verbs=_BOX, group=_SANDBOX, metavar="MODE",
-           check=values.mode, key="mode",
+           check=isolation.mode, key="mode",
            help="namespace (default), user, container, or auto: the strongest that works"),
-    Option(flags=("--engine",), verbs=_BOX, group=_SANDBOX, metavar="NAME", check=values.engine,
+    Option(flags=("--engine",), verbs=_BOX, group=_SANDBOX, metavar="NAME", check=isolation.engine,
            key="engine", help="of container mode: podman (default) or docker"),
-    Option(flags=("--image",), verbs=_BOX, group=_SANDBOX, metavar="NAME", check=values.image,
+    Option(flags=("--image",), verbs=_BOX, group=_SANDBOX, metavar="NAME", check=isolation.image,
            key="image", help="of container mode: worker (default), worker-minimal, …"),
-    Option(flags=("--runtime",), verbs=_BOX, group=_SANDBOX, metavar="NAME|PATH", check=values.runtime,
+    Option(flags=("--runtime",), verbs=_BOX, group=_SANDBOX, metavar="NAME|PATH", check=isolation.runtime,
            key="runtime", help="of container mode: the OCI runtime, such as runsc"),
     Option(flags=("--allow-docker",), verbs=_PLAN, group=_SANDBOX, metavar="=host", optional="own",
-           check=values.docker, key="docker",
+           check=isolation.docker, key="docker",
            help="a container engine of the session's own; =host: this machine's, as good as root"),
     Option(flags=("--docker-image",), verbs=_PLAN, group=_SANDBOX, metavar="REFERENCE",
-           check=values.docker_images, key="docker_images", repeat=True,
+           check=isolation.docker_images, key="docker_images", repeat=True,
            help="copy an image of yours into the session's engine; can be repeated"),
     Option(flags=("--no-docker",), verbs=_PLAN, group=_SANDBOX, key="docker", text="none",
            help="no container engine (default)"),
     Option(flags=("--mount",), verbs=_BOX, group=_SANDBOX, metavar="SRC[:DST][:rw]", check=_mount,
            key="mounts", repeat=True,
            help="show a directory or file inside, read-only unless :rw; can be repeated"),
-    Option(flags=("--limit",), verbs=_BOX, group=_SANDBOX, metavar="WHAT=N,…", check=values.limits,
+    Option(flags=("--limit",), verbs=_BOX, group=_SANDBOX, metavar="WHAT=N,…", check=amounts.limits,
            key="limits", repeat=True,
            help="most that it may take: memory=4G, cpus=2, pids=512, disk=20G, open_files=4096"),
-    Option(flags=("--time-limit",), verbs=_PLAN, group=_SANDBOX, metavar="DURATION", check=values.time_limit,
-           key="time_limit", help="end the agent after this time: 90, 90s, 30m, 2h"),
+    Option(flags=("--time-limit",), verbs=_PLAN, group=_SANDBOX, metavar="DURATION",
+           check=durations.time_limit, key="time_limit",
+           help="end the agent after this time: 90, 90s, 30m, 2h"),
     Option(flags=("--no-network",), verbs=_OPEN, group=_REACH, key="network", text="none",
            help="no network at all, not even the model's API"),
     Option(flags=("--allow-network",), verbs=_OPEN, group=_REACH, key="network", text="full",
@@ -478,23 +489,23 @@ OPTIONS = (
            help="a host besides the model's API, or *.SUB.DOMAIN; port 443 unless said; can be repeated"),
     Option(flags=("--deny-domain",), verbs=_NETWORK, group=_REACH, metavar="HOST[:PORT]", check=_denied,
            key="deny_domains", repeat=True, help="never this host, whatever allows it; can be repeated"),
-    Option(flags=("--allow-preset",), verbs=_NETWORK, group=_REACH, metavar="NAME", check=values.presets,
+    Option(flags=("--allow-preset",), verbs=_NETWORK, group=_REACH, metavar="NAME", check=reach.presets,
            key="presets", repeat=True,
-           help=f"the hosts that your own tools name: {', '.join(values.PRESETS)}; can be repeated"),
+           help=f"the hosts that your own tools name: {', '.join(reach.PRESETS)}; can be repeated"),
     Option(flags=("--allow-private",), verbs=_OPEN, group=_REACH, key="allow_private",
            help="with --allow-network: private networks, too"),
     Option(flags=("--provider-tools",), verbs=_NETWORK, group=_REACH, key="provider_tools",
            help="let the model's provider fetch, search and run code for the agent"),
-    Option(flags=("--credentials",), verbs=_NETWORK, group=_REACH, metavar="HOW", check=values.credentials,
+    Option(flags=("--credentials",), verbs=_NETWORK, group=_REACH, metavar="HOW", check=services.credentials,
            key="credentials", help="inject (default: the agent never holds your key), copy or none"),
-    Option(flags=("--budget",), verbs=_NETWORK, group=_REACH, metavar="WHAT=N,…", check=values.budget,
+    Option(flags=("--budget",), verbs=_NETWORK, group=_REACH, metavar="WHAT=N,…", check=amounts.budget,
            key="budget", help="stop the network after requests=N, bytes=N, tokens=N"),
-    Option(flags=("--on-finish",), verbs=_PLAN, group=_END, metavar="WHAT", check=values.on_finish,
+    Option(flags=("--on-finish",), verbs=_PLAN, group=_END, metavar="WHAT", check=work.on_finish,
            key="on_finish", help="ask (default), import, keep or discard; without a terminal ask means keep"),
     Option(flags=("--branch",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="NAME",
-           check=values.branch, help="the branch that comes home (default: claude/…)"),
+           check=work.branch, help="the branch that comes home (default: claude/…)"),
     Option(flags=("--message",), verbs=(Verb.RUN, Verb.IMPORT), group=_END, metavar="TEXT",
-           check=values.message, help="for the commit of uncommitted work"),
+           check=work.message, help="for the commit of uncommitted work"),
     Option(flags=("--commit",), verbs=(Verb.RECORD,), group=_SESSION, metavar="REV", check=_revision,
            help="of 'verify': the record of this imported commit"),
     Option(flags=("--key",), verbs=(Verb.RECORD,), group=_SESSION, metavar="FILE", check=_file,
@@ -513,7 +524,7 @@ OPTIONS = (
     Option(flags=("--dry-run",), verbs=(Verb.SETUP,), group=_SESSION, help="show the plan and do nothing"),
     Option(flags=("--yes",), verbs=(Verb.CLEANUP, Verb.SETUP), group=_SESSION, help="ask nothing"),
     Option(flags=("--yes",), verbs=_RUN, group=_SANDBOX, help="with --allow-docker=host: don't ask"),
-    Option(flags=("--output",), verbs=_EVERY, group=GENERAL, metavar="FORMAT", check=values.output,
+    Option(flags=("--output",), verbs=_EVERY, group=GENERAL, metavar="FORMAT", check=output.output,
            key="output", help="human (default) or json: one document on standard output"),
     Option(flags=("--verbose", "-v"), verbs=_EVERY, group=GENERAL, key="verbose", help="show what happens"),
 )  # fmt: skip

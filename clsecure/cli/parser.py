@@ -48,8 +48,8 @@ from clsecure.cli.options import (
     VerifyOptions,
 )
 from clsecure.errors import UsageError
-from clsecure.settings import values
 from clsecure.settings.sources import Entry, Layer, Source
+from clsecure.settings.values import names
 
 _Action = TypeVar("_Action", bound=StrEnum)
 _SELECTOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}")
@@ -545,7 +545,7 @@ def _agent_options(action: str, name: str) -> AgentOptions:
             f"{action!r} is nothing that can be done to an agent", resolution="clsecure agent install claude"
         )
     try:
-        return AgentOptions(action=action, name=values.agent(name))
+        return AgentOptions(action=action, name=names.agent(name))
     except ValueError as error:
         raise UsageError(
             f"the name of an agent {error}", resolution="clsecure agent install claude"

@@ -18,7 +18,7 @@ from clsecure.cli.options import Invocation, Verb
 from clsecure.errors import ClsecureError, VerificationError
 from clsecure.session.ui import Ui
 from clsecure.settings.sources import Layer
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from tests.support.schema import check, load
 
 Execute = Callable[[Invocation, Ui], int]

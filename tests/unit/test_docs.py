@@ -15,7 +15,7 @@ from clsecure.settings import files
 from clsecure.settings.model import load
 from clsecure.settings.sources import KEYS, gather
 from clsecure.settings.tables import EGRESS
-from clsecure.settings.values import BUDGET_PARTS
+from clsecure.settings.values.amounts import BUDGET_PARTS
 from tests.support.person import CHECKOUT
 
 _DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")])

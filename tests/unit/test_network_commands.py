@@ -25,7 +25,7 @@ from clsecure.errors import EgressError, SessionNotFoundError, UsageError
 from clsecure.session.learn import learn, suggestion, toml_lines
 from clsecure.session.store import SessionDirectory, SessionRecord, SessionStatus, Store
 from clsecure.session.ui import SilentUi
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from tests.support import schema
 from tests.unit.test_journal import append, line
 from tests.unit.test_session_network import HOSTILE, Ui

@@ -19,7 +19,7 @@ from clsecure.images.store import load_checked, ours
 from clsecure.model import Engine
 from clsecure.session.store import Store
 from clsecure.session.words import human_size, number
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.images.store import ImageStore

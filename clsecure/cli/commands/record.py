@@ -11,7 +11,7 @@ from clsecure.cli.commands.diff import project_here
 from clsecure.cli.options import Invocation, RecordAction, RecordOptions
 from clsecure.errors import EXIT_VERIFICATION, SessionNotFoundError, UsageError
 from clsecure.session.store import Store
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.audit.records import Records
