@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clsecure.cli.options import COMMANDS, OPTIONS, VERB_FLAGS, Verb
-from clsecure.cli.parser import build_parser
+from clsecure.cli.parsing.flags import OPTIONS
+from clsecure.cli.parsing.grammar import build_parser
+from clsecure.cli.verbs import COMMANDS, VERB_FLAGS, Verb
 from clsecure.errors import EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION
 from clsecure.settings import files
 from clsecure.settings.model import load

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from clsecure.cli.actions import NetworkAction
 from clsecure.cli.commands import network, network_allow, network_learn, network_watch
-from clsecure.cli.options import Invocation, NetworkAction, NetworkOptions
-from clsecure.cli.parser import parse
+from clsecure.cli.options import Invocation, NetworkOptions
+from clsecure.cli.parsing.parse import parse
 from clsecure.egress.control import Allowed
 from clsecure.egress.journal import Journal, begin_run
 from clsecure.egress.wire import MAX_HOSTS

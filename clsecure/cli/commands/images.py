@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, assert_never
 
 from clsecure.cli import render
-from clsecure.cli.options import ImagesAction, ImagesOptions, Invocation
+from clsecure.cli.actions import ImagesAction
+from clsecure.cli.options import ImagesOptions, Invocation
 from clsecure.errors import BackendUnavailableError, HelperError, ImageError, UsageError
 from clsecure.images.fetch import cache_directory
 from clsecure.images.known import forget, remember
