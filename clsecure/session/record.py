@@ -150,21 +150,24 @@ def record_late(
     Stands on the signed record of the run; where the run was killed before there was one, on what was written
     down when its agent began. The caller holds the session.
 
-    :param finished: what became of the work; None when the session is removed or goes on with another run.
-        Then there is a new record only where there was none.
+    :param finished: what became of the work; None when the session is removed, goes on with another run, or
+        was only looked at. Then there is a new record only where there was none, or where more has failed.
     :param git_dir: the user's repository, for the note of an import.
     :param import_anyway: the user took the work home although a check had failed.
     :param verification: the checks that the run itself did not come to; None where it did.
     """
     try:
         known, subject = _known(place, record, options, warn)
-        if finished is None and "decisions" in known:
-            return None
-        _add_end(known, record, finished)
+        ended = "decisions" in known
         if verification is not None:
             known["verification"] = recorded.said(recorded.verification_of(verification))
         checks = known.setdefault("verification", recorded.verification_of(Verification()))
-        checks["failed_before"] = list(record.failed_checks)
+        besides = recorded.failed_besides(record.failed_checks, checks["checks"])
+        if finished is None and ended and besides == checks["failed_before"]:
+            return None
+        checks["failed_before"] = besides
+        if finished is not None or not ended:
+            _add_end(known, record, finished)
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported
         if imported is not None or not subject:

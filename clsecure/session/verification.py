@@ -242,13 +242,17 @@ def verify_session(
 ) -> Verification:
     """Look at a session that has ended: a fresh sandbox of its kind, what it left, and the user's side.
 
+    Of a session that was verified at its end the user's side is not looked at again: what they did since is
+    nobody else's.
+
     :param spec: as the session is recorded; see :func:`.boxes.verifiable`.
     """
     with verifiable(record, spec) as whole:
+        user_side = partial(look, repository, Path.home(), whole, record.user_state)
         verifier.end(
             whole,
             workspace=workspace_name(record),
-            user_side=partial(look, repository, Path.home(), whole, record.user_state),
+            user_side=None if record.verified else user_side,
         )
     return verifier.found.verification
 
