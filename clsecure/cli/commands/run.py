@@ -41,8 +41,9 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             from clsecure.backends.choose import begin
             from clsecure.cli.companions import Companions
             from clsecure.cli.containment import confirm_host_docker
-            from clsecure.session import runner
             from clsecure.session.context import Surroundings
+            from clsecure.session.relay import on_terminal
+            from clsecure.session.runner import SessionRunner
             from clsecure.session.store import Store
             from clsecure.settings.model import load
             from clsecure.settings.project import with_project
@@ -62,11 +63,11 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         around = Surroundings(
             environ=dict(os.environ),
             home=Path.home(),
-            terminal=runner.is_terminal() and not plan.stdout_is_ours,
+            terminal=on_terminal() and not plan.stdout_is_ours,
             installation=installation,
             store=Store(),
         )
-        session = runner.SessionRunner(plan, repository, ui, around, connection, asking=companions.asking)
+        session = SessionRunner(plan, repository, ui, around, connection, asking=companions.asking)
         try:
             result = session.run()
         except ClsecureError as error:
