@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clsecure import logs
 from clsecure.audit import files
 from clsecure.audit.records import is_id
-from clsecure.errors import ClsecureError, SessionNotFoundError, StateError
+from clsecure.errors import ClsecureError, SessionNotFoundError, StateError, VerificationError
 from clsecure.model import SandboxSpec, Verification
 from clsecure.session import recorded
 from clsecure.session.host_facts import host_facts
@@ -57,18 +57,64 @@ class Recorder:
 
         :raises StateError: that is not possible.
         """
-        context = self._context
         self._close_earlier(record)
-        self._spec = spec
-        self._said = {
-            **_session(record, context.place, resumed=resumed),
-            "plan": recorded.said(recorded.plan_of(context.plan)),
-            "sandbox": recorded.said(recorded.sandbox_of(spec)),
-        }
-        files.write(context.place.run_file, json.dumps(self._said).encode("ascii"))
+        self._tell(spec, record, resumed=resumed)
+        files.write(self._context.place.run_file, json.dumps(self._said).encode("ascii"))
         # Takes as long as a sandbox to start: done while the agent works.
         self._loading.daemon = True
         self._loading.start()
+
+    def _tell(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
+        self._spec = spec
+        self._said = {
+            **_session(record, self._context.place, resumed=resumed),
+            "plan": recorded.said(recorded.plan_of(self._context.plan)),
+            "sandbox": recorded.said(recorded.sandbox_of(spec)),
+        }
+
+    @contextmanager
+    def of_refusal(self, spec: SandboxSpec, found: Callable[[], Verification]) -> Iterator[None]:
+        """Where a check does not let the run begin, sign and keep what is known of it, and say so.
+
+        :param spec: of the sandbox, while nothing nearer is known.
+        :param found: what the checks found so far.
+        """
+        try:
+            yield
+        except VerificationError as error:
+            verification = found()
+            if not verification.failed:
+                verification = replace(verification, checks=(*verification.checks, *error.checks))
+            if self._refuse(self._spec or spec, verification):
+                seen = f"clsecure record show {self._context.plan.session_id}"
+                error.resolution = f"{error.resolution or ''}\nWhat was found: {seen}".strip()
+            raise
+
+    def _refuse(self, spec: SandboxSpec, verification: Verification) -> bool:
+        context = self._context
+        self._loading.cancel()
+        try:
+            there = context.place.read()
+            if there is None:
+                return False
+            record = replace(there, session_id=context.plan.session_id, exit_code=None)
+            self._close_earlier(record)
+            if not self._said:
+                self._tell(spec, record, resumed=there.session_id != record.session_id)
+            said = {
+                **self._said,
+                "host": recorded.said(host_facts(spec.mode, spec.container)),
+                "complete": False,
+                "verification": recorded.said(recorded.verification_of(verification)),
+                "warnings": recorded.said(list(context.warnings)),
+            }
+            _add_end(said, record, None, refused=True)
+            subject = recorded.subject_of(record.session_id, record, None, None)
+            keep(said, subject, context.place, self._options, context.warn)
+        except _UNFIT as error:
+            log.warning("no_record", error=str(error))
+            return False
+        return True
 
     def _look_ahead(self) -> None:
         load_signing()
@@ -244,12 +290,14 @@ def _add_end(
     decision: Json = {"at": recorded.stamp(time.time()), "action": "none", "kept": False}
     if finished is not None:
         action = "discard" if finished.discarded else "keep" if finished.imported is None else "import"
-        decision |= {"action": "refuse" if refused else action, "kept": finished.kept}
+        decision |= {"action": action, "kept": finished.kept}
         if finished.imported is not None:
             decision |= {"branch": finished.imported.branch, "tip": finished.imported.tip}
         if finished.seen is not None:
             said["work"] = recorded.said(recorded.work_of(finished.seen))
             said["findings"] = recorded.said(recorded.findings_of(finished.seen))
+    if refused:
+        decision["action"] = "refuse"
     said["exit_code"] = record.exit_code
     said["decisions"] = [*said.get("decisions", []), recorded.said(decision)]
     said["timeline"] = [*said.get("timeline", []), *recorded.timeline()][-recorded.MAX_EVENTS :]

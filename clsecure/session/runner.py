@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from clsecure.session.copy import PrivateCopy, Workspace
 from clsecure.session.execution import Execution
 from clsecure.session.network import Arrangement
 from clsecure.session.plan import SessionPlan
-from clsecure.session.provision import agents_spec, full_network, provide
+from clsecure.session.provision import Provision, agents_spec, full_network, provide
 from clsecure.session.record import Recorder
 from clsecure.session.result import (
     ContainerResult,
@@ -45,6 +45,16 @@ if TYPE_CHECKING:
     from clsecure.session.setup import SetupWork
 
 log = logs.get("session")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """What the agent ran in, and how it ended."""
+
+    spec: SandboxSpec
+    workspace: Workspace
+    status: int
+    limits: Mapping[str, LimitResult]
 
 
 class SessionRunner:
@@ -86,28 +96,10 @@ class SessionRunner:
             context.ui.use_tag(context.plan.tag)
             verifier = stack.enter_context(self._verifier(backend))
             verifier.prepare()
-            copy = PrivateCopy(context, backend, provision.spec)
-            self.workspace = workspace = copy.ready()
-            self.workspace = workspace = self._noted(workspace)
-            spec = agents_spec(context, provision, workspace)
-            execution, recorder = None, Recorder(context)
-            try:
-                if provision.setup is not None and not workspace.resumed:
-                    workspace = self._set_up(provision.setup, workspace, backend, spec, gateway)
-                execution = Execution(
-                    context,
-                    spec,
-                    workspace,
-                    network=provision.network,
-                    gateway=gateway,
-                    verifier=verifier,
-                )
-                status = execution.run(backend, meanwhile=partial(_meanwhile, recorder, spec, workspace))
-            except BaseException as error:
-                if execution is None or not execution.begun or isinstance(error, NotStartedError):
-                    copy.give_back(workspace)
-                    self.workspace = workspace if workspace.resumed else None
-                raise
+            recorder = Recorder(context)
+            with recorder.of_refusal(provision.spec, lambda: verifier.found.verification):
+                ran = self._run_agent(provision, verifier, recorder)
+            spec, workspace = ran.spec, ran.workspace
             if not verifier.found.verification.failed:
                 # Nothing more runs in a sandbox that is not what was promised.
                 clean_up_after_agent(context, workspace.record, backend, spec, gateway)
@@ -118,25 +110,52 @@ class SessionRunner:
                 spec = replace(spec, network_namespace=again.namespace)
             record = context.place.write(
                 workspace.record,
-                exit_code=status,
+                exit_code=ran.status,
                 updated=time.time(),
                 failed_checks=all_failed(workspace.record, verifier.found.verification),
             )
             record, verification = ending.verify(context, verifier, spec, record)
             if record.failed_checks:
-                status, finished = EXIT_VERIFICATION, ending.refuse(context, record)
+                finished = ending.refuse(context, record)
             else:
                 finished = ending.finish(context, provision, workspace, record, asking=self._asking)
             result = self._result(
                 record,
-                status,
+                EXIT_VERIFICATION if record.failed_checks else ran.status,
                 finished,
                 egress,
-                limits=execution.limits,
+                limits=ran.limits,
                 container=provision.container,
                 verification=VerificationResult.of(verification, workspace.record.failed_checks),
             )
             return recorder.conclude(result, record, finished, verification)
+
+    def _run_agent(self, provision: Provision, verifier: Verifier, recorder: Recorder) -> _Ran:
+        """Make the workspace ready and run the agent in it; leave things as they were where it never ran."""
+        context, backend, gateway = self.context, provision.backend, provision.gateway
+        copy = PrivateCopy(context, backend, provision.spec)
+        self.workspace = workspace = copy.ready()
+        self.workspace = workspace = self._noted(workspace)
+        spec = agents_spec(context, provision, workspace)
+        execution = None
+        try:
+            if provision.setup is not None and not workspace.resumed:
+                workspace = self._set_up(provision.setup, workspace, backend, spec, gateway)
+            execution = Execution(
+                context,
+                spec,
+                workspace,
+                network=provision.network,
+                gateway=gateway,
+                verifier=verifier,
+            )
+            status = execution.run(backend, meanwhile=partial(_meanwhile, recorder, spec, workspace))
+        except BaseException as error:
+            if execution is None or not execution.begun or isinstance(error, NotStartedError):
+                copy.give_back(workspace)
+                self.workspace = workspace if workspace.resumed else None
+            raise
+        return _Ran(spec=spec, workspace=workspace, status=status, limits=execution.limits)
 
     def _verifier(self, backend: LocalBackend) -> AbstractContextManager[Verifier]:
         context, around = self.context, self.context.around

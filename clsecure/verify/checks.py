@@ -93,6 +93,7 @@ def require(results: Iterable[CheckResult]) -> None:
             f"the sandbox is not what was promised ({', '.join(r.check_id for r in broken)})",
             details="\n".join(described(broken)),
             resolution="Nothing was started. See what this machine lacks with: clsecure doctor",
+            checks=broken,
         )
 
 
