@@ -36,11 +36,14 @@ _UNFIT = (ClsecureError, OSError, ValueError, TypeError, KeyError, AttributeErro
 
 
 class Recorder:
-    """The record of one run."""
+    """The record of one run.
 
-    def __init__(self, context: Context) -> None:
+    :param found: what the checks found so far.
+    """
+
+    def __init__(self, context: Context, found: Callable[[], Verification]) -> None:
         plan, around = context.plan, context.around
-        self._context = context
+        self._context, self._found = context, found
         self._options = RecordOptions(
             state=around.store.root,
             ssh_key=plan.record_ssh_key,
@@ -50,7 +53,7 @@ class Recorder:
         self._host: dict[str, object] | None = None
         self._spec: SandboxSpec | None = None
         self._said: dict[str, Any] = {}
-        self._loading = threading.Timer(_LOAD_AFTER_S, self._look_ahead)
+        self._loading = threading.Timer(_LOAD_AFTER_S, self._beside)
 
     def begin(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
         """Write down what is going to run, for the record of a run that is killed.
@@ -59,7 +62,7 @@ class Recorder:
         """
         self._close_earlier(record)
         self._tell(spec, record, resumed=resumed)
-        files.write(self._context.place.run_file, json.dumps(self._said).encode("ascii"))
+        self._write_down()
         # Takes as long as a sandbox to start: done while the agent works.
         self._loading.daemon = True
         self._loading.start()
@@ -72,17 +75,19 @@ class Recorder:
             "sandbox": recorded.said(recorded.sandbox_of(spec)),
         }
 
+    def _write_down(self) -> None:
+        files.write(self._context.place.run_file, json.dumps(self._said).encode("ascii"))
+
     @contextmanager
-    def of_refusal(self, spec: SandboxSpec, found: Callable[[], Verification]) -> Iterator[None]:
+    def of_refusal(self, spec: SandboxSpec) -> Iterator[None]:
         """Where a check does not let the run begin, sign and keep what is known of it, and say so.
 
         :param spec: of the sandbox, while nothing nearer is known.
-        :param found: what the checks found so far.
         """
         try:
             yield
         except VerificationError as error:
-            verification = found()
+            verification = self._found()
             if not verification.failed:
                 verification = replace(verification, checks=(*verification.checks, *error.checks))
             if self._refuse(self._spec or spec, verification):
@@ -120,6 +125,16 @@ class Recorder:
         load_signing()
         assert self._spec is not None  # noqa: S101  # begun
         self._host = host_facts(self._spec.mode, self._spec.container)
+
+    def _beside(self) -> None:
+        self._look_ahead()
+        # For a run that is killed: what it began with, by now.
+        self._said |= {
+            "host": recorded.said(self._host),
+            "verification": recorded.said(recorded.verification_of(self._found())),
+        }
+        with suppress(*_UNFIT):
+            self._write_down()
 
     def _close_earlier(self, record: SessionRecord) -> None:
         """Sign what is known of a run in the same place that was killed, before this one writes over it."""
@@ -206,7 +221,9 @@ def record_late(
         known, subject = _known(place, record, options, warn)
         ended = "decisions" in known
         if verification is not None:
+            begun = [] if ended else known.get("verification", {}).get("checks", [])
             known["verification"] = recorded.said(recorded.verification_of(verification))
+            known["verification"]["checks"][:0] = begun
         checks = known.setdefault("verification", recorded.verification_of(Verification()))
         besides = recorded.failed_besides(record.failed_checks, checks["checks"])
         if finished is None and ended and besides == checks["failed_before"]:

@@ -96,8 +96,8 @@ class SessionRunner:
             context.ui.use_tag(context.plan.tag)
             verifier = stack.enter_context(self._verifier(backend))
             verifier.prepare()
-            recorder = Recorder(context)
-            with recorder.of_refusal(provision.spec, lambda: verifier.found.verification):
+            recorder = Recorder(context, lambda: verifier.found.verification)
+            with recorder.of_refusal(provision.spec):
                 ran = self._run_agent(provision, verifier, recorder)
             spec, workspace = ran.spec, ran.workspace
             if not verifier.found.verification.failed:

@@ -33,7 +33,7 @@ from clsecure.session.probing import Control, control, probing, try_inside
 from clsecure.session.store import SessionRecord
 from clsecure.settings.sources import settings_directory
 from clsecure.verify.bait import Bait, put_out
-from clsecure.verify.changes import differences
+from clsecure.verify.changes import differences, not_compared
 from clsecure.verify.checks import require
 from clsecure.verify.fresh import check_fresh
 from clsecure.verify.host import check_barrier
@@ -178,6 +178,8 @@ class Verifier:
         self._take(check_inside(tried, spec, Phase.END))
         if self._before is not None:
             self._take([differences(self._before, tried.inside, port=tried.port)])
+        else:
+            self._take([not_compared()])
 
     def _ask_further(self, probe: Probe, spec: SandboxSpec) -> None:
         self._take(check_fresh(probe, spec))
