@@ -1,5 +1,5 @@
 """The pieces that are installed root-owned, and the client that speaks to them.
 
-All are of the standard library. The larger programs have modules: the helper ``root``, ``export.py``
-``exporter``, ``unpack.py`` ``unpacker``; what else runs inside is single files.
+All are of the standard library. Three programs have modules: the helper has ``root``, ``export.py`` has
+``exporter`` and ``unpack.py`` has ``unpacker``. What else runs inside is single files.
 """
