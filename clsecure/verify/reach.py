@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
@@ -13,6 +14,8 @@ from clsecure.verify.tried import Tried
 from clsecure.verify.words import errors, names, untried
 
 _BY_FILTER = frozenset({"EHOSTUNREACH", "ENETUNREACH", "EACCES", "EPERM", "EADDRNOTAVAIL", "EAFNOSUPPORT"})
+# What AppArmor and SELinux call a process that they leave alone; "" where there is neither.
+_UNCONFINED = re.compile(r"^$|^unconfined$|\(unconfined\)$|:unconfined_t:")
 _LOCAL6 = frozenset({"0" * 31 + "1"})
 
 
@@ -42,6 +45,36 @@ def canary(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
         return Observation(expected=expected, observed=observed, holds=not shown)
 
     return observe
+
+
+def landlock(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Judge by a file that modes, mounts and names keep nobody from: the probe has a descriptor of it.
+
+    To open it once more is refused by Landlock, since it lies below nothing that there is a rule for. The
+    kernel tells nobody which processes Landlock confines, so the launcher's own word is put to the test.
+    """
+    expected = "the host's file, of which there is a descriptor, can't be opened once more"
+    said, here = tried.landlock, tried.inside.landlock
+    if not said and not here:
+        return untried(expected, "Landlock can't be had inside")
+    if not said:
+        observed = f"none is applied, though ABI {here} can be had inside"
+        return Observation(expected=expected, observed=observed, holds=False)
+    inside, outside = ({how: each.reopened.get(how, "not tried") for how in ("read", "written")}
+                       for each in (tried.inside, tried.outside))  # fmt: skip
+    if None in inside.values():
+        given = mounted(PurePosixPath(tried.words), spec)
+        if given is not None and not given.read_only:
+            return Observation(expected=expected, observed=f"you have mounted {given.source}", holds=None)
+        observed = f"ABI {said} is said to be applied; the file: {errors(inside)}"
+        return Observation(expected=expected, observed=observed, holds=False)
+    if set(outside.values()) != {None}:
+        return untried(expected, f"outside it can't be opened either ({errors(outside)})")
+    if set(inside.values()) != {"EACCES"}:
+        return untried(expected, f"something else is in the way ({errors(inside)})")
+    if not _UNCONFINED.search(tried.inside.confined):
+        return untried(expected, f"{tried.inside.confined!r} may be what refuses it")
+    return Observation(expected=expected, observed=f"{errors(inside)}; outside it can be", holds=True)
 
 
 def root_files(tried: Tried, _spec: SandboxSpec) -> Observation:

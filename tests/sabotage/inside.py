@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.support.person import Person
 from tests.support.sabotage import (
+    CONTAINER,
     EVERY,
     FACTS,
     LAUNCHER,
@@ -202,6 +203,20 @@ INSIDE = (
         },
     ),
     Sabotage(
+        check_id="landlock-refuses",
+        modes=EVERY,
+        how="the launcher applies no Landlock, and says that it does",
+        broken=replaced(
+            Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = landlock_abi()")
+        ),
+    ),
+    Sabotage(
+        check_id="landlock-refuses",
+        modes=CONTAINER,  # elsewhere the host does not believe it
+        how="the launcher applies no Landlock, and says that there is none",
+        broken=replaced(Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = 0")),
+    ),
+    Sabotage(
         check_id="inherited-descriptors",
         modes=EVERY,
         how="a program gets a descriptor more",
@@ -356,6 +371,26 @@ INSIDE = (
         modes=USER,
         how="setns is not filtered",
         broken=replaced(*without_call('"setns": 308', '"setns": 268')),
+    ),
+    Sabotage(
+        check_id="system-calls",
+        modes=USER,
+        how="pairs of sockets are not filtered",
+        broken=replaced(
+            Patch(file=LAUNCHER, old="(jump_eq, 0, 4, SOCKETPAIR[machine])", new="(jump_eq, 0, 4, X32_BIT)")
+        ),
+    ),
+    Sabotage(
+        check_id="system-calls",
+        modes=USER,
+        how="the mount calls that kernels have had since 5.2 are there",
+        broken=replaced(Patch(file=LAUNCHER, old='"fsopen": 430, ', new="")),
+    ),
+    Sabotage(
+        check_id="user-namespaces",
+        modes=USER,
+        how="clone is not filtered",
+        broken=replaced(Patch(file=LAUNCHER, old="NAMESPACE_FLAGS = 0x7E020000", new="NAMESPACE_FLAGS = 0")),
     ),
     Sabotage(
         check_id="user-namespaces",
