@@ -32,8 +32,8 @@ class Twice:
 
 _STABLE = (
     "files", "home", "root", "written", "own", "connected", "routes", "interfaces", "addresses6", "foreign",
-    "status", "root_uid", "raised", "user_namespace", "calls", "landlock", "reopened", "confined", "escapes",
-    "devices", "limits", "descriptors",
+    "status", "root_uid", "raised", "user_namespace", "calls", "landlock", "reopened", "signalled",
+    "confined", "escapes", "devices", "limits", "descriptors",
 )  # fmt: skip
 """What must be the same. Not: port numbers, how many processes there are, what name servers answer."""
 

@@ -41,6 +41,7 @@ class Report:
     :param calls: what came of system calls; :mod:`.calls` knows what it means.
     :param landlock: the version of Landlock that can be had there, 0 for none.
     :param reopened: whether the standard error can be opened once more: a file of the host's.
+    :param signalled: whether the first process there can be signalled, where it is the same account's.
     :param confined: what another security module of the kernel's calls the process.
     :param escapes: how ways out of containers begin.
     :param limits: of this process, None for none.
@@ -69,6 +70,7 @@ class Report:
     calls: Errors
     landlock: int
     reopened: Errors
+    signalled: Errors
     confined: str
     escapes: Errors
     devices: tuple[str, ...]
@@ -184,9 +186,8 @@ def _pair(value: object) -> tuple[str, int | None]:
 
 
 _PARTS: Mapping[str, Callable[[object], Any]] = {
-    **dict.fromkeys(
-        ("files", "written", "connected", "sent", "routes", "calls", "escapes", "reopened"), _errors
-    ),
+    **dict.fromkeys(("files", "written", "connected", "sent", "routes", "calls", "escapes"), _errors),
+    **dict.fromkeys(("reopened", "signalled"), _errors),
     **dict.fromkeys(("home", "root", "resolvers", "interfaces", "addresses6", "foreign", "devices"), _names),
     **dict.fromkeys(("own", "root_uid", "user_namespace"), _error),
     "descriptors": _names,

@@ -216,6 +216,12 @@ INSIDE = (
     ),
     Sabotage(
         check_id="landlock-refuses",
+        modes=LOCAL,
+        how="Landlock leaves signals to processes without it",
+        broken=replaced(Patch(file=LAUNCHER, old="| SCOPE_SIGNAL if abi >= 6", new="if abi >= 6")),
+    ),
+    Sabotage(
+        check_id="landlock-refuses",
         modes=CONTAINER,  # elsewhere the host does not believe it
         how="the launcher applies no Landlock, and says that there is none",
         broken=replaced(Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = 0")),

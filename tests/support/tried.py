@@ -26,7 +26,8 @@ OUTSIDE = {
     "resolvers": ["192.0.2.53"], "interfaces": ["eth0", "lo"], "addresses6": ["fe80"], "listening": [22],
     "processes": 90, "marker": True, "foreign": [], "status": {"NoNewPrivs": "0", "Uid": "1000 1000"},
     "root_uid": "EPERM", "raised": ["/usr/bin/su", 0], "user_namespace": None,
-    "calls": OPEN_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written")), "confined": "",
+    "calls": OPEN_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written")),
+    "signalled": {}, "confined": "",
     "escapes": {"/proc/sys/kernel/core_pattern": "EACCES", "/dev/mem": "ENOENT"},
     "devices": ["sda", "null"], "limits": _LIMITS, "descriptors": [],
 }  # fmt: skip
@@ -42,7 +43,7 @@ INSIDE = {
     "status": {"NoNewPrivs": "1", "Uid": "1900000000 1900000000", "CapBnd": "0"},
     "root_uid": "EPERM", "raised": ["/usr/bin/su", 1900000000], "user_namespace": "EPERM",
     "calls": REFUSED_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written"), "EACCES"),
-    "confined": "",
+    "signalled": {"first process": "EPERM"}, "confined": "",
     "escapes": {"/proc/sys/kernel/core_pattern": "EACCES", "/dev/mem": "ENOENT"},
     "devices": ["null", "pts"], "limits": {**_LIMITS, "CORE": 0}, "descriptors": [],
 }  # fmt: skip

@@ -81,8 +81,10 @@ BREAKS: list[tuple[str, dict[str, object], dict[str, object]]] = [
     ("root-unreachable", {"status": {**INSIDE["status"], "NoNewPrivs": "0"}}, {}),
     ("landlock-refuses", {"reopened": {"read": None, "written": "EACCES"}}, {}),
     ("landlock-refuses", {"reopened": {"read": "EACCES", "written": None}}, {}),
-    # None is applied, and that is said: where it can be had, that is no excuse.
-    ("landlock-refuses", {"landlock": 1}, {"landlock": 0}),
+    ("landlock-refuses", {"signalled": {"first process": None}}, {}),
+    # None is applied, or an older version, and that is said: where it can be had, that is no excuse.
+    ("landlock-refuses", {}, {"landlock": 0}),
+    ("landlock-refuses", {}, {"landlock": 5}),
     ("system-calls", {"calls": {**INSIDE["calls"], "mount": "ENOSYS"}}, {}),
     ("system-calls", {"calls": {**INSIDE["calls"], "fsopen": "EPERM"}}, {}),
     ("system-calls", {"calls": {**INSIDE["calls"], "pair of AF_TIPC": "ENOSYS"}}, {}),
@@ -185,6 +187,14 @@ def test_what_something_else_than_landlock_may_refuse_shows_nothing(inside, opti
 )
 def test_what_no_other_module_confines_is_held_by_landlock(label) -> None:
     assert "landlock-refuses" in with_status(tried({"confined": label}), CheckStatus.PASS)
+
+
+def test_signals_are_landlocks_business_where_its_version_and_the_mode_make_them_so() -> None:
+    signalled = {"signalled": {"first process": None}}
+    container = SandboxSpec(mode=IsolationMode.CONTAINER, account=ACCOUNT, listener=True)
+    assert failed(tried({**signalled, "landlock": 5}, landlock=5)) == []
+    assert failed(tried(signalled, spec=container)) == []
+    assert failed(tried({"signalled": {}})) == []
 
 
 def test_a_file_below_what_the_user_mounted_writable_is_landlocks_to_allow() -> None:
