@@ -58,7 +58,7 @@ INSIDE_CHECKS: tuple[Check[Tried], ...] = (
     _check("system-read-only", Area.FILES, "the system's files can be read, not written", reach.system,
            threats=("A1", "I6"), residuals=("R2", "R29")),
     _check("landlock-refuses", Area.FILES, "what only Landlock refuses is refused", reach.landlock,
-           threats=("A1", "B4"), residuals=("R39",)),
+           threats=("A1", "A12", "B4"), residuals=("R39",)),
     _check("inherited-descriptors", Area.FILES, "a program gets no descriptor but the standard three",
            power.descriptors, threats=("A8",)),
     _check("loopback", Area.NETWORK, "services on this machine's loopback are out of reach",

@@ -312,6 +312,7 @@ INSIDE = (
                 new='        "status": status | {"NoNewPrivs": "1"},',
             ),
         ),
+        perhaps={"landlock-refuses": "root has confined the first process together with it"},
     ),
     Sabotage(
         check_id="no-route",

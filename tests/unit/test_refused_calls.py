@@ -174,6 +174,21 @@ def test_no_rule_of_the_filter_is_in_none_of_its_tables() -> None:
     assert refused == tried - only_some
 
 
+def test_an_engine_of_a_sessions_own_makes_neither_sockets_nor_pairs_of_other_families() -> None:
+    """Its filter is another one, and its containers can't leave that."""
+    ours = f"sys.path.append({str(CHECKOUT)!r}); import clsecure.privileged.root.seccomp as engine"
+    program = f"{ROUNDS}\n{ours}\nlauncher.seccomp = lambda _families: engine.restrict_engine()"
+    sockets = {
+        name: call
+        for name, call in calls.ORDER["handed_over"].items()
+        if name.startswith(("AF_", "pair of "))
+    }
+    machine = platform.machine()
+    local = {"a pair": (launcher.SOCKETPAIR[machine], 1, 1), "a socket": (launcher.SOCKET[machine], 1, 1)}
+    told = asked(f"{program}\nprint(json.dumps(one(bool)))", {"handed_over": sockets | local, "called": {}})
+    assert told == dict.fromkeys(sockets, "EAFNOSUPPORT") | dict.fromkeys(local, "ENOSYS")
+
+
 @contextmanager
 def probing(bait: Bait, how: str) -> Iterator[Probe]:
     user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
