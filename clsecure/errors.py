@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+EXIT_INTERRUPTED = 130
 EXIT_FAILURE = 125
 EXIT_TIME_LIMIT = 124
 EXIT_VERIFICATION = 123

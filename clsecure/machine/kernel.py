@@ -10,14 +10,12 @@ from pathlib import Path
 
 from clsecure.installation import STATE_DIRECTORY
 from clsecure.machine.probe import CONTAINER, EVERY, NAMESPACE, Probe, ProbeStatus, read_small
+from clsecure.privileged.root.state import CONFIG, DEFAULTS
 
 MINIMUM_FREE_BYTES = 1 << 30
 
 # The initial namespaces have fixed inode numbers (include/linux/proc_ns.h).
 _INITIAL_NAMESPACE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
-# The helper's own defaults; /etc/clsecure/helper.json may name another range.
-_UIDS = {"uid_first": 1_900_000_000, "uid_count": 65_536}
-_HELPER_CONFIG = "/etc/clsecure/helper.json"
 _LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 
@@ -170,7 +168,7 @@ def probe_home() -> Probe:
 
 def probe_uid_range() -> Probe:
     """The range that worker accounts take their uids from: mapped here, and no other's subordinate range."""
-    config = {**_UIDS, **json.loads(read_small(_HELPER_CONFIG) or "{}")}
+    config = {**DEFAULTS, **json.loads(read_small(CONFIG) or "{}")}
     first, end = int(config["uid_first"]), int(config["uid_first"]) + int(config["uid_count"])
     observed = f"{first} to {end - 1}"
     problem = None
@@ -184,7 +182,7 @@ def probe_uid_range() -> Probe:
             status=ProbeStatus.MISSING,
             observed=f"{observed} {problem}",
             needed_by=EVERY,
-            fix=f'name another one in {_HELPER_CONFIG}: {{"uid_first": N, "uid_count": N}}',
+            fix=f'name another one in {CONFIG}: {{"uid_first": N, "uid_count": N}}',
         )
     return Probe(name="uid range", status=ProbeStatus.OK, observed=observed)
 

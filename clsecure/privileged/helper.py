@@ -78,6 +78,7 @@ class Service:
         self.registry = Registry(configuration())
         self.entry: Entry | None = None
         self.held = contextlib.ExitStack()
+        self.agent_in_use = contextlib.ExitStack()
 
     def serve(self) -> None:
         """Answer until the caller goes away."""
@@ -166,7 +167,8 @@ class Service:
         digest = text(message, "sha256", 64)
         if not SHA256.match(digest) or len(fds) != 1:
             raise Refused("an agent is one descriptor and its sha256")
-        send(self.conn, {"path": keep_agent(self.caller, digest, fds[0])})
+        self.agent_in_use.close()
+        send(self.conn, {"path": keep_agent(self.caller, digest, fds[0], self.agent_in_use)})
 
     def run(self, message: Message, fds: list[int]) -> None:
         """Build a sandbox, wait for ``start``, report its end."""

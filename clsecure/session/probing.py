@@ -15,7 +15,7 @@ from clsecure.backends.local import LocalSandbox
 from clsecure.errors import ToolError, VerificationError
 from clsecure.model import NetworkPolicy, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.process import Command
-from clsecure.settings.values import human_limit
+from clsecure.settings.values.amounts import human_limit
 from clsecure.verify.bait import Bait
 from clsecure.verify.probe import Probe
 from clsecure.verify.tried import Limit, Report, Tried

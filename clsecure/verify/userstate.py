@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ _ACL_TAGS = {0x02: "user", 0x08: "group"}
 _ACL_LIMIT = 64
 _FILE_LIMIT = 4 << 20
 _ENTRIES = 20_000
+_MODULES = 50
 # What is noted is kept in the session's record, which is bounded.
 _NAMED, _NAME_LIMIT = 50, 200
 _FURTHER = "(further ones)"
@@ -183,14 +185,43 @@ def _settings(repository: Repository) -> tuple[list[tuple[str, str]], dict[str, 
     listed = repository.git().out("config", "--list", "-z", "--show-scope", "--includes", timeout=60)
     words = listed.split(b"\0")
     own = [e for scope, e in zip(words[0::2], words[1::2], strict=False) if scope in (b"local", b"worktree")]
+    programs = list(_programs(own))
+    for module in _modules(repository):
+        # Named as a file: git does not go into the submodule for it.
+        file = ("config", "--list", "-z", "--includes", "--file", str(module / "config"))
+        entries = repository.git().out(*file, timeout=60).split(b"\0")
+        name = module.relative_to(repository.common_dir)
+        programs += [(f"{name}: {key}", digest) for key, digest in _programs(entries)]
+    return programs, {"config": _digest(*own)}
+
+
+def _programs(entries: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Give those settings by which git runs a program."""
     values: dict[str, list[bytes]] = {}
-    for entry in own:
+    for entry in entries:
         name, _, value = entry.partition(b"\n")
         key = name.decode("utf-8", "backslashreplace")
         if _PROGRAMS.fullmatch(key) or _names_program(key, value.decode("utf-8", "replace")):
             values.setdefault(key, []).append(value)
-    programs = [(key, _digest(*values[key])) for key in sorted(values)]
-    return programs, {"config": _digest(*own)}
+    for key in sorted(values):
+        yield key, _digest(*values[key])
+
+
+def _modules(repository: Repository) -> tuple[Path, ...]:
+    """Return the git directories of submodules, of theirs too; a bounded number."""
+    found: list[Path] = []
+    waiting = [repository.common_dir / "modules"]
+    while waiting and len(found) < _MODULES:
+        place = waiting.pop()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as names:
+            listed = itertools.islice(names, _ENTRIES)
+            inside = sorted(each.name for each in listed if each.is_dir(follow_symlinks=False))
+            # A name of a submodule may have slashes: what is no git directory leads to some.
+            if (place / "config").is_file():
+                found.append(place)
+                inside = ["modules"] if "modules" in inside else []
+            waiting += [place / name for name in reversed(inside)]
+    return tuple(found)
 
 
 def _names_program(key: str, value: str) -> bool:
@@ -208,6 +239,7 @@ def _names_program(key: str, value: str) -> bool:
 def _hooks(repository: Repository) -> Iterator[tuple[str, str]]:
     """Give what git would run as a hook. Hooks in the work tree change with every checkout."""
     places = {repository.common_dir / "hooks", *([repository.hooks] if repository.hooks else [])}
+    places |= {module / "hooks" for module in _modules(repository)}
     gits = (repository.git_dir, repository.common_dir)
     for place in sorted(places):
         in_tree = place.is_relative_to(repository.top)
@@ -268,6 +300,7 @@ def files_of_worker(repository: Repository, *, uid: int, gid: int) -> tuple[str,
     places += [common / name for name in ("hooks", "info", "logs", "refs", "objects", "worktrees", "modules")]
     places += [common / name for name in ("objects/info", "objects/pack", "refs/heads", "refs/tags")]
     places += [common / "refs/remotes", *([repository.hooks] if repository.hooks else [])]
+    places += [place for module in _modules(repository) for place in (module, module / "hooks")]
     for place in dict.fromkeys(places):
         with contextlib.suppress(OSError), os.scandir(place) as names:
             for number, each in enumerate(names):

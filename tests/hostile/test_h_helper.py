@@ -462,6 +462,43 @@ def test_h10_an_agents_file_is_kept_only_under_its_own_hash_and_for_its_owner(pe
     assert kept.read_bytes() == b"#!/bin/sh\n"
 
 
+def test_h10_an_agents_file_stays_while_a_session_uses_it_and_no_store_grows_for_ever(bystander):
+    """A member installs version after version while sessions run, and keeps as many in use as it can."""
+    owner = bystander.owner
+    store = Path(f"/var/lib/clsecure/agents/{owner.uid}")
+
+    def offer(helper: RawHelper, content: bytes) -> dict[str, Any]:
+        fd = os.memfd_create("agent")
+        try:
+            os.write(fd, content)
+            return helper.ask({"verb": "agent", "sha256": hashlib.sha256(content).hexdigest()}, [fd])
+        finally:
+            os.close(fd)
+
+    def versions() -> list[Path]:
+        return [each for each in store.iterdir() if len(each.name) == 64]
+
+    with RawHelper(owner) as helper:
+        with RawHelper(owner) as running:
+            used = Path(offer(running, b"used")["path"])
+            for number in range(5):
+                newest = Path(offer(helper, b"%d" % number)["path"])
+            assert (used / "agent").read_bytes() == b"used"
+            assert len(versions()) == 4
+        offer(helper, b"after it")
+        assert not used.exists()
+        assert (newest / "agent").exists()
+        assert len(versions()) == 3
+    with contextlib.ExitStack() as sessions:
+        answers = [offer(sessions.enter_context(RawHelper(owner)), b"session %d" % n) for n in range(17)]
+    assert ["path" in answer for answer in answers] == [True] * 16 + [False]
+    assert "in use by your sessions" in answers[-1]["error"]
+    with RawHelper(owner) as helper:
+        assert "path" in offer(helper, b"once more")
+    # What is kept is 3 versions, and for each the file that its users lock.
+    assert len(list(store.iterdir())) == 3 * 2 + 1
+
+
 def test_h10_only_a_plain_caller_over_a_socket_and_without_arguments_is_served(person):
     """The helper is started with arguments, without a socket, with an environment, and for root."""
     helper = "/usr/local/lib/clsecure/helper"

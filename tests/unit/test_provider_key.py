@@ -20,7 +20,7 @@ from clsecure.egress.keys import provider_key
 from clsecure.errors import EgressError
 from clsecure.session.ui import SilentUi
 from clsecure.settings.structured import KeySource, ProviderTable
-from clsecure.settings.values import Secret
+from clsecure.settings.values.services import Secret
 from tests.support.person import CHECKOUT
 
 KEY = "sk-CANARY-of-the-provider"

@@ -202,6 +202,37 @@ def test_d2_a_new_or_changed_hook_fails(repository: Repository, home: Path) -> N
     assert again(repository, home, there)["repository-untouched"].status is CheckStatus.FAIL
 
 
+def test_d2_submodules_are_looked_at_and_theirs_too(repository: Repository, home: Path) -> None:
+    inner, other = home / "inner", home / "other"
+    for place in (inner, other):
+        subprocess.run(["cp", "-r", repository.top, place], check=True, timeout=60)
+    allowed = ("-c", "protocol.file.allow=always", "submodule", "--quiet")
+    git(other, *allowed, "add", str(inner), "deep")
+    git(other, "commit", "-qm", "With a submodule")
+    git(repository.top, *allowed, "add", "--name", "libs/other", str(other), "other")
+    git(repository.top, *allowed, "update", "--init", "--recursive")
+    before = noted(repository, home)
+    git(repository.top / "other", "commit", "-q", "--allow-empty", "-m", "Work goes on")
+    assert again(repository, home, before)["repository-untouched"].status is CheckStatus.PASS
+
+    deep = repository.git_dir / "modules/libs/other/modules/deep"
+    for directory in (deep.parents[1], deep):
+        hook = directory / "hooks/post-checkout"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text("#!/bin/sh\n")
+        hook.chmod(0o755)
+        found = again(repository, home, before)["repository-untouched"]
+        assert found.status is CheckStatus.FAIL
+        assert str(hook) in found.observed
+        hook.unlink()
+        git(directory, "config", "--file", "config", "core.fsmonitor", "/tmp/x")
+        found = again(repository, home, before)["repository-untouched"]
+        assert found.status is CheckStatus.FAIL
+        assert f"setting {directory.relative_to(repository.git_dir)}: core.fsmonitor" in found.observed
+        git(directory, "config", "--file", "config", "--unset", "core.fsmonitor")
+    assert again(repository, home, before)["repository-untouched"].status is CheckStatus.PASS
+
+
 def test_hooks_of_the_work_tree_change_with_its_branches(repository: Repository, home: Path) -> None:
     git(repository.top, "config", "core.hooksPath", ".husky")
     (repository.top / ".husky").mkdir()

@@ -12,7 +12,7 @@ from clsecure.cli.commands.diff import project_here
 from clsecure.cli.options import ImportOptions, Invocation
 from clsecure.errors import UsageError
 from clsecure.installation import require_installation
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.model import Verification

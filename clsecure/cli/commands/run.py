@@ -15,7 +15,7 @@ from clsecure.errors import ClsecureError
 from clsecure.installation import require_installation
 from clsecure.model import DockerAccess, IsolationMode, NetworkPolicy, OnFinish
 from clsecure.privileged.client import HelperConnection
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.session.plan import SessionPlan
@@ -211,7 +211,7 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
     """Print the plan of a dry run."""
     from clsecure.cli.reach import described
     from clsecure.session.limits import effective
-    from clsecure.settings.values import human_limits
+    from clsecure.settings.values.amounts import human_limits
 
     if as_json:
         render.write_json(render.plain(plan))

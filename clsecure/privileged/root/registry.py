@@ -113,9 +113,15 @@ class Registry:
         raise Refused("no free account name was found")
 
     def free_uid(self) -> int:
-        """Return the next uid of the range. The counter only rises: a uid is never used twice."""
-        first, end = self.config["uid_first"], self.config["uid_first"] + self.config["uid_count"]
-        uid: int = max(first, self._counter(".next-uid", first))
+        """Return the next uid of the range. The counter only rises: a uid is never used twice.
+
+        Where it begins is drawn from the first half of the range: on a machine that clsecure was purged from,
+        a file of an earlier worker's that survived somewhere is not the next worker's.
+        """
+        first, count = self.config["uid_first"], self.config["uid_count"]
+        end = first + count
+        begin = first + int.from_bytes(os.urandom(8), "big") % max(1, count // 2)
+        uid: int = max(first, self._counter(".next-uid", begin))
         ranges = subordinate_ranges()
         while known(pwd.getpwuid, uid) or known(grp.getgrgid, uid) or any(a <= uid < b for a, b in ranges):
             uid += 1

@@ -109,14 +109,14 @@ def read_bounded(path: str, limit: int = 16 << 20) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: str, *, wait: float) -> Iterator[None]:
-    """Hold an exclusive lock on a file in root's own directory."""
+def locked(path: str, *, wait: float, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file in root's own directory, exclusive or with others who share it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + wait
     try:
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
