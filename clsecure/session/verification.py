@@ -198,7 +198,7 @@ class Verifier:
         assert self._control is not None  # noqa: S101  # put out before
         bait, outside = self._control.result()
         try:
-            with probing(sandbox, spec, self._probe) as probe:
+            with probing(sandbox, spec, self._probe, bait) as probe:
                 tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
                 then(probe)
                 return tried

@@ -33,7 +33,8 @@ class Twice:
 _AS_BEFORE = "as before the agent ran"
 _STABLE = (
     "files", "home", "root", "written", "own", "connected", "routes", "interfaces", "addresses6", "foreign",
-    "status", "root_uid", "raised", "user_namespace", "calls", "escapes", "devices", "limits", "descriptors",
+    "status", "root_uid", "raised", "user_namespace", "calls", "landlock", "reopened", "signalled",
+    "confined", "escapes", "devices", "limits", "descriptors",
 )  # fmt: skip
 """What must be the same. Not: port numbers, how many processes there are, what name servers answer."""
 
