@@ -16,7 +16,7 @@ from clsecure.installation import Installation
 from clsecure.model import Verification
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
-from clsecure.session.checks import all_failed
+from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
 from clsecure.session.store import SessionRecord, Store
@@ -47,6 +47,8 @@ class KeptSession:
         if self.record.verified or self.record.failed_checks:
             return self, None
         found = self.verify()
+        for warning in not_checked(found):
+            self.finish.ui.warn(warning)
         place = self.finish.place
         record = place.write(
             self.record,

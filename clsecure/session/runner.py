@@ -32,7 +32,7 @@ from clsecure.model import (
     WorkerAccount,
 )
 from clsecure.privileged.client import HelperConnection
-from clsecure.session.checks import all_failed
+from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.cleanup_hook import CleanupLevel, clean_up, is_needed, purge
 from clsecure.session.context import Context, Surroundings
 from clsecure.session.copy import PrivateCopy, Workspace
@@ -396,6 +396,8 @@ class SessionRunner:
                 self._wait(record)
             raise
         verification = verifier.found.verification
+        for warning in not_checked(verification):
+            self.context.warn(warning)
         record = self.context.place.write(
             record,
             verified=not verification.failed,
