@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from clsecure.errors import ClsecureError, StateError
 from clsecure.model import SandboxSpec, Verification
-from clsecure.session.checks import all_failed
+from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.cleaning import clean_up_before_removal
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
@@ -49,6 +49,8 @@ def verify(
             note_kept(context, record)
         raise
     verification = verifier.found.verification
+    for warning in not_checked(verification):
+        context.warn(warning)
     record = context.place.write(
         record,
         verified=not verification.failed,

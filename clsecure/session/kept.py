@@ -16,7 +16,7 @@ from clsecure.installation import Installation
 from clsecure.model import Verification
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
-from clsecure.session.checks import all_failed
+from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
 from clsecure.session.store import SessionRecord, Store
@@ -51,6 +51,8 @@ class KeptSession:
     def looked_again(self) -> tuple[KeptSession, Verification]:
         """Look how the isolation stands now. What fails counts from here on, like a failure of the run."""
         found = self.verify()
+        for warning in not_checked(found):
+            self.finish.ui.warn(warning)
         failed = all_failed(self.record, found)
         if found.failed or not (self.record.verified or failed):
             ended = self.record.verified or not failed

@@ -169,14 +169,33 @@ def test_a_link_in_the_place_of_the_home_is_not_followed(helper: RawHelper, work
     with planted.planted(worker, planted.file("{home}/program", mode=0o4755), planted.link_for_home):
         found = looked(helper, worker)
     assert found["home-closed"].status is CheckStatus.FAIL
-    assert found["special-files"].status is CheckStatus.SKIP
+    assert found["special-files"].status is CheckStatus.FAIL
 
 
-def test_a_directory_that_the_agent_closed_to_itself_was_not_looked_at(
-    helper: RawHelper, worker: Worker
+@pytest.mark.parametrize("mode", [0, 0o400, 0o100])
+def test_a_directory_that_the_agent_closed_to_itself_is_looked_at_and_stays_closed(
+    helper: RawHelper, worker: Worker, mode: int
 ) -> None:
-    with planted.planted(worker, planted.file("{home}/closed", directory=True, mode=0)):
-        assert {k: r.status for k, r in looked(helper, worker).items()} == {"special-files": CheckStatus.SKIP}
+    closed = worker.home / "closed"
+    with planted.planted(worker, planted.file("{home}/closed", directory=True, mode=0o700)):
+        closed.chmod(mode)
+        assert looked(helper, worker) == {}
+        with planted.planted(worker, planted.file("{home}/closed/program", mode=0o4755)):
+            found = looked(helper, worker)
+            assert {k: r.status for k, r in found.items()} == {"special-files": CheckStatus.FAIL}
+            assert f"{closed}/program" in found["special-files"].observed
+        assert stat.S_IMODE(closed.stat().st_mode) == mode
+
+
+def test_a_program_below_very_many_directories_is_found(helper: RawHelper, worker: Worker) -> None:
+    place = worker.home.joinpath(*["d"] * 300)
+    subprocess.run(["mkdir", "-p", place], user=worker.uid, group=worker.uid, check=True, timeout=60)
+    try:
+        with planted.planted(worker, planted.file(f"{place}/program", mode=0o4755)):
+            found = looked(helper, worker)["special-files"]
+            assert "set-id 4755" in found.observed
+    finally:
+        shutil.rmtree(worker.home / "d")
 
 
 def test_everything_at_once_is_told_without_a_secret(helper: RawHelper, worker: Worker) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import schema, sweep
 from tests.support.person import Person
+from tests.support.sabotage import REMAINS, Patch, Scene, replaced
 from tests.support.terminals import answer, at_terminal, ended
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -189,3 +190,23 @@ def test_going_on_with_such_a_session_does_not_make_it_good(person: Person, repo
     assert document["kept"] is True
     assert any(FAILED in warning for warning in document["warnings"])
     assert person.clsecure("import", broken, cwd=repo).returncode == 123
+
+
+def test_what_could_not_be_looked_at_after_the_end_is_a_warning(
+    person: Person, repo: Path, tmp_path: Path
+) -> None:
+    """Of a session, and of an import that makes up for the end of one that was cut short."""
+    blind = replaced(
+        Patch(file=REMAINS, old="OUTSIDE_SECONDS = 60.0, 0.25", new="OUTSIDE_SECONDS = 60.0, -1.0")
+    )
+    said = "not checked after the end: files-outside (none found, but there was more than could be looked at)"
+    with blind(Scene(person=person, mode="user", place=tmp_path)) as victim:
+        document = session(victim, repo, "--on-finish", "keep")
+        assert document["verification"]["status"] == "passed"
+        assert said in document["warnings"]
+        file = record(person, repo)
+        assert json.loads(file.read_text())["verified"] is True
+        file.write_text(json.dumps({**json.loads(file.read_text()), "verified": False}))
+        late = victim.clsecure("import", file.parent.name, "--output", "json", cwd=repo).check()
+        assert said in late.json()["warnings"]
+        assert said in late.errors

@@ -13,7 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.person import CHECKOUT, Person
-from tests.support.sabotage import CONTAINER, EVERY, LOCAL, SANDBOX, USER, Patch, Sabotage, Scene, replaced
+from tests.support.sabotage import (
+    CONTAINER,
+    EVERY,
+    LOCAL,
+    REMAINS,
+    SANDBOX,
+    USER,
+    Patch,
+    Sabotage,
+    Scene,
+    replaced,
+)
 from tests.support.shared_setup import STATE
 
 _EMPTY = f"""
@@ -187,6 +198,31 @@ LEFT = (
         modes=USER,
         how="the home holds a set-uid program",
         broken=replaced(at_the_end(*file("{home}/program", 0o4755))),
+    ),
+    Sabotage(
+        check_id="special-files",
+        modes=USER,
+        how="the home holds a set-uid program in a directory that the worker closed to itself",
+        broken=replaced(
+            at_the_end(
+                'os.mkdir(f"{home}/closed")',
+                *file("{home}/closed/program", 0o4755),
+                'os.chown(f"{home}/closed", uid, uid)',
+                'os.chmod(f"{home}/closed", 0)',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="special-files",
+        modes=USER,
+        how="the home is not looked at to its end",
+        broken=replaced(
+            Patch(
+                file=REMAINS,
+                old="HOME_SECONDS, OUTSIDE_SECONDS = 60.0",
+                new="HOME_SECONDS, OUTSIDE_SECONDS = -1.0",
+            )
+        ),
     ),
     Sabotage(
         check_id="home-closed",

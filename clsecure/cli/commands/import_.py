@@ -26,6 +26,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     from clsecure.cli.companions import imported, session_hooks
     from clsecure.cli.recording import record_later_checks, record_options
     from clsecure.model import OnFinish
+    from clsecure.session.checks import not_checked
     from clsecure.session.finish import Decision
     from clsecure.session.kept import kept_session
     from clsecure.session.plan import default_branch
@@ -87,7 +88,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
                 "kept": finished.kept,
                 "record": render.plain(recorded),
                 "import_anyway": anyway,
-                "warnings": list(finished.warnings),
+                "warnings": [*(not_checked(verification) if verification else ()), *finished.warnings],
             }
         )
     return 0
