@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from clsecure.backends.choose import backend_for
+from clsecure.backends.local import LocalBackend
 from clsecure.errors import StateError
+from clsecure.installation import Installation
 from clsecure.model import (
     ContainerSpec,
     Engine,
@@ -17,7 +21,9 @@ from clsecure.model import (
     WorkerAccount,
     WorkerImage,
 )
+from clsecure.privileged.client import HelperConnection
 from clsecure.session.store import SessionRecord
+from clsecure.session.ui import Ui
 from clsecure.settings.limits import defaults
 
 
@@ -38,6 +44,32 @@ def recorded_spec(record: SessionRecord, account: WorkerAccount) -> SandboxSpec:
     except ValueError as error:
         raise StateError("the session's mode is not known", details=str(error)) from error
     return SandboxSpec(mode=mode, account=account, container=container)
+
+
+def loading_backend(
+    mode: IsolationMode,
+    connection: HelperConnection,
+    container: ContainerSpec | None,
+    *,
+    installation: Installation,
+    state: Path,
+    environ: Mapping[str, str],
+    ui: Ui,
+) -> LocalBackend:
+    """Return the backend of a mode; an image that the engine has lost meanwhile is loaded again.
+
+    :param state: the user's state directory for clsecure.
+    """
+    backend = backend_for(mode, connection, container)
+    if container is not None:
+
+        def load() -> None:
+            from clsecure.session.images import load_again
+
+            load_again(container, installation=installation, state=state, environ=environ, ui=ui)
+
+        backend.image_lost = load
+    return backend
 
 
 @contextmanager

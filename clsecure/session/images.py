@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from clsecure.errors import ImageError
 from clsecure.images.fetch import Sources, cache_directory
-from clsecure.images.known import is_known, remember
+from clsecure.images.known import forget, is_known, remember
 from clsecure.images.lock import read_lock
 from clsecure.images.recipe import load_recipe
-from clsecure.images.reference import ImageRef, image_reference
+from clsecure.images.reference import ImageRef, archive_place, image_reference
 from clsecure.images.store import load_checked
 from clsecure.installation import Installation
 from clsecure.model import ContainerSpec, Engine, WorkerImage
@@ -47,11 +47,12 @@ def container_for(
     :param state: the user's state directory for clsecure.
     :raises ImageError: it is not there, and nobody said that it may be built.
     """
+    load_recipe(wanted.image)
     reference = image_reference(wanted.image)
-    if not is_known(state, wanted.engine.value, reference.image):
-        store = image_store(wanted.engine, installation)
+    store = image_store(wanted.engine, installation)
+    if not is_known(state, store.key, reference.image):
         _have(reference, store, wanted, environ, ui)
-        remember(state, store.engine, reference.image)
+        remember(state, store.key, reference.image)
     npm = read_lock(wanted.image, reference.architecture).inputs.npm
     image = WorkerImage(
         name=wanted.image,
@@ -59,6 +60,39 @@ def container_for(
         agents={each.layer: each.version for each in npm if each.kind == "agent"},
     )
     return ContainerSpec(engine=wanted.engine, image=image, runtime=wanted.runtime)
+
+
+def load_again(
+    container: ContainerSpec, *, installation: Installation, state: Path, environ: Mapping[str, str], ui: Ui
+) -> None:
+    """Give an engine the image that it was seen to have and has lost; nothing is built.
+
+    :param state: the user's state directory for clsecure.
+    :raises ImageError: there is no archive of it on this machine.
+    """
+    image, store = container.image, image_store(container.engine, installation)
+    forget(state, store.key, image.image_id)
+    archive = archive_place(cache_directory(environ), image.name, image.image_id)
+    if not archive.is_file():
+        raise _lost(image, store)
+    ui.warn(f"{store.engine} has lost the image {image.name}; it is loaded again")
+    with ui.progress(f"loading the image into {store.engine}") as tell:
+        load_checked(store, archive, tell, expected=image.image_id)
+    remember(state, store.key, image.image_id)
+
+
+def _lost(image: WorkerImage, store: ImageStore) -> ImageError:
+    try:
+        locked = image_reference(image.name).image == image.image_id
+    except ImageError:
+        locked = False
+    return ImageError(
+        f"{store.engine} has lost the image {image.name}, and its archive is not there either",
+        details=image.image_id if locked else f"{image.image_id}, older than what is locked now",
+        resolution=f"build it again: clsecure images build {image.name}"
+        if locked
+        else "load it from a file, of a machine that has it: clsecure images load FILE",
+    )
 
 
 def image_store(engine: Engine, installation: Installation) -> ImageStore:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from clsecure import logs
 from clsecure.agents.find import AgentBinary, find_agent
-from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
 from clsecure.errors import AgentError
@@ -22,6 +21,7 @@ from clsecure.model import (
     NetworkPolicy,
     SandboxSpec,
 )
+from clsecure.session.boxes import loading_backend
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.lease import leased
@@ -80,7 +80,15 @@ def provide(context: Context, stack: ExitStack, *, happened: Callable[[], bool])
             begin_run(context.place.egress_log, plan.session_id)
             gateway = stack.enter_context(start_gateway(network.gateway))
         return Provision(
-            backend=backend_for(plan.mode, context.connection, container),
+            backend=loading_backend(
+                plan.mode,
+                context.connection,
+                container,
+                installation=context.around.installation,
+                state=context.around.store.root,
+                environ=context.around.environ,
+                ui=context.ui,
+            ),
             spec=SandboxSpec(
                 mode=plan.mode,
                 account=account,

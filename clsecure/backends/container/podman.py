@@ -8,13 +8,14 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import ContainerFacts
 from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend
-from clsecure.errors import BackendUnavailableError
+from clsecure.errors import BackendUnavailableError, ImageLostError
 from clsecure.model import IsolationMode, SandboxSpec
 from clsecure.privileged.client import HelperConnection
 
@@ -76,6 +77,7 @@ def image_engine(helper: Path) -> Iterator[str]:
 def create_and_start(address: str, plan: ContainerPlan) -> dict[str, Any]:
     """Create the container and let its first process, the launcher, run; return what the engine says of it.
 
+    :raises ImageLostError: the engine does not have the image.
     :raises BackendUnavailableError: the engine refused, with its words.
     """
     from podman import PodmanClient
@@ -88,7 +90,9 @@ def create_and_start(address: str, plan: ContainerPlan) -> dict[str, Any]:
             # As podman-py asked for it after the creation.
             return dict(container.attrs)
     except (APIError, PodmanError, OSError) as error:
-        raise BackendUnavailableError(
+        lost = isinstance(error, APIError) and error.status_code == HTTPStatus.NOT_FOUND
+        kind = ImageLostError if lost else BackendUnavailableError
+        raise kind(
             "podman did not start the container",
             details=str(error),
             resolution="See what this machine lacks with: clsecure doctor",

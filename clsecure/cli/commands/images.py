@@ -189,7 +189,7 @@ def _load_everywhere(archive: Path, ui: Ui, *, expected: str | None) -> list[str
     def load(store: ImageStore) -> str:
         with ui.progress(f"loading the image into {store.engine}") as tell:
             image = load_checked(store, archive, tell, expected=expected)
-        remember(Store().root, store.engine, image)
+        remember(Store().root, store.key, image)
         ui.note(f"{store.engine} has {image}")
         return image
 
@@ -234,7 +234,7 @@ def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
         old = [image for image in ours(store.ids()) if image not in wanted]
         for image in old:
             store.remove(image)
-            forget(Store().root, store.engine, image)
+            forget(Store().root, store.key, image)
         return old
 
     with ui.phase("looking for old images"):
