@@ -28,8 +28,6 @@ from clsecure.machine.probe import (
 )
 from clsecure.model import Engine
 
-MINIMUM_PODMAN = (4, 3)
-
 _SECONDS = 5.0
 _PLUGINS = tuple(
     Path(place, "docker/cli-plugins/docker-compose")
@@ -75,12 +73,10 @@ def probe_container_engine() -> Probe:
 
 
 def _unusable(engine: Engine) -> Iterator[str]:
-    yield from containers.lacking(engine)
-    if engine is Engine.PODMAN:
-        path = find_engine_program("podman")
-        if path is not None and parse_version(_version(path)) < MINIMUM_PODMAN:
-            yield f"a version from {'.'.join(map(str, MINIMUM_PODMAN))} on"
-    elif (socket := containers.docker_socket()) is not None and containers.docker_socket_usable():
+    yield from containers.unusable(engine)
+    if engine is not Engine.DOCKER:
+        return
+    if (socket := containers.docker_socket()) is not None and containers.docker_socket_usable():
         try:
             facts = docker.ask(socket)
         except (OSError, ValueError):
@@ -214,7 +210,7 @@ def probe_own_engine() -> Probe:
             name=name,
             status=ProbeStatus.INFO,
             observed=f"--allow-docker lacks {', '.join(lacks)}",
-            fix=install_command(lacks[0]),
+            fix=install_command(*lacks),
         )
     observed = "all that --allow-docker needs is there"
     if (version := containers.own_engine_misreports()) is not None:
@@ -233,8 +229,15 @@ def probe_docker_client() -> Probe:
             fix=install_command("docker"),
         )
     compose = any(each.exists() for each in _PLUGINS)
-    observed = "docker, docker compose" if compose else "docker, without the plugin compose"
-    return Probe(name=name, status=ProbeStatus.OK if compose else ProbeStatus.INFO, observed=observed)
+    if not compose:
+        return Probe(
+            name=name,
+            status=ProbeStatus.INFO,
+            observed="docker, without the plugin compose",
+            fix="install docker-compose (Debian 13, Fedora), docker-compose-v2 (Ubuntu), or docker.com's "
+            "docker-compose-plugin",
+        )
+    return Probe(name=name, status=ProbeStatus.OK, observed="docker, docker compose")
 
 
 def probe_user_namespaces() -> Probe:

@@ -65,6 +65,7 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
         "pacman": "libnotify",
         "zypper": "libnotify-tools",
     },
+    "newuidmap": {"apt-get": "uidmap", "dnf": "shadow-utils", "pacman": "shadow", "zypper": "shadow"},
     "nft": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "nftables"),
     "pasta": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "passt"),
     # tool: package manager -> package; the tool's own name where it is not listed
@@ -82,8 +83,8 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def install_command(tool: str) -> str:
-    """Return the command that installs a tool with this machine's package manager."""
+def install_command(*tools: str) -> str:
+    """Return the command that installs tools with this machine's package manager."""
     for manager, command in (
         ("apt-get", "sudo apt install"),
         ("dnf", "sudo dnf install"),
@@ -91,8 +92,9 @@ def install_command(tool: str) -> str:
         ("zypper", "sudo zypper install"),
     ):
         if find_program(manager) is not None:
-            return f"{command} {_PACKAGES.get(tool, {}).get(manager, tool)}"
-    return f"install the package {tool}"
+            packages = dict.fromkeys(_PACKAGES.get(tool, {}).get(manager, tool) for tool in tools)
+            return f"{command} {' '.join(packages)}"
+    return f"install the package{'s' if len(tools) > 1 else ''} {', '.join(tools)}"
 
 
 def find_program(name: str, path: str | None = None) -> Path | None:

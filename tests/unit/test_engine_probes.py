@@ -18,9 +18,11 @@ import pytest
 
 from clsecure.cli.commands import doctor
 from clsecure.cli.worker_image import StoredImage
+from clsecure.errors import BackendUnavailableError
 from clsecure.machine import advisories, containers, docker, engines
 from clsecure.machine.advisories import ADVISORIES, concerns, open_advisories, parse
 from clsecure.machine.probe import Probe, ProbeStatus
+from clsecure.model import Engine
 
 # ------------------------------------------------------------ the table
 
@@ -188,7 +190,36 @@ def test_a_podman_that_is_too_old_is_no_engine(tools: Path) -> None:
     install(tools, **{**CURRENT, "podman": "podman version 3.4.4"})
     engine = found()["container engine"]
     assert engine.status is ProbeStatus.MISSING
-    assert "a version from 4.3 on" in engine.observed
+    assert "a podman from 4.3 on" in engine.observed
+
+
+def test_the_fix_names_the_very_programs_that_podman_lacks(tools: Path) -> None:
+    install(tools, **{name: said for name, said in CURRENT.items() if name not in ("crun", "conmon")})
+    fix = found()["container engine"].fix or ""
+    assert fix.endswith(("conmon crun", "conmon, crun"))
+    with pytest.raises(BackendUnavailableError, match="lacks conmon, crun") as raised:
+        containers.require_engine(Engine.PODMAN)
+    assert "conmon" in (raised.value.resolution or "")
+
+
+def test_the_fix_of_the_own_engine_names_all_that_it_lacks(tools: Path) -> None:
+    install(tools, podman=CURRENT["podman"], crun=CURRENT["crun"])
+    fix = found()["own engine"].fix or ""
+    assert "netavark" in fix
+    assert "aardvark-dns" in fix
+    with pytest.raises(BackendUnavailableError) as raised:
+        containers.require_own_engine()
+    assert "aardvark-dns" in (raised.value.resolution or "")
+
+
+def test_a_docker_client_without_compose_is_named_with_the_packages_that_have_it(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_program", lambda name: Path("/bin") / name)
+    monkeypatch.setattr(engines, "_PLUGINS", (tools / "docker-compose",))
+    assert "docker-compose" in (engines.probe_docker_client().fix or "")
+    (tools / "docker-compose").touch()
+    assert engines.probe_docker_client().status is ProbeStatus.OK
 
 
 def test_a_kernel_without_overlay_in_user_namespaces_is_told(
@@ -237,20 +268,24 @@ def test_subordinate_uids_are_shown_and_not_needed(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("image", "status"),
+    ("image", "status", "fix"),
     [
-        (None, ProbeStatus.INFO),
-        (StoredImage(age=timedelta(days=2)), ProbeStatus.OK),
-        (StoredImage(age=timedelta(days=100)), ProbeStatus.WARNING),
+        (None, ProbeStatus.INFO, "clsecure images build worker"),
+        (StoredImage(age=timedelta(days=2)), ProbeStatus.OK, None),
+        # Its lock is what is old: building it again gives the same image.
+        (
+            StoredImage(age=timedelta(days=100)),
+            ProbeStatus.WARNING,
+            "update clsecure, then build; in a checkout: ./dev invoke lock-images",
+        ),
     ],
 )
-def test_an_old_image_is_named(
-    monkeypatch: pytest.MonkeyPatch, image: StoredImage | None, status: ProbeStatus
+def test_an_image_that_is_old_or_missing_is_named_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, image: StoredImage | None, status: ProbeStatus, fix: str | None
 ) -> None:
     monkeypatch.setattr(doctor, "stored_image", lambda _name, _engine: image)
     probe = doctor.probe_worker_image()
-    assert probe.status is status
-    assert probe.fix is None or "images build" in probe.fix
+    assert (probe.status, probe.fix) == (status, fix)
 
 
 # ------------------------------------------------------------ docker

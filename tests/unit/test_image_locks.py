@@ -192,6 +192,11 @@ def test_pruning_leaves_what_a_lock_names_and_what_is_being_made(tmp_path: Path)
     package = read_lock("worker-minimal", ARCHITECTURE).inputs.packages[0]
     keep = [reference.archive(tmp_path), tmp_path / "packages" / f"{package.sha256}.deb"]
     keep += [tmp_path / "archives/.build-x", tmp_path / "other/file"]
+    older = f"sha256:{'1' * 64}"  # a session has it
+    keep += [
+        tmp_path / "archives/worker-111111111111.tar",
+        tmp_path / "archives/worker-111111111111.cdx.json",
+    ]
     drop = [
         tmp_path / "archives/worker-000000000000.tar",
         tmp_path / "packages/0.deb",
@@ -200,7 +205,7 @@ def test_pruning_leaves_what_a_lock_names_and_what_is_being_made(tmp_path: Path)
     for file in (*keep, *drop):
         file.parent.mkdir(exist_ok=True)
         file.touch()
-    assert sorted(prune_cache(tmp_path)) == sorted(drop)
+    assert sorted(prune_cache(tmp_path, kept={older: "worker"})) == sorted(drop)
     assert all(file.exists() for file in keep)
     shutil.rmtree(tmp_path / "archives")
-    assert prune_cache(tmp_path) == []
+    assert prune_cache(tmp_path, kept={}) == []

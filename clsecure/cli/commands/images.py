@@ -225,27 +225,46 @@ def _save(name: str, target: Path, cache: Path, ui: Ui) -> dict[str, object]:
 
 
 def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
-    """Remove what we made and no lock names: images of older ids, their archives, and fetched packages."""
+    """Remove what we made and nobody needs: images of older ids, their archives, and fetched packages."""
     from clsecure.images.prune import prune_cache
 
-    wanted = {image_reference(name).image for name in image_names()}
+    kept = _of_sessions()
+    wanted = {image_reference(name).image for name in image_names()} | kept.keys()
 
     def prune(store: ImageStore) -> list[str]:
-        old = [image for image in ours(store.ids()) if image not in wanted]
-        for image in old:
-            store.remove(image)
+        gone = []
+        for image in (each for each in ours(store.ids()) if each not in wanted):
+            try:
+                store.remove(image)
+            except ImageError as error:
+                ui.warn(f"{image[:19]} stays in {store.engine}: {error.details or error.brief}")
+                continue
             forget(Store().root, store.key, image)
-        return old
+            gone.append(image)
+        return gone
 
     with ui.phase("looking for old images"):
         removed = _ask_all(prune, ui)
-        files = prune_cache(cache)
+        files = prune_cache(cache, kept=kept)
     if as_json:
         render.write_json({"removed": removed, "files": files})
         return 0
     count = sum(map(len, removed.values()))
     ui.note(f"removed {number(count, 'old image')} and {number(len(files), 'file')} from the cache")
     return 0
+
+
+def _of_sessions() -> dict[str, str]:
+    """Return the images that sessions with a workspace were started with, each with its name.
+
+    Their work comes home, and they are cleaned up, in the image that they had.
+    """
+    records = [place.read() for place in Store().all()]
+    return {
+        record.image_id: record.image or ""
+        for record in records
+        if record is not None and record.image_id and record.workspace is not None
+    }
 
 
 def _ask_all(question: Callable[[ImageStore], _Answer], ui: Ui) -> dict[str, _Answer]:
