@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pwd
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +15,14 @@ from clsecure.machine.containers import find_engine_program
 from clsecure.machine.docker import DockerFacts
 from clsecure.machine.probe import (
     CONTAINER,
+    GIVE_RANGES,
     Probe,
     ProbeStatus,
+    build_lacking,
     find_program,
     has_user_namespaces,
     install_command,
+    own_ranges,
     parse_version,
     read_small,
     user_namespaces_closed,
@@ -264,11 +266,27 @@ def probe_user_namespaces() -> Probe:
 def probe_subordinate_uids() -> Probe:
     """Ranges of ``/etc/subuid``, which other tools ask for."""
     name = "subordinate uids"
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    rows = [line.split(":") for line in (read_small("/etc/subuid") or "").splitlines()]
-    own = [row for row in rows if len(row) == 3 and row[0] in (user, str(os.geteuid()))]
-    observed = ", ".join(f"{row[2]} from {row[1]} on" for row in own) or "none of yours"
-    return Probe(name=name, status=ProbeStatus.INFO, observed=f"{observed}; clsecure needs none")
+    observed = ", ".join(f"{count} from {first} on" for first, count in own_ranges()) or "none of yours"
+    return Probe(
+        name=name, status=ProbeStatus.INFO, observed=f"{observed}; only building an image as you needs them"
+    )
+
+
+def probe_image_building() -> Probe:
+    """What building a worker image takes; where none is built nothing of it is needed."""
+    name = "image building"
+    programs, ranges = build_lacking()
+    missing = ", ".join((*programs, *(() if ranges else ("ranges of yours in /etc/subuid and /etc/subgid",))))
+    if not missing:
+        return Probe(
+            name=name, status=ProbeStatus.OK, observed="all that clsecure images build needs is there"
+        )
+    return Probe(
+        name=name,
+        status=ProbeStatus.INFO,
+        observed=f"clsecure images build lacks {missing}",
+        fix=install_command(*programs) if programs else GIVE_RANGES,
+    )
 
 
 def probe_delegation() -> Probe:
@@ -292,6 +310,7 @@ _PROBES: tuple[Callable[[], Probe], ...] = (
     probe_own_engine,
     probe_docker_client,
     probe_user_namespaces,
+    probe_image_building,
     probe_subordinate_uids,
     probe_delegation,
 )

@@ -86,7 +86,7 @@ def test_a_new_session_and_a_kept_ones_import_get_the_image_again(losing: Losing
     assert "has lost the image worker-minimal" in done.errors
     branches = target.person.git(target.repository, "branch", "--list", "--format=%(refname:short)").split()
     (branch,) = (each for each in branches if each != "main")
-    assert target.person.git(target.repository, "show", f"{branch}:made") == "made\n"
+    assert target.person.git(target.repository, "show", f"{branch}:made") == "made"
     losing.lose()
     done = target.attack("echo again")
     assert done.said == "again\n\n"
@@ -103,8 +103,9 @@ def test_an_image_without_an_archive_is_named_with_what_builds_it(losing: Losing
     try:
         refused = target.person.run(target.argv(["true"]), cwd=target.repository, env=target.environ)
         assert refused.returncode == 125
-        assert "has lost the image worker-minimal" in refused.errors
-        assert "clsecure images build worker-minimal" in refused.errors
+        error = refused.json()["error"]
+        assert "has lost the image worker-minimal" in error["brief"]
+        assert "clsecure images build worker-minimal" in error["resolution"]
     finally:
         target.person.run(["ln", "-s", str(archive), str(link)]).check()
     target.attack("true")

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import http.server
 import json
+import os
+import pwd
 import re
 import socketserver
 import threading
@@ -19,9 +21,10 @@ import pytest
 from clsecure.cli.commands import doctor
 from clsecure.cli.worker_image import StoredImage
 from clsecure.errors import BackendUnavailableError
+from clsecure.images.tools import require_tools
 from clsecure.machine import advisories, containers, docker, engines
 from clsecure.machine.advisories import ADVISORIES, concerns, open_advisories, parse
-from clsecure.machine.probe import Probe, ProbeStatus
+from clsecure.machine.probe import BUILD_PROGRAMS, PLAIN_BUILD_PROGRAMS, Probe, ProbeStatus, install_command
 from clsecure.model import Engine
 
 # ------------------------------------------------------------ the table
@@ -262,9 +265,40 @@ def test_restricted_user_namespaces_are_named_and_do_not_hinder(monkeypatch: pyt
 
 
 def test_subordinate_uids_are_shown_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = engines.pwd.getpwuid(engines.os.geteuid()).pw_name
-    monkeypatch.setattr(engines, "read_small", lambda _path: f"{name}:100000:65536\nother:1:1\nbroken\n")
-    assert engines.probe_subordinate_uids().observed == "65536 from 100000 on; clsecure needs none"
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(
+        "clsecure.machine.probe.read_small", lambda _path: f"{name}:100000:65536\nother:1:1\nbroken\n"
+    )
+    assert engines.probe_subordinate_uids().observed.startswith("65536 from 100000 on; only building")
+
+
+def test_what_building_an_image_lacks_is_told_with_what_installs_it(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsecure.machine.probe.SYSTEM_PATH", str(tools))
+    monkeypatch.setattr("clsecure.machine.probe.os.geteuid", lambda: 65534)
+    probe = engines.probe_image_building()
+    assert probe.status is ProbeStatus.INFO
+    for name in ("mmdebstrap", "newuidmap", "/etc/subuid"):
+        assert name in probe.observed
+    with pytest.raises(BackendUnavailableError, match="lacks mmdebstrap, apt-get, dpkg-deb, newuidmap"):
+        require_tools(npm=False)
+    install(tools, **dict.fromkeys((*BUILD_PROGRAMS, *PLAIN_BUILD_PROGRAMS), ""))
+    assert "usermod --add-subuids" in (engines.probe_image_building().fix or "")
+    with pytest.raises(BackendUnavailableError, match="no range of uids"):
+        require_tools(npm=False)
+    monkeypatch.setattr("clsecure.machine.probe.os.geteuid", lambda: 0)
+    assert engines.probe_image_building().status is ProbeStatus.OK
+    require_tools(npm=False)
+
+
+def test_packages_have_the_names_of_the_machines_own_package_manager(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsecure.machine.probe.SYSTEM_PATH", str(tools))
+    install(tools, dnf="")
+    said = "sudo dnf install shadow-utils mmdebstrap"
+    assert install_command("newuidmap", "newgidmap", "mmdebstrap") == said
 
 
 @pytest.mark.parametrize(
