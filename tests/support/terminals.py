@@ -17,7 +17,7 @@ import pexpect
 from tests.support.leftovers import descendants
 from tests.support.person import Person
 
-DEADLINE = 60
+DEADLINE = 120
 PATIENCE = 3
 # The shell stays around: its words before and after show what the tool did to the terminal's modes.
 _FRAME = """
