@@ -54,6 +54,20 @@ class ProgramFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyringFacts:
+    """The session keyring that a sandbox's processes have, as the kernel told the first of them.
+
+    :param serial: its number.
+    :param name: the kernel calls a nameless one ``_ses``.
+    :param helper: number of the root helper's, of which that process came.
+    """
+
+    serial: int
+    name: str
+    helper: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFacts:
     """What was wanted of an engine, and what it says of the container that it made (inspect)."""
 
@@ -80,6 +94,7 @@ class ProcessFacts:
     :param program: None where the sandbox has none of its own.
     :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
     :param container: None in the other modes.
+    :param keyring: None where the sandbox does not come of the root helper.
     """
 
     pid: int
@@ -97,6 +112,7 @@ class ProcessFacts:
     program: ProgramFacts | None = None
     packet_filter: str | None = None
     container: ContainerFacts | None = None
+    keyring: KeyringFacts | None = None
 
 
 class Place(StrEnum):

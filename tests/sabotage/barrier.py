@@ -10,6 +10,7 @@ from tests.support.sabotage import (
     CONTAINERS,
     ENGINE,
     EVERY,
+    KERNEL,
     LAUNCHER,
     LOCAL,
     LYING,
@@ -139,6 +140,26 @@ BARRIER = (
         modes=LOCAL,
         how="the launcher applies none, and says that there is none",
         broken=replaced(Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = 0")),
+    ),
+    Sabotage(
+        check_id="session-keyring",
+        modes=EVERY,
+        how="the first process takes none of its own",
+        broken=replaced(
+            Patch(file=MODES, old="        own_keyring()\n        # All that", new="        # All that")
+        ),
+    ),
+    Sabotage(
+        check_id="session-keyring",
+        modes=LOCAL,
+        how="nobody takes one of their own, and the user's is left",
+        broken=replaced(
+            Patch(
+                file=KERNEL,
+                old='    call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)',
+                new="    return",
+            )
+        ),
     ),
     Sabotage(
         check_id="namespaces",

@@ -27,6 +27,7 @@ MODES, VIEW, SANDBOX, FACTS, REMAINS = (
     f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox", "facts", "remains")
 )
 PROCESSES, ENGINE, USERSPACE = (f"privileged/root/{name}.py" for name in ("processes", "engine", "userspace"))
+KERNEL = "privileged/root/kernel.py"
 PODMAN, CONTAINERS = "backends/container/podman.py", "backends/container/spec.py"
 
 
