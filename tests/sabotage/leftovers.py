@@ -90,11 +90,19 @@ def with_groups(scene: Scene) -> Iterator[Person]:
         with broken(scene) as victim:
             yield victim
     finally:
+        found = [
+            Path(top, name)
+            for top, directories, _ in os.walk("/sys/fs/cgroup")
+            for name in directories
+            if name.startswith("claude-worker-")
+        ]
+        # Asked for after that: whoever had a group then and still has an account is somebody else's worker.
         names = {account.pw_name for account in pwd.getpwall()}
-        for top, directories, _ in os.walk("/sys/fs/cgroup"):
-            for name in directories:
-                if name.startswith("claude-worker-") and name not in names:
-                    Path(top, name).rmdir()
+        for place in found:
+            if place.name not in names:
+                # The end of somebody else's takes its own away.
+                with contextlib.suppress(FileNotFoundError):
+                    place.rmdir()
 
 
 LEFT = (
