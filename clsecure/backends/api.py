@@ -22,12 +22,14 @@ class NetworkFacts:
     :param routes: names of interfaces that routes lead to.
     :param ports: on which something listens (TCP), on any address.
     :param sockets: abstract Unix sockets.
+    :param datagrams: what takes packets without a connection: kind (UDP, raw and so on) and port.
     """
 
     interfaces: tuple[str, ...]
     routes: tuple[str, ...]
     ports: tuple[int, ...]
     sockets: tuple[str, ...]
+    datagrams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

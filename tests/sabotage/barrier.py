@@ -359,6 +359,32 @@ BARRIER = (
         ),
     ),
     Sabotage(
+        check_id="listeners",
+        modes=USER,
+        how="a process of root's in its network takes datagrams",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old=BECOMES,
+                new="        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+                f'        ear.bind(("127.0.0.1", 4444))\n{BECOMES}',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="listeners",
+        modes=USER,
+        how="a process of root's in its network takes every packet",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old=BECOMES,
+                new="        ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n"
+                f"{BECOMES}",
+            )
+        ),
+    ),
+    Sabotage(
         check_id="network-filter",
         modes=USER,
         how="the filter of a full network leaves metadata open",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST, NAME_LIMIT = 64, 128
 """Of one kind: interfaces, ports, sockets; and characters of a name."""
 WORDS = 1024
+CONNECTIONLESS = ("udp", "udp6", "udplite", "udplite6", "icmp", "icmp6", "raw", "raw6", "packet")
 LISTENS, TCP_LISTEN = "0A", 10
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
 DIAG_SECONDS = 2.0
@@ -94,7 +95,19 @@ def network_of(pid: int) -> Message:
         "routes": cut(routes),
         "ports": sorted(ports)[:MOST],
         "sockets": cut(sockets),
+        "datagrams": cut(datagrams(pid)),
     }
+
+
+def datagrams(pid: int) -> Iterator[str]:
+    """Give the sockets of a process's network that take packets without a connection, by kind and port."""
+    for kind in CONNECTIONLESS:
+        for fields in table(pid, kind):
+            if kind == "packet":
+                yield kind
+            elif len(fields) > 3:
+                # What of an address stands there is the number of a protocol for raw sockets.
+                yield f"{kind} {int(fields[1].rpartition(':')[2], 16)}"
 
 
 def listening(pid: int) -> set[int]:
