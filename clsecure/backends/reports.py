@@ -8,6 +8,7 @@ from typing import Any
 from clsecure.backends.api import (
     ContainerFacts,
     FileIdentity,
+    KeyringFacts,
     NetworkFacts,
     Place,
     ProcessFacts,
@@ -19,13 +20,15 @@ from clsecure.privileged.client import SandboxEnd
 
 
 def process_facts(
-    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None
+    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None, programs: list[int]
 ) -> ProcessFacts:
     """Return what was seen at the barrier.
 
     :param launcher: that one's own report.
     :param container: what its engine said.
+    :param programs: descriptors of those of the image's that are there, in order.
     """
+    there = iter(programs)
     return ProcessFacts(
         pid=facts["pid"],
         status=facts["status"],
@@ -42,7 +45,16 @@ def process_facts(
         program=_program(facts["program"]),
         packet_filter=facts["filter"],
         container=container,
+        keyring=_keyring(facts["keyrings"]),
+        image_programs={name: next(there) if found else None for name, found in facts["programs"].items()},
     )
+
+
+def _keyring(said: dict[str, Any]) -> KeyringFacts | None:
+    if said["own"] is None:
+        return None
+    serial, name = said["own"]
+    return KeyringFacts(serial=serial, name=name, helper=said["helper"])
 
 
 def _program(said: dict[str, Any] | None) -> ProgramFacts | None:

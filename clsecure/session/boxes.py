@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from clsecure.backends.choose import backend_for
-from clsecure.backends.local import LocalBackend
 from clsecure.errors import StateError
-from clsecure.installation import Installation
 from clsecure.model import (
     ContainerSpec,
     Engine,
@@ -19,11 +15,9 @@ from clsecure.model import (
     NetworkPolicy,
     SandboxSpec,
     WorkerAccount,
-    WorkerImage,
 )
-from clsecure.privileged.client import HelperConnection
+from clsecure.session.images import locked_image
 from clsecure.session.store import SessionRecord
-from clsecure.session.ui import Ui
 from clsecure.settings.limits import defaults
 
 
@@ -38,38 +32,12 @@ def recorded_spec(record: SessionRecord, account: WorkerAccount) -> SandboxSpec:
         if mode is IsolationMode.CONTAINER:
             container = ContainerSpec(
                 engine=Engine(record.engine or ""),
-                image=WorkerImage(name=record.image or "", image_id=record.image_id or ""),
+                image=locked_image(record.image or "", record.image_id or ""),
                 runtime=record.runtime,
             )
     except ValueError as error:
         raise StateError("the session's mode is not known", details=str(error)) from error
     return SandboxSpec(mode=mode, account=account, container=container)
-
-
-def loading_backend(
-    mode: IsolationMode,
-    connection: HelperConnection,
-    container: ContainerSpec | None,
-    *,
-    installation: Installation,
-    state: Path,
-    environ: Mapping[str, str],
-    ui: Ui,
-) -> LocalBackend:
-    """Return the backend of a mode; an image that the engine has lost meanwhile is loaded again.
-
-    :param state: the user's state directory for clsecure.
-    """
-    backend = backend_for(mode, connection, container)
-    if container is not None:
-
-        def load() -> None:
-            from clsecure.session.images import load_again
-
-            load_again(container, installation=installation, state=state, environ=environ, ui=ui)
-
-        backend.image_lost = load
-    return backend
 
 
 @contextmanager

@@ -23,9 +23,10 @@ from clsecure.errors import ClsecureError, StateError
 from clsecure.installation import Installation
 from clsecure.model import DockerAccess, SandboxSpec, WorkerAccount
 from clsecure.privileged.client import HelperConnection
-from clsecure.session.boxes import loading_backend, recorded_spec
+from clsecure.session.boxes import recorded_spec
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.inside import OutputLog, inner_environment, run_inside, through
+from clsecure.session.loading import loading_backend
 from clsecure.session.own_engine import engine_env
 from clsecure.session.plan import SessionPlan
 from clsecure.session.portable import late_path, mounted_path

@@ -14,10 +14,11 @@ from clsecure.errors import SessionNotFoundError, VerificationError
 from clsecure.installation import Installation
 from clsecure.model import Verification
 from clsecure.privileged.client import HelperConnection
-from clsecure.session.boxes import loading_backend, recorded_spec
+from clsecure.session.boxes import recorded_spec
 from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
+from clsecure.session.loading import loading_backend
 from clsecure.session.store import SessionRecord, Store
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import discover

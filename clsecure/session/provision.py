@@ -21,11 +21,11 @@ from clsecure.model import (
     NetworkPolicy,
     SandboxSpec,
 )
-from clsecure.session.boxes import loading_backend
 from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.lease import leased
 from clsecure.session.limits import effective, named
+from clsecure.session.loading import loading_backend
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.relay import terminal_size
 
