@@ -1,7 +1,8 @@
 """Worker images for tests: each is built once for all test processes of a run.
 
 The packages come from the cache of whoever runs the tests, or from the mirror. Where the mirror has no
-locked version any more, the image is locked afresh in a copy, and the tests say so: ``Image.afresh``.
+locked version any more, the image is locked afresh in a copy, and the tests say so: ``Image.afresh``. There
+is one copy for all images: CLSECURE_IMAGES can name one directory only.
 """
 
 from __future__ import annotations
@@ -104,8 +105,9 @@ def _build(name: str) -> tuple[str, Path, str]:
     except ImageError as error:
         if not error.brief.startswith("the mirror"):
             raise
-        copy = _SHARED / f"{name}.data"
-        shutil.copytree(DATA, copy)
+        copy = _SHARED / "data"
+        if not copy.exists():
+            shutil.copytree(DATA, copy)
         _, built = lock_image(
             load_recipe(name, copy),
             machine_architecture(),
@@ -136,6 +138,14 @@ def given_to(person: Person, name: str) -> Iterator[Image]:
         link = place / f"{name}-{image.image.removeprefix('sha256:')[:12]}.tar"
         if not link.is_symlink():
             link.symlink_to(image.archive)
+        before = os.environ.get("CLSECURE_IMAGES")
         if image.afresh:
             os.environ["CLSECURE_IMAGES"] = str(image.data)
-        yield image
+        try:
+            yield image
+        finally:
+            # The copy goes with the last image of it.
+            if before is None:
+                os.environ.pop("CLSECURE_IMAGES", None)
+            else:
+                os.environ["CLSECURE_IMAGES"] = before
