@@ -24,6 +24,11 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
     """
     refuse_contradictions(settings)
     mode = settings.mode
+    if isinstance(mode, AutoMode) or mode is IsolationMode.CONTAINER:
+        from clsecure.images.recipe import load_recipe
+
+        # A slip of the pen would be an image that nobody has locked, or to auto one that is only missing.
+        load_recipe(settings.image)
     if isinstance(mode, AutoMode):
         there = stored_image(settings.image, settings.engine) is not None
         found = choice.strongest(

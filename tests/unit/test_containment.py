@@ -109,6 +109,14 @@ def test_auto_builds_no_image(tools: Path) -> None:
     assert "container lacks the image worker-minimal" in ui.said[0]
 
 
+@pytest.mark.parametrize("mode", ["auto", "container"])
+def test_an_image_that_there_is_not_is_an_error_that_names_those_there_are(tools: Path, mode: str) -> None:
+    install(tools, *containers.PODMAN_PROGRAMS)
+    with pytest.raises(UsageError, match="there is no image 'wroker'") as raised:
+        contain(settings(mode=mode, image="wroker"), Heard())
+    assert raised.value.resolution == "one of: worker, worker-minimal"
+
+
 def test_auto_sees_docker_where_that_is_the_engine(
     tools: Path, docker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clsecure.errors import ImageError, UsageError
+from clsecure.images import mirror as mirrors
 from clsecure.images.apt import file_name, from_file_name, missing_error
 from clsecure.images.build import check_outcome
 from clsecure.images.lock import (
@@ -21,7 +22,7 @@ from clsecure.images.lock import (
     read_lock,
     write_lock,
 )
-from clsecure.images.mirror import Mirror, choose_mirror
+from clsecure.images.mirror import AptSource, Mirror, choose_mirror
 from clsecure.images.npm import matches
 from clsecure.images.prune import prune_cache
 from clsecure.images.recipe import DATA, image_names, load_recipe
@@ -173,6 +174,42 @@ def test_security_updates_lie_beside_the_mirror_where_its_name_says_so(
 def test_the_machines_own_mirror_is_used_where_none_is_named() -> None:
     mirror = choose_mirror(None)
     assert mirror.main.endswith("/debian")
+
+
+def source(
+    url: str, *, origin: str = "$(ORIGIN)", release: str = "trixie", component: str = "main"
+) -> AptSource:
+    return AptSource(url=url, origin=origin, release=release, component=component)
+
+
+def test_a_repository_of_somebody_elses_is_not_taken_for_debians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many end in /debian; their lists may sort before the machine's own."""
+    foreign = "https://apt.example.com/linux/debian"
+    mine, security = "https://mirror.example/debian", "https://mirror.example/debian-security"
+    for told, untold in (("Docker", "stable"), ("Example", "bookworm-tools")):
+        monkeypatch.setattr(
+            mirrors,
+            "_apt_sources",
+            lambda told=told: (
+                source(foreign, origin=told),
+                source(f"{foreign}-security", origin=told),
+                source(mine, origin="Debian"),
+                source(security, origin="Debian", release="trixie-security"),
+            ),
+        )
+        assert choose_mirror(None) == Mirror(main=mine, security=security)
+        monkeypatch.setattr(
+            mirrors,
+            "_apt_sources",
+            lambda untold=untold: (
+                source(foreign, release=untold, component="stable"),
+                source(mine),
+                source(security, release="trixie-security"),
+            ),
+        )
+        assert choose_mirror(None) == Mirror(main=mine, security=security)
+    monkeypatch.setattr(mirrors, "_apt_sources", lambda: (source(foreign, origin="Docker"),))
+    assert choose_mirror(None).main == mirrors.DEFAULT
 
 
 def test_a_file_has_the_integrity_that_npm_writes(tmp_path: Path) -> None:
