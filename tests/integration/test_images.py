@@ -7,7 +7,6 @@ import dataclasses
 import filecmp
 import hashlib
 import json
-import random
 import re
 import shutil
 import signal
@@ -19,16 +18,15 @@ from pathlib import Path
 import pytest
 
 from clsecure.errors import BackendUnavailableError, ImageError
-from clsecure.images.archive import configuration, read_archive, write_archive
+from clsecure.images.archive import read_archive
 from clsecure.images.docker_store import DockerStore
 from clsecure.images.fetch import Sources, fetch_npm, fetch_packages
-from clsecure.images.layers import files_layer
 from clsecure.images.lock import Lock, read_lock
 from clsecure.images.podman_store import PodmanStore
 from clsecure.images.reference import image_reference, machine_architecture
 from clsecure.images.store import ImageStore, load_checked, ours
 from tests.support import schema, sweep
-from tests.support.built_images import RUN, Image, built_image, sources
+from tests.support.built_images import RUN, Image, built_image, small_archive, sources
 from tests.support.engines import docker_engine, podman_service
 from tests.support.leftovers import wait_until
 from tests.support.person import SYSTEM_PATH, Person, make_person
@@ -311,13 +309,7 @@ def test_i2_each_engine_gives_the_image_the_id_of_the_lock(store, minimal) -> No
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """An archive like ours, of two small layers."""
-    place = tmp_path / "tiny"
-    place.mkdir()
-    data = random.Random(5).randbytes(1 << 20)
-    layers = [files_layer(name, {f"usr/{name}": data}, place / name, epoch=0) for name in ("base", "sbom")]
-    config = configuration(layers, architecture="amd64", epoch=0, environment={}, labels={})
-    write_archive(place / "tiny.tar", name="tiny", config=config, layers=layers)
-    return place / "tiny.tar"
+    return small_archive(tmp_path / "tiny")
 
 
 def test_loading_again_does_nothing(store, tiny) -> None:

@@ -1,4 +1,4 @@
-"""An engine that has lost the image of container sessions: it gets it again, or the command is named."""
+"""The engine's image of container sessions: one that is lost comes again; save and prune with podman."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from clsecure.images.archive import read_archive
 from clsecure.images.docker_store import DockerStore
-from tests.support.built_images import Image, given_to
+from tests.support.built_images import Image, given_to, small_archive
 from tests.support.engines import docker_engine
 from tests.support.hostile import Target
 from tests.support.person import Person
@@ -123,3 +124,27 @@ def test_what_one_docker_was_seen_to_have_is_not_believed_of_another(losing: Los
             losing.target.argv(["true"]), cwd=losing.target.repository, env={"DOCKER_HOST": other}
         ).check()
         assert "has lost" not in done.errors
+
+
+def test_podmans_store_is_saved_from_and_pruned_by_the_command(losing: Losing, tmp_path: Path) -> None:
+    target, image = losing.target, losing.image
+    if losing.target.environ:
+        pytest.skip("docker's: test_images.py")
+    person = target.person
+    target.attack("true")
+    link = losing.cached
+    archive = link.readlink()
+    link.unlink()
+    try:
+        person.clsecure("images", "save", "worker-minimal", "saved.tar").check()
+        assert read_archive(person.home / "saved.tar").image == image.image
+    finally:
+        person.run(["ln", "-s", str(archive), str(link)]).check()
+    old = small_archive(tmp_path / "tiny")
+    shutil.copy(old, person.home / "old.tar")
+    (person.home / "old.tar").chmod(0o644)
+    person.clsecure("images", "load", "old.tar").check()
+    pruned = person.clsecure("images", "prune", "--output", "json").check().json()
+    assert pruned["removed"]["podman"] == [read_archive(old).image]
+    listed = person.clsecure("images", "list", "--output", "json").check().json()["images"]
+    assert [each["loaded"] for each in listed if each["name"] == "worker-minimal"] == [["podman"]]

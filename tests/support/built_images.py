@@ -11,14 +11,17 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from clsecure.errors import ImageError
+from clsecure.images.archive import configuration, write_archive
 from clsecure.images.build import build
 from clsecure.images.fetch import Sources, cache_directory
+from clsecure.images.layers import files_layer
 from clsecure.images.lock import Lock, read_lock
 from clsecure.images.recipe import DATA, load_recipe
 from clsecure.images.reference import machine_architecture
@@ -85,6 +88,16 @@ def built_image(name: str) -> Iterator[Image]:
             holder.unlink()
             if not _holders("*"):
                 shutil.rmtree(_SHARED)
+
+
+def small_archive(place: Path) -> Path:
+    """Write an archive like ours, of two small layers, into a directory that is made; return where it is."""
+    place.mkdir()
+    data = random.Random(5).randbytes(1 << 20)
+    layers = [files_layer(name, {f"usr/{name}": data}, place / name, epoch=0) for name in ("base", "sbom")]
+    config = configuration(layers, architecture="amd64", epoch=0, environment={}, labels={})
+    write_archive(place / "tiny.tar", name="tiny", config=config, layers=layers)
+    return place / "tiny.tar"
 
 
 def sweep(run: str) -> None:
