@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from clsecure.backends.choose import begin
 from clsecure.cli.worker_image import stored_image
 from clsecure.errors import UsageError
 from clsecure.machine import choice, containers
@@ -37,6 +38,8 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
         ui.note(str(found))
         mode = found.mode
     if mode is IsolationMode.CONTAINER:
+        # Needed at the latest when a container is made; podman is asked for its version meanwhile.
+        begin(settings.engine)
         containers.require_engine(settings.engine)
         if settings.runtime is not None:
             containers.require_runtime(settings.runtime, settings.engine)
