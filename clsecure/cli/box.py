@@ -50,6 +50,7 @@ def wanted_box(invocation: Invocation, ui: Ui) -> Wanted:
                 image=settings.image,
                 runtime=settings.runtime,
                 mirror=settings.image_mirror,
+                registry=settings.image_registry,
             ),
             installation=installation,
             state=state,

@@ -18,6 +18,7 @@ from clsecure.images.store import load_checked
 from clsecure.installation import Installation
 from clsecure.model import ContainerSpec, Engine, WorkerImage
 from clsecure.session.ui import Ui
+from clsecure.terminal import escape
 
 if TYPE_CHECKING:
     from clsecure.images.store import ImageStore
@@ -30,12 +31,14 @@ class WantedContainer:
     :param image: by its name.
     :param runtime: name or path of the OCI runtime, None for the engine's own choice.
     :param mirror: of Debian's packages, for an image that has to be built; None for the machine's own.
+    :param registry: where it is looked for before; None for nowhere.
     """
 
     engine: Engine
     image: str
     runtime: str | None = None
     mirror: str | None = None
+    registry: str | None = None
 
 
 def container_for(
@@ -132,11 +135,34 @@ def _have(
             return
     cache = cache_directory(environ)
     archive = reference.archive(cache)
-    if not archive.is_file():
+    if not archive.is_file() and not _fetched(reference, archive, wanted.registry, ui):
         _offer_to_build(name, ui)
         build_image(reference, cache, wanted.mirror, ui)
     with ui.progress(f"loading the image into {store.engine}") as tell:
         load_checked(store, archive, tell, expected=reference.image)
+
+
+def _fetched(reference: ImageRef, archive: Path, registry: str | None, ui: Ui) -> bool:
+    """Tell whether a registry had the image; that it had not is said."""
+    if registry is None:
+        return False
+    try:
+        fetch_archive(reference, archive, registry, ui)
+    except ImageError as error:
+        ui.warn(f"{error.brief}: {escape(error.details)}" if error.details else error.brief)
+        return False
+    return True
+
+
+def fetch_archive(reference: ImageRef, archive: Path, registry: str, ui: Ui) -> None:
+    """Fetch the locked image from a registry into the cache.
+
+    :raises ImageError: it is not there, or what is there is another one.
+    """
+    from clsecure.images.registry import fetch_image
+
+    with ui.progress(f"fetching the image {reference.name} from {registry}") as tell:
+        fetch_image(read_lock(reference.name, reference.architecture), registry, archive, tell)
 
 
 def _offer_to_build(name: str, ui: Ui) -> None:

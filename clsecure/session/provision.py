@@ -138,7 +138,13 @@ def _container(context: Context) -> ContainerSpec | None:
     from clsecure.session.images import WantedContainer, container_for
 
     return container_for(
-        WantedContainer(engine=plan.engine, image=plan.image, runtime=plan.runtime, mirror=plan.image_mirror),
+        WantedContainer(
+            engine=plan.engine,
+            image=plan.image,
+            runtime=plan.runtime,
+            mirror=plan.image_mirror,
+            registry=plan.image_registry,
+        ),
         installation=around.installation,
         state=around.store.root,
         environ=around.environ,

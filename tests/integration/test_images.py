@@ -228,9 +228,10 @@ def test_an_interrupted_build_leaves_no_process_and_no_file(minimal, plain, numb
         pytest.skip("left out: not installed: newuidmap")
     give_packages(plain, minimal, "interrupted")
     killed = Path(f"/var/tmp/clsecure-image-killed-{plain.name}")
-    plain.run(["mkdir", str(killed)]).check()
+    plain.run(["mkdir", "-p", str(killed)]).check()
     plain.run(["touch", "-d", "2 hours ago", str(killed)]).check()
     env = {"CLSECURE_IMAGES": str(minimal.data), "XDG_CACHE_HOME": str(plain.home / "interrupted")}
+    deep = "root/mmdebstrap.*/var/lib/dpkg/info"
     process = plain.spawn(
         plain.clsecure_argv("images", "build", "worker-minimal"),
         env=env,
@@ -239,7 +240,7 @@ def test_an_interrupted_build_leaves_no_process_and_no_file(minimal, plain, numb
     )
     try:
         wait_until(
-            lambda: [*Path("/var/tmp").glob("clsecure-image-*/root/mmdebstrap.*/var/lib/dpkg/info")],
+            lambda: [found for place in scratch_of(plain) for found in place.glob(deep)],
             "mmdebstrap at work",
         )
         # To it alone: on a terminal all of its group would hear.

@@ -61,7 +61,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             names = options.arguments or (DEFAULT_IMAGE,)
             done = [_build(image_reference(_known(name)), cache, invocation, ui) for name in names]
         case ImagesAction.LOAD:
-            done = [_load(options.arguments[0], cache, ui)]
+            done = [_load(options.arguments[0], cache, invocation, ui)]
         case ImagesAction.SAVE:
             name, file = options.arguments
             done = [_save(name, Path(file), cache, ui)]
@@ -156,12 +156,18 @@ def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> 
     return {"name": reference.name, "image": reference.image, "archive": archive, "loaded": loaded}
 
 
-def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
+def _load(what: str, cache: Path, invocation: Invocation, ui: Ui) -> dict[str, object]:
+    from clsecure.session.images import fetch_archive
+    from clsecure.settings.model import load
+
     expected = None
     if what in image_names():
         reference = image_reference(what)
         archive, expected = reference.archive(cache), reference.image
-        if not archive.is_file():
+        registry = load(invocation.layers).image_registry
+        if not archive.is_file() and registry is not None:
+            fetch_archive(reference, archive, registry, ui)
+        elif not archive.is_file():
             raise ImageError(f"the image {what} is not built", resolution=f"clsecure images build {what}")
     else:
         archive = Path(what)

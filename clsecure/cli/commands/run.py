@@ -149,6 +149,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         runtime=settings.runtime,
         image=settings.image,
         image_mirror=settings.image_mirror,
+        image_registry=settings.image_registry,
         docker=settings.docker,
         docker_images=settings.docker_images,
         skip_docker_autodetect=settings.skip_docker_autodetect,
