@@ -19,8 +19,8 @@ from clsecure.process import SYSTEM_PATH, Command
 WORK = Path("/var/tmp")  # noqa: S108  # directories of our own in it
 """Where a root file system is made: open to the account that mmdebstrap uses, and on a disk."""
 _PREFIX = "clsecure-image-"
-# Between its making and its lock a directory looks like one that nobody works in.
-_YOUNG_SECONDS = 60.0
+# Between its making and its lock a directory looks like one that nobody works in; earlier versions held none.
+_YOUNG_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
