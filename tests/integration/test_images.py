@@ -26,7 +26,7 @@ from clsecure.images.podman_store import PodmanStore
 from clsecure.images.reference import image_reference, machine_architecture
 from clsecure.images.store import ImageStore, load_checked, ours
 from tests.support import schema, sweep
-from tests.support.built_images import RUN, Image, built_image, small_archive, sources
+from tests.support.built_images import RUN, Image, built_image, give_packages, small_archive, sources
 from tests.support.engines import docker_engine, podman_service
 from tests.support.leftovers import wait_until
 from tests.support.person import SYSTEM_PATH, Person, make_person
@@ -170,14 +170,6 @@ def test_an_agent_with_another_hash_than_the_locks_is_refused_and_not_kept(tmp_p
 
 
 # ------------------------------------------------------------ what comes out
-
-
-def give_packages(person: Person, image: Image, cache: str = ".cache") -> None:
-    """Put an image's packages into a person's cache."""
-    place = person.home / cache / "clsecure/images/packages"
-    person.run(["mkdir", "-p", str(place)]).check()
-    for package in image.lock.inputs.packages:
-        shutil.copy(sources().cache / "packages" / f"{package.sha256}.deb", place)
 
 
 def test_two_builds_are_one_image_also_by_a_plain_user(minimal, plain) -> None:

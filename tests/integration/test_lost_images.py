@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from clsecure.images.archive import read_archive
 from clsecure.images.docker_store import DockerStore
-from tests.support.built_images import Image, given_to, small_archive
+from tests.support.built_images import Image, give_packages, given_to, small_archive
 from tests.support.engines import docker_engine
 from tests.support.hostile import Target
-from tests.support.person import Person
+from tests.support.person import SYSTEM_PATH, Person
+from tests.support.terminals import answer, at_terminal, ended
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("gvisor")]
 
@@ -148,3 +150,36 @@ def test_podmans_store_is_saved_from_and_pruned_by_the_command(losing: Losing, t
     assert pruned["removed"]["podman"] == [read_archive(old).image]
     listed = person.clsecure("images", "list", "--output", "json").check().json()["images"]
     assert [each["loaded"] for each in listed if each["name"] == "worker-minimal"] == [["podman"]]
+
+
+def test_an_image_that_is_missing_is_built_when_the_person_says_so(losing: Losing) -> None:
+    target = losing.target
+    if target.environ:
+        pytest.skip("the question does not depend on the engine")
+    if shutil.which("newuidmap", path=SYSTEM_PATH) is None:
+        pytest.skip("left out: not installed: newuidmap")
+    person = target.person
+    target.attack("true")
+    give_packages(person, losing.image)
+    link = losing.cached
+    archive = link.readlink()
+    losing.lose()
+    link.unlink()
+    shutil.rmtree(person.home / ".local/state/clsecure/images")
+    argv = person.clsecure_argv(
+        *("--mode", "container", *target.options, "--on-finish", "discard", "--", "true")
+    )
+    try:
+        with at_terminal(person, argv, cwd=target.repository) as child:
+            answer(child, "Build it now", "n", then="the image worker-minimal is not there")
+            assert ended(child) == 125
+        assert not list(link.parent.glob("worker-minimal-*.tar"))
+        with at_terminal(person, argv, cwd=target.repository) as child:
+            answer(child, "Build it now", "y", then="building the image worker-minimal")
+            child.expect(pexpect.EOF, timeout=280)
+            assert ended(child) == 0
+        assert not link.is_symlink()
+        assert read_archive(link).image == losing.image.image
+    finally:
+        link.unlink(missing_ok=True)
+        person.run(["ln", "-s", str(archive), str(link)]).check()

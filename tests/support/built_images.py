@@ -90,6 +90,14 @@ def built_image(name: str) -> Iterator[Image]:
                 shutil.rmtree(_SHARED)
 
 
+def give_packages(person: Person, image: Image, cache: str = ".cache") -> None:
+    """Put an image's packages into a person's cache."""
+    place = person.home / cache / "clsecure/images/packages"
+    person.run(["mkdir", "-p", str(place)]).check()
+    for package in image.lock.inputs.packages:
+        shutil.copy(sources().cache / "packages" / f"{package.sha256}.deb", place)
+
+
 def small_archive(place: Path) -> Path:
     """Write an archive like ours, of two small layers, into a directory that is made; return where it is."""
     place.mkdir()
