@@ -22,12 +22,14 @@ class NetworkFacts:
     :param routes: names of interfaces that routes lead to.
     :param ports: on which something listens (TCP), on any address.
     :param sockets: abstract Unix sockets.
+    :param datagrams: what takes packets without a connection: kind (UDP, raw and so on) and port.
     """
 
     interfaces: tuple[str, ...]
     routes: tuple[str, ...]
     ports: tuple[int, ...]
     sockets: tuple[str, ...]
+    datagrams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,20 @@ class ProgramFacts:
     path: Path
     kept: FileIdentity
     inside: FileIdentity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyringFacts:
+    """The session keyring that a sandbox's processes have, as the kernel told the first of them.
+
+    :param serial: its number.
+    :param name: the kernel calls a nameless one ``_ses``.
+    :param helper: number of the root helper's, of which that process came.
+    """
+
+    serial: int
+    name: str
+    helper: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,7 @@ class ProcessFacts:
     :param program: None where the sandbox has none of its own.
     :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
     :param container: None in the other modes.
+    :param keyring: None where the sandbox does not come of the root helper.
     """
 
     pid: int
@@ -97,6 +114,7 @@ class ProcessFacts:
     program: ProgramFacts | None = None
     packet_filter: str | None = None
     container: ContainerFacts | None = None
+    keyring: KeyringFacts | None = None
 
 
 class Place(StrEnum):

@@ -8,6 +8,7 @@ from typing import Any
 from clsecure.backends.api import (
     ContainerFacts,
     FileIdentity,
+    KeyringFacts,
     NetworkFacts,
     Place,
     ProcessFacts,
@@ -42,7 +43,15 @@ def process_facts(
         program=_program(facts["program"]),
         packet_filter=facts["filter"],
         container=container,
+        keyring=_keyring(facts["keyrings"]),
     )
+
+
+def _keyring(said: dict[str, Any]) -> KeyringFacts | None:
+    if said["own"] is None:
+        return None
+    serial, name = said["own"]
+    return KeyringFacts(serial=serial, name=name, helper=said["helper"])
 
 
 def _program(said: dict[str, Any] | None) -> ProgramFacts | None:

@@ -20,9 +20,20 @@ from clsecure.verify.mounts import MOUNT_CHECKS
 from clsecure.verify.network import NETWORK_CHECKS, PACKET_FILTER
 
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-_PROGRAM = "agent-program"
+_PROGRAM, _KEYRING = "agent-program", "session-keyring"
+_NAMELESS = "_ses"
 _OF_GVISOR = frozenset(
-    {"account", "groups", "no-new-privileges", "seccomp", "namespaces", OWN_KERNEL, "image", "engine-plan"}
+    {
+        "account",
+        "groups",
+        "no-new-privileges",
+        "seccomp",
+        "namespaces",
+        OWN_KERNEL,
+        "image",
+        "engine-plan",
+        _KEYRING,
+    }
 )
 
 
@@ -112,6 +123,18 @@ def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
 def _executable(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
     right = facts.executable.startswith("/usr/bin/python3")
     return Observation(expected="/usr/bin/python3", observed=facts.executable, holds=right)
+
+
+def _keyring(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    """One with a name was made by somebody, or is all that a uid has: the kernel's ``_uid_ses``."""
+    expected, found = "a new one", facts.keyring
+    if found is None:
+        return Observation.equal(expected, "the kernel was not asked")
+    if found.serial == found.helper:
+        return Observation.equal(expected, "that of the process from which the sandbox comes")
+    return Observation.equal(
+        expected, expected if found.name == _NAMELESS else f"the one called {found.name[:60]}"
+    )
 
 
 def _engine(spec: SandboxSpec) -> Engine | None:
@@ -225,6 +248,16 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
         observe=_executable,
     ),
     Check(
+        check_id=_KEYRING,
+        property="its processes have a session keyring of their own, and none of your keys",
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
+        threats=("A9",),
+        residuals=("R36",),
+        observe=_keyring,
+    ),
+    Check(
         check_id=_PROGRAM,
         property="the agent's program is root's copy of the planned one",
         modes=EVERY_MODE,
@@ -242,6 +275,9 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
 
 def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
     """Tell whether a check is one of this sandbox."""
+    if check.check_id == _KEYRING and _engine(spec) is Engine.DOCKER:
+        # Its daemon starts the container, and has no keys of the user's.
+        return False
     if spec.is_gvisor:
         # What the host sees is gVisor's own process: what the agent may is that kernel's business.
         return check.check_id in _OF_GVISOR

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import socket
 import struct
 
-from clsecure.privileged.root.kernel import CLONE_NEWNET, call
+from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
 from clsecure.privileged.root.processes import tool
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST, NAME_LIMIT = 64, 128
 """Of one kind: interfaces, ports, sockets; and characters of a name."""
+WORDS = 1024
+CONNECTIONLESS = ("udp", "udp6", "udplite", "udplite6", "icmp", "icmp6", "raw", "raw6", "packet")
 LISTENS, TCP_LISTEN = "0A", 10
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
 DIAG_SECONDS = 2.0
@@ -50,6 +53,17 @@ def facts_of(pid: int) -> Message:
         "descriptors": descriptors,
         "executable": os.readlink(f"/proc/{pid}/exe"),
     }
+
+
+def keyrings(told: int) -> Message:
+    """Return the session keyring that a sandbox's first process told of, and this process's own.
+
+    From outside nothing is seen of whose keyring a process has.
+
+    :param told: the file in which it did; a container of docker's daemon does not come of it, and has none.
+    """
+    said = os.pread(told, WORDS, 0)
+    return {"own": json.loads(said) if said else None, "helper": session_keyring()[0]}
 
 
 def network_of(pid: int) -> Message:
@@ -81,7 +95,19 @@ def network_of(pid: int) -> Message:
         "routes": cut(routes),
         "ports": sorted(ports)[:MOST],
         "sockets": cut(sockets),
+        "datagrams": cut(datagrams(pid)),
     }
+
+
+def datagrams(pid: int) -> Iterator[str]:
+    """Give the sockets of a process's network that take packets without a connection, by kind and port."""
+    for kind in CONNECTIONLESS:
+        for fields in table(pid, kind):
+            if kind == "packet":
+                yield kind
+            elif len(fields) > 3:
+                # What of an address stands there is the number of a protocol for raw sockets.
+                yield f"{kind} {int(fields[1].rpartition(':')[2], 16)}"
 
 
 def listening(pid: int) -> set[int]:

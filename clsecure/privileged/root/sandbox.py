@@ -13,7 +13,7 @@ from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel, peer_uid
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
-from clsecure.privileged.root.facts import facts_of, filter_of, network_of, program_of
+from clsecure.privileged.root.facts import facts_of, filter_of, keyrings, network_of, program_of
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -67,6 +67,7 @@ class Sandbox:
         self.run_directory = ""
         self.sockets: dict[str, socket.socket] = {}
         self.output: list[int] = []
+        self.told = os.memfd_create("told")
         self.rlimited: list[str] = []
         self.main: Message = {}
         self.main_pidfd = -1
@@ -150,7 +151,12 @@ class Sandbox:
 
     def _mode(self) -> UserMode:
         network = -1 if self.sidecar is None else self.sidecar.network
-        places: dict[str, Any] = {"pieces": self.pieces, "sockets": self.run_directory, "joined": network}
+        places: dict[str, Any] = {
+            "pieces": self.pieces,
+            "sockets": self.run_directory,
+            "joined": network,
+            "told": self.told,
+        }
         if self.engine is not None:
             return PodmanMode(self.entry, self.request, self.engine, **places)
         kinds = {"user": UserMode, "namespace": NamespaceMode, "container": DockerMode}
@@ -234,6 +240,7 @@ class Sandbox:
 
     def _facts(self, pid: int) -> Message:
         found = {**facts_of(pid), "network": network_of(pid), "program": program_of(pid, self.request.agent)}
+        found |= {"keyrings": keyrings(self.told)}
         return found | {"filter": None if self.request.network is None else filter_of(pid)}
 
     def _connected(self, awaited: Callable[[], bool]) -> bool:
@@ -415,6 +422,6 @@ class Sandbox:
                 part.close()
         if self.stage is not None:
             self.channel.control.close()
-        close_all(fd for fd in (*self.output, self.main_pidfd) if fd >= 0)
+        close_all(fd for fd in (*self.output, self.told, self.main_pidfd) if fd >= 0)
         if self.run_directory:
             remove_directory(self.run_directory)
