@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,6 +96,8 @@ class ProcessFacts:
     :param program: None where the sandbox has none of its own.
     :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
     :param container: None in the other modes.
+    :param image_programs: name of each agent that its image has to a descriptor of what is in its place; None
+        for nothing that everybody may read. They are the sandbox's, and closed with it.
     :param keyring: None where the sandbox does not come of the root helper.
     """
 
@@ -115,6 +117,7 @@ class ProcessFacts:
     packet_filter: str | None = None
     container: ContainerFacts | None = None
     keyring: KeyringFacts | None = None
+    image_programs: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Place(StrEnum):

@@ -46,7 +46,11 @@ class LocalSandbox:
         self.looked: Callable[[RunningFacts], None] | None = None
         """Gets what the helper sees of the running sandbox, from :meth:`receive`: soon, then now and then."""
         self.enforced: Mapping[str, str] = report["enforced"]
-        self.facts = process_facts(report["facts"], launcher, container)
+        # They come last.
+        count = len(fds) - sum(report["facts"]["programs"].values())
+        self._programs = fds[count:]
+        del fds[count:]
+        self.facts = process_facts(report["facts"], launcher, container, self._programs)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
         self.port: int | None = launcher["port"]
@@ -154,6 +158,8 @@ class LocalSandbox:
         elif self.terminal is not None:
             os.close(self.terminal)
         self.terminal = None
+        while self._programs:
+            os.close(self._programs.pop())
 
 
 class LocalBackend:
@@ -191,6 +197,7 @@ class LocalBackend:
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,
+                "image_programs": sorted(spec.container.image.programs) if spec.container else [],
                 "limits": _limits(spec.limits),
                 "disk_reserve": spec.disk_reserve,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],

@@ -20,13 +20,15 @@ from clsecure.privileged.client import SandboxEnd
 
 
 def process_facts(
-    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None
+    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None, programs: list[int]
 ) -> ProcessFacts:
     """Return what was seen at the barrier.
 
     :param launcher: that one's own report.
     :param container: what its engine said.
+    :param programs: descriptors of those of the image's that are there, in order.
     """
+    there = iter(programs)
     return ProcessFacts(
         pid=facts["pid"],
         status=facts["status"],
@@ -44,6 +46,7 @@ def process_facts(
         packet_filter=facts["filter"],
         container=container,
         keyring=_keyring(facts["keyrings"]),
+        image_programs={name: next(there) if found else None for name, found in facts["programs"].items()},
     )
 
 

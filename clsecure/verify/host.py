@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from clsecure.agents.digests import cache_directory, sha256_of
+from clsecure.agents.digests import cache_directory, sha256_of, sha256_of_image
 from clsecure.backends.api import ProcessFacts
 from clsecure.errors import AgentError
 from clsecure.machine.kernel import landlock_abi
@@ -141,8 +141,30 @@ def _engine(spec: SandboxSpec) -> Engine | None:
     return spec.container.engine if spec.container else None
 
 
+def _programs(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """Judge by their bytes those that a session brings along, or that its image has."""
+    return _program(facts, spec) if spec.program is not None else _image_programs(facts, spec)
+
+
+def _image_programs(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    assert spec.container is not None  # noqa: S101  # the check concerns no other sandbox
+    found = []
+    for name in sorted(spec.container.image.programs):
+        descriptor = facts.image_programs.get(name)
+        if descriptor is None:
+            found.append(f"{name}: nothing that everybody may read is in its place")
+            continue
+        try:
+            digest = sha256_of_image(descriptor, cache=cache_directory(os.environ, Path.home()))
+            found.append(f"{name} {digest}")
+        except AgentError as error:
+            found.append(f"{name}: {error.details or error.brief}")
+    expected = [f"{name} {digest}" for name, digest in sorted(spec.container.image.programs.items())]
+    return Observation.equal(", ".join(expected), ", ".join(found))
+
+
 def _program(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    assert spec.program is not None  # noqa: S101  # the check concerns no other sandbox
+    assert spec.program is not None  # noqa: S101  # the caller's word
     expected = f"root's copy, {spec.program.sha256}"
     found = facts.program
     if found is None or found.inside is None:
@@ -259,13 +281,13 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
     ),
     Check(
         check_id=_PROGRAM,
-        property="the agent's program is root's copy of the planned one",
+        property="the agent's program is root's copy of the planned one, or the one in its image's lock",
         modes=EVERY_MODE,
         vantage=Vantage.HOST,
         area=Area.FILES,
         threats=("C11", "I2"),
         residuals=("R39",),
-        observe=_program,
+        observe=_programs,
     ),
     *MOUNT_CHECKS,
     *NETWORK_CHECKS,
@@ -282,7 +304,7 @@ def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
         # What the host sees is gVisor's own process: what the agent may is that kernel's business.
         return check.check_id in _OF_GVISOR
     if check.check_id == _PROGRAM and spec.program is None:
-        return False
+        return spec.container is not None and bool(spec.container.image.programs)
     if check.check_id == PACKET_FILTER and spec.network_namespace is None:
         return False
     return spec.mode in check.modes and check.check_id != OWN_KERNEL

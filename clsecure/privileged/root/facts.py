@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import stat
 import struct
 
 from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
@@ -172,19 +173,41 @@ def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
     path = f"{directory}/agent"
     inside = None
     with contextlib.suppress(OSError):
-        # Step by step: a link in there would lead through this process's own root.
-        place = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for part in (*PROGRAMS, name):
-            try:
-                inner = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-            finally:
-                os.close(place)
-            place = inner
+        place = program_in(pid, name)
         try:
             inside = identity(os.fstat(place))
         finally:
             os.close(place)
     return {"path": path, "kept": identity(os.stat(path, follow_symlinks=False)), "inside": inside}
+
+
+def program_in(pid: int, name: str) -> int:
+    """Return a descriptor of what a process has in the place of a program; it reads and writes nothing."""
+    # Step by step: a link in there would lead through this process's own root.
+    place = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in (*PROGRAMS, name):
+        try:
+            inner = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+        finally:
+            os.close(place)
+        place = inner
+    return place
+
+
+def image_program(pid: int, name: str) -> int | None:
+    """Return a program of an image, open to be read by the caller; None where there is none.
+
+    What not everybody may read is none: the caller could have had it mounted there, and not be one of those.
+    """
+    with contextlib.suppress(OSError):
+        place = program_in(pid, name)
+        try:
+            mode = os.fstat(place).st_mode
+            if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+                return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(place)
+    return None
 
 
 def identity(status: os.stat_result) -> Message:

@@ -13,7 +13,14 @@ from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel, peer_uid
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
-from clsecure.privileged.root.facts import facts_of, filter_of, keyrings, network_of, program_of
+from clsecure.privileged.root.facts import (
+    facts_of,
+    filter_of,
+    image_program,
+    keyrings,
+    network_of,
+    program_of,
+)
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -71,6 +78,7 @@ class Sandbox:
         self.rlimited: list[str] = []
         self.main: Message = {}
         self.main_pidfd = -1
+        self.programs: list[int] = []
         self.groups: dict[str, str] = {}
         self.looking: Looking | None = None
         self.held: dict[str, str] | None = None  # what limits hold, and how, in all that has groups
@@ -219,6 +227,8 @@ class Sandbox:
             enforced = self._looked_at(pid)
             if self.request.docker == "host":
                 fds.append(self.sockets.pop("docker").detach())
+            fds.extend(self.programs)
+            self.programs = []
             send(conn, {"event": "ready", "report": report, "facts": self.main, "enforced": enforced}, fds)
         finally:
             close_all(fds)
@@ -241,6 +251,9 @@ class Sandbox:
     def _facts(self, pid: int) -> Message:
         found = {**facts_of(pid), "network": network_of(pid), "program": program_of(pid, self.request.agent)}
         found |= {"keyrings": keyrings(self.told)}
+        programs = {name: image_program(pid, name) for name in self.request.programs}
+        self.programs = [fd for fd in programs.values() if fd is not None]
+        found |= {"programs": {name: fd is not None for name, fd in programs.items()}}
         return found | {"filter": None if self.request.network is None else filter_of(pid)}
 
     def _connected(self, awaited: Callable[[], bool]) -> bool:
@@ -422,6 +435,6 @@ class Sandbox:
                 part.close()
         if self.stage is not None:
             self.channel.control.close()
-        close_all(fd for fd in (*self.output, self.told, self.main_pidfd) if fd >= 0)
+        close_all(fd for fd in (*self.output, *self.programs, self.told, self.main_pidfd) if fd >= 0)
         if self.run_directory:
             remove_directory(self.run_directory)
