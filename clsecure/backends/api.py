@@ -88,6 +88,7 @@ class ProcessFacts:
     :param mountinfo: the lines of /proc/PID/mountinfo.
     :param descriptors: number to link target.
     :param executable: target of /proc/PID/exe.
+    :param interpreter: that is the very file which this machine has as /usr/bin/python3.
     :param landlock_abi: what the launcher applied, 0 for none.
     :param seccomp_filter: the launcher's own filter is on.
     :param kernel: release and version of the kernel that the launcher sees (uname(2)).
@@ -110,6 +111,7 @@ class ProcessFacts:
     executable: str
     landlock_abi: int
     seccomp_filter: bool
+    interpreter: bool = False
     kernel: str = ""
     network: NetworkFacts | None = None
     port: int | None = None

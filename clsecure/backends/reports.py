@@ -37,6 +37,7 @@ def process_facts(
         mountinfo=tuple(facts["mountinfo"]),
         descriptors={int(number): target for number, target in facts["descriptors"].items()},
         executable=facts["executable"],
+        interpreter=facts["interpreter"],
         kernel=launcher["kernel"],
         landlock_abi=launcher["landlock"],
         seccomp_filter=launcher["seccomp"],

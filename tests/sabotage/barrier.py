@@ -26,7 +26,9 @@ from tests.support.sabotage import (
     VIEW,
     Patch,
     Sabotage,
+    after,
     replaced,
+    unseen,
 )
 
 LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}[
@@ -236,6 +238,22 @@ BARRIER = (
         modes=USER,
         how="another program of the machine's runs the launcher",
         broken=replaced(Patch(file=MODES, old="self._exec(PYTHON)", new=f'self._exec("{LOADER}", PYTHON)')),
+    ),
+    Sabotage(
+        check_id="executable",
+        modes=USER,
+        how="another file is in the interpreter's place, and the helper does not tell of the mount",
+        broken=replaced(
+            after(
+                VIEW,
+                "        self._devices()\n",
+                '        with open("/usr/bin/python3", "rb") as file:',
+                '            write_file(self.at("/opt/python3"), file.read(), 0o755)',
+                '        place = self.at(os.path.realpath("/usr/bin/python3"))',
+                '        bind(self.at("/opt/python3"), place, self.read_only | MOUNT_ATTR_NOSUID)',
+            ),
+            unseen("/usr/bin/python3"),
+        ),
     ),
     Sabotage(
         check_id="executable",

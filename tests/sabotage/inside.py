@@ -27,16 +27,13 @@ from tests.support.sabotage import (
     Patch,
     Sabotage,
     Scene,
+    after,
     replaced,
+    unseen,
 )
 
 _TEMPORARY = "it lies there"
 _ALSO_HOMES = "a home that is seen is one more in /home"
-
-
-def after(file: str, old: str, *lines: str) -> Patch:
-    """Return the patch that adds lines behind what is there."""
-    return Patch(file=file, old=old, new="".join([old, *(f"{line}\n" for line in lines)]))
 
 
 def in_view(*lines: str) -> Patch:
@@ -52,15 +49,6 @@ def in_network(*lines: str) -> Patch:
 def beside_probe(*lines: str) -> Patch:
     """Do something in the launcher before it starts the probe."""
     return after(LAUNCHER, "        self.any = True\n", *(f"        {line}" for line in lines))
-
-
-def unseen(*words: str) -> Patch:
-    """Have the helper leave the mounts out whose line holds one of these."""
-    return Patch(
-        file=FACTS,
-        old='mountinfo = [line.rstrip("\\n") for line in file]',
-        new=f'mountinfo = [line.rstrip("\\n") for line in file if not any(w in line for w in {words!r})]',
-    )
 
 
 def without_call(*numbers: int) -> Patch:

@@ -14,7 +14,7 @@ import struct
 from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
-from clsecure.privileged.root.processes import tool
+from clsecure.privileged.root.processes import PYTHON, tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def facts_of(pid: int) -> Message:
         "mountinfo": mountinfo,
         "descriptors": descriptors,
         "executable": os.readlink(f"/proc/{pid}/exe"),
+        # By the file: its path is one of the sandbox's own view.
+        "interpreter": os.path.samefile(f"/proc/{pid}/exe", PYTHON),
     }
 
 
