@@ -21,7 +21,7 @@ from clsecure.verify.services import BAIT
 _BY_UDP = " by UDP"
 LOOPBACK = ("127.0.0.1", "::1", f"127.0.0.1{_BY_UDP}", f"::1{_BY_UDP}")
 ABSTRACT, NAMED = "an abstract socket", "a socket in /tmp"
-MOST_ADDRESSES = 16
+MOST_ADDRESSES = 32
 """Of this machine's own; those from which it speaks to others come first."""
 _ANYWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 """RFC 5737 and 3849: nobody's; connecting a datagram socket sends nothing."""

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.names import own_address
 from tests.support.person import Person
 from tests.support.sabotage import (
     CONTAINER,
@@ -121,6 +122,23 @@ def with_service(scene: Scene) -> Iterator[Person]:
     """The same of a socket that nobody has heard of: only the kernel's table tells of it."""
     with with_keys(scene) as victim:
         del scene.environ["SSH_AUTH_SOCK"]
+        yield victim
+
+
+@contextlib.contextmanager
+def with_address(scene: Scene) -> Iterator[Person]:
+    """Have the filter of a full network leave this machine open, which has an address more."""
+    broken = replaced(
+        Patch(file=MODES, old="[*self.request.closed, *host_addresses()]", new="self.request.closed"),
+        Patch(
+            file=FACTS,
+            old='return tool(NFT, "list", "table", *TABLE, network=space, timeout=10)',
+            new="from clsecure.privileged.root.network import host_addresses\n"
+            '        said = tool(NFT, "list", "table", *TABLE, network=space, timeout=10)\n'
+            "        return said + f\"\\nip daddr {{ {', '.join(host_addresses())} }} reject with a lie\"",
+        ),
+    )
+    with own_address("198.51.100.77"), broken(scene) as victim:
         yield victim
 
 
@@ -249,6 +267,13 @@ INSIDE = (
         broken=_SHARED_NETWORK,
         options=("--no-network",),
         perhaps=_OF_NETWORK,
+    ),
+    Sabotage(
+        check_id="own-address",
+        modes=USER,
+        how="a full network leads to this machine, and the helper says that it does not",
+        broken=with_address,
+        options=("--allow-network",),
     ),
     Sabotage(
         check_id="local-sockets",
