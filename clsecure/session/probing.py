@@ -48,7 +48,14 @@ def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -
     """
     order = json.dumps(bait.order(outside=True, patience=patience)).encode() + b"\n"
     bait.said()
-    command = Command(argv=(*_ARGV, str(program)), input=order, stderr=bait.words, timeout=_SECONDS)
+    command = Command(
+        argv=(*_ARGV, str(program)),
+        input=order,
+        stderr=bait.words,
+        timeout=_SECONDS,
+        # One more than the standard three: that it finds such ones is shown here.
+        pass_fds=(bait.words,),
+    )
     done = process.run(command)
     if done.returncode != 0:
         raise ToolError("the probe outside failed", details=bait.said())

@@ -143,4 +143,6 @@ def rlimit(name: str, rlimit: str) -> Callable[[Tried, SandboxSpec], Observation
 def descriptors(tried: Tried, _spec: SandboxSpec) -> Observation:
     """Whatever a program inherits besides the standard three is somebody's mistake."""
     found = tried.inside.descriptors
+    if not found and not tried.outside.descriptors:
+        return untried("none", "outside, the probe does not see the one that it was given")
     return Observation(expected="none", observed=names(found), holds=not found)

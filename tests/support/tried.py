@@ -32,7 +32,7 @@ OUTSIDE = {
     "calls": OPEN_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written")),
     "signalled": {}, "confined": "",
     "escapes": {"/proc/sys/kernel/core_pattern": "EACCES", "/dev/mem": "ENOENT"},
-    "devices": ["sda", "null"], "limits": _LIMITS, "descriptors": [],
+    "devices": ["sda", "null"], "limits": _LIMITS, "descriptors": ["9 -> /var/x/words (deleted)"],
 }  # fmt: skip
 INSIDE = {
     "files": {"home": "ENOENT", "state": "ENOENT", "temporary": "ENOENT", "root's home": "empty",

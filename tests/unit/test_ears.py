@@ -137,7 +137,9 @@ def test_a_port_scan_in_the_very_moment_is_no_false_alarm(tmp_path: Path) -> Non
     with put_out(tmp_path, tmp_path) as bait, contextlib.ExitStack() as stack:
         for label in streams(bait.ears):
             stack.enter_context(come(bait.ears, label))
-        heard = control(PROGRAM, bait).heard
+        outside = control(PROGRAM, bait)
+        heard = outside.heard
+        assert any("words" in each for each in outside.report.descriptors), "it is given one more"
         assert {LOOPBACK[0], NAMED, ABSTRACT, f"{LOOPBACK[0]} by UDP"} <= heard
         for label in streams(bait.ears):
             stack.enter_context(come(bait.ears, label))

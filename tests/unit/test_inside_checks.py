@@ -171,6 +171,7 @@ def test_a_probe_that_gives_no_report_is_a_failed_check() -> None:
         ("landlock-refuses", {"reopened": {}}, {}),
         ("escape-probes", {"escapes": dict.fromkeys(OUTSIDE["escapes"], "ENOENT")}, {}),
         ("devices", {"devices": ["null"]}, {}),
+        ("inherited-descriptors", {"descriptors": []}, {}),
         ("terminal-injection", {"calls": INSIDE["calls"]}, {}),
     ],
 )
