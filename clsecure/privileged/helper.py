@@ -47,6 +47,7 @@ from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import PODMAN, given_listener
 from clsecure.privileged.root.kernel import own_keyring
 from clsecure.privileged.root.killing import quiesce
+from clsecure.privileged.root.listing import Listing, forget
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
@@ -195,7 +196,10 @@ class Service:
         store = ImageStore(entry, given_listener(fds), tty=self.registry.config["range_first"])
         with contextlib.closing(store):
             with locked(f"{self.registry.locks}/{entry['name']}", wait=LOCK_SECONDS):
+                forget(self.caller)
                 self._fill(store)
+                with contextlib.closing(Listing(self.caller)) as listing:
+                    listing.noted()
             send(self.conn, {"event": "exit", "log": store.said()})
 
     def _fill(self, store: ImageStore) -> None:
@@ -218,7 +222,8 @@ class Service:
         workspace = text(message, "workspace", 255)
         if "/" in workspace:
             raise Refused("the workspace must be a plain name")
-        send(self.conn, remains(self._leased(), rules=message.get("rules") is True, workspace=workspace))
+        rules, images = (message.get(name) is True for name in ("rules", "images"))
+        send(self.conn, remains(self._leased(), rules=rules, images=images, workspace=workspace))
 
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
