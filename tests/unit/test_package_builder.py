@@ -125,5 +125,5 @@ def test_maintainer_scripts_are_posix(name):
 def test_the_spec_has_a_place_for_everything_and_leaves_nothing_open():
     spec = (PACKAGING / "rpm/clsecure.spec").read_text()
     assert _RELEASE.next_python == "3.15"
-    for script in ("%pre", "%post", "%preun", "%transfiletriggerin"):
+    for script in ("%pre", "%posttrans", "%preun", "%transfiletriggerin"):
         assert re.search(rf"^{script}\b", spec, re.MULTILINE), script
