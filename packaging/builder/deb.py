@@ -69,7 +69,7 @@ def pack(tree: Path, release: Release, output: Path, *, level: int) -> Path:
 def _control(release: Release, size: int, libraries: str) -> str:
     fields = {
         "Package": "clsecure",
-        "Version": release.version,
+        "Version": release.package_version,
         "Architecture": release.architecture.debian,
         "Maintainer": MAINTAINER,
         "Installed-Size": str(size),

@@ -141,7 +141,8 @@ def _shells(target: Path, family: Family) -> None:
 
 def _documents(target: Path, release: Release, family: Family) -> None:
     place = target / DOCUMENTS
-    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.json")]):
+    read = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.json")]
+    for path in sorted([*read, ROOT / "LICENSE"]):
         _copy(path, place / path.relative_to(ROOT))
     shutil.copytree(ROOT / "hooks", place / "examples" / "hooks", ignore=_IGNORED)
     _copy(PACKAGING / "common" / "config.toml", place / "examples" / "config.toml")
