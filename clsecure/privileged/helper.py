@@ -41,7 +41,7 @@ if __name__ == "__main__":
     # ``clsecure setup`` must not mix two versions.
     sys.path.append(HERE)
 
-from clsecure.privileged.root.accounts import ensure_account, remove_account, wipe_home
+from clsecure.privileged.root.accounts import ensure_account, remove_account, require_own, wipe_home
 from clsecure.privileged.root.agents import SHA256, keep_agent
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import PODMAN, given_listener
@@ -145,6 +145,7 @@ class Service:
                 send(self.conn, {"error": f"{entry['name']} is running", "busy": True})
                 return
         try:
+            require_own(entry)
             reaped = quiesce(entry)
             # Of a session whose helper was killed.
             remove_directory(f"{RUN}/{entry['name']}")
@@ -292,7 +293,10 @@ def main() -> None:
     on_its_own()
     conn = socket.socket(fileno=os.dup(0))
     conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_LIMIT)
-    service = Service(conn, int(caller))
+    try:
+        service = Service(conn, int(caller))
+    except Refused as refused:
+        sys.exit(f"clsecure helper: {refused}")
     with service.held:
         service.serve()
 
