@@ -46,8 +46,8 @@ class Piece:
 
 ROOT_MODULES = (
     "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
-    "looking", "messages", "modes", "network", "processes", "registry", "remains", "request", "sandbox",
-    "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
+    "looking", "messages", "modes", "network", "places", "processes", "registry", "remains", "request",
+    "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
 )  # fmt: skip
 """What the helper consists of: ``clsecure/privileged/root``."""
 _LIBRARY = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,58 @@ class FileIdentity:
     inode: int
     uid: int
     mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceFacts:
+    """What a sandbox has in a place of its plan, and what belongs there; None for nothing."""
+
+    inside: FileIdentity | None
+    outside: FileIdentity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What this process opened, to be mounted.
+
+    :param path: where it is, through no link.
+    """
+
+    path: str
+    identity: FileIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What this process knew by itself when it asked for a sandbox.
+
+    :param given: by target.
+    :param mountinfo: the lines of its own /proc/self/mountinfo.
+    """
+
+    given: Mapping[str, Given] = field(default_factory=dict)
+    mountinfo: tuple[str, ...] = ()
+
+
+Map = tuple[tuple[int, ...], ...]
+"""Lines of user_namespaces(7): first number inside, first outside, how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapFacts:
+    """Who the numbers of user namespaces are to the machine.
+
+    :param uids, gids: of the sandbox's.
+    :param host_uids, host_gids: of the helper's own.
+    :param images, tty: the uid, and the gid, that an engine maps besides the worker's; None for none.
+    """
+
+    uids: Map
+    gids: Map
+    host_uids: Map
+    host_gids: Map
+    images: int | None = None
+    tty: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +132,8 @@ class ProcessFacts:
     :param program: None where the sandbox has none of its own.
     :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
     :param container: None in the other modes.
+    :param places: by path inside.
+    :param maps: None where it was not seen.
     """
 
     pid: int
@@ -97,6 +151,9 @@ class ProcessFacts:
     program: ProgramFacts | None = None
     packet_filter: str | None = None
     container: ContainerFacts | None = None
+    places: Mapping[str, PlaceFacts] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
+    maps: MapFacts | None = None
 
 
 class Place(StrEnum):

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import (
+    Asked,
     ContainerFacts,
     FileIdentity,
+    MapFacts,
     NetworkFacts,
     Place,
+    PlaceFacts,
     ProcessFacts,
     ProgramFacts,
     RunningFacts,
@@ -19,12 +22,13 @@ from clsecure.privileged.client import SandboxEnd
 
 
 def process_facts(
-    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None
+    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None, asked: Asked
 ) -> ProcessFacts:
     """Return what was seen at the barrier.
 
     :param launcher: that one's own report.
     :param container: what its engine said.
+    :param asked: what this side knew.
     """
     return ProcessFacts(
         pid=facts["pid"],
@@ -42,14 +46,34 @@ def process_facts(
         program=_program(facts["program"]),
         packet_filter=facts["filter"],
         container=container,
+        places={
+            target: PlaceFacts(inside=_identity(said["inside"]), outside=_identity(said["outside"]))
+            for target, said in facts["places"].items()
+        },
+        asked=asked,
+        maps=_maps(facts),
     )
+
+
+def _maps(facts: dict[str, Any]) -> MapFacts:
+    uids, gids, host_uids, host_gids = (
+        tuple(tuple(line) for line in facts[whose][name])
+        for whose in ("maps", "host_maps")
+        for name in ("uid_map", "gid_map")
+    )
+    others = facts["mapped"] or {}
+    return MapFacts(uids=uids, gids=gids, host_uids=host_uids, host_gids=host_gids, **others)
+
+
+def _identity(said: dict[str, Any] | None) -> FileIdentity | None:
+    return FileIdentity(**said) if said else None
 
 
 def _program(said: dict[str, Any] | None) -> ProgramFacts | None:
     if said is None:
         return None
-    inside = FileIdentity(**said["inside"]) if said["inside"] else None
-    return ProgramFacts(path=Path(said["path"]), kept=FileIdentity(**said["kept"]), inside=inside)
+    kept = FileIdentity(**said["kept"])
+    return ProgramFacts(path=Path(said["path"]), kept=kept, inside=_identity(said["inside"]))
 
 
 def running_facts(reply: dict[str, Any]) -> RunningFacts:

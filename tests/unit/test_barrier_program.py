@@ -88,7 +88,7 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     """With places of this process's own, as its root is the machine's."""
     place = tmp_path / "bin"
     place.mkdir()
-    monkeypatch.setattr(root_facts, "PROGRAMS", place.parts[1:])
+    monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
     (place / "claude").hardlink_to(kept)
     found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"))
     assert found is not None

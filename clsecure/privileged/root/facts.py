@@ -12,6 +12,7 @@ import struct
 from clsecure.privileged.root.kernel import CLONE_NEWNET, call
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
+from clsecure.privileged.root.places import identity, opened_root, seen_from
 from clsecure.privileged.root.processes import tool
 
 TYPE_CHECKING = False
@@ -27,7 +28,7 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 4,
 DIAG_SECONDS = 2.0
 SO_ACCEPTCON = 1 << 16
 AUTOBIND = re.compile(r"@[0-9a-f]{5}\Z")
-PROGRAMS = ("opt", "clsecure", "bin")
+PROGRAMS = "/opt/clsecure/bin"
 """Where a sandbox has the agent's program."""
 
 
@@ -44,12 +45,23 @@ def facts_of(pid: int) -> Message:
     return {
         "pid": pid,
         "status": status,
+        "maps": maps_of(pid),
+        "host_maps": maps_of(os.getpid()),
         "namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")},
         "host_namespaces": {n: os.readlink(f"/proc/self/ns/{n}") for n in os.listdir("/proc/self/ns")},
         "mountinfo": mountinfo,
         "descriptors": descriptors,
         "executable": os.readlink(f"/proc/{pid}/exe"),
     }
+
+
+def maps_of(pid: int) -> Message:
+    """Return who the numbers of a process's user namespace are: first inside, first outside, how many."""
+    found = {}
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
+            found[name] = [[int(number) for number in line.split()] for line in file]
+    return found
 
 
 def network_of(pid: int) -> Message:
@@ -145,27 +157,9 @@ def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
     directory, name = agent
     path = f"{directory}/agent"
     inside = None
-    with contextlib.suppress(OSError):
-        # Step by step: a link in there would lead through this process's own root.
-        place = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for part in (*PROGRAMS, name):
-            try:
-                inner = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-            finally:
-                os.close(place)
-            place = inner
-        try:
-            inside = identity(os.fstat(place))
-        finally:
-            os.close(place)
+    with contextlib.suppress(OSError), opened_root(pid) as root:
+        inside = seen_from(root, f"{PROGRAMS}/{name}")
     return {"path": path, "kept": identity(os.stat(path, follow_symlinks=False)), "inside": inside}
-
-
-def identity(status: os.stat_result) -> Message:
-    """Return which file it is, whose, and what it allows."""
-    return {
-        "device": status.st_dev, "inode": status.st_ino, "uid": status.st_uid, "mode": status.st_mode,
-    }  # fmt: skip
 
 
 def filter_of(pid: int) -> str:
