@@ -125,8 +125,11 @@ class Places:
         place = self.at(line.target)
         if place is None or place[1].source is None:
             return False
-        outside = joined(place[1].source, inner(line.target, place[0]))
-        return (outside, line.device, line.root) in self._outside
+        return self.is_outside(line, joined(place[1].source, inner(line.target, place[0])))
+
+    def is_outside(self, line: MountLine, path: str) -> bool:
+        """Tell whether the same is mounted at a path outside."""
+        return (path, line.device, line.root) in self._outside
 
     def open(self, *, all_closed: bool) -> Iterator[str]:
         """Say what allows more than the plan.
@@ -195,7 +198,7 @@ class _Own:
 
     def _is_firejails(self, line: MountLine) -> bool:
         hidden = line not in self.visible
-        if hidden and below(line.target, ("/proc", "/sys")):
+        if hidden and below(line.target, ("/proc", "/sys")) and self.places.is_outside(line, line.target):
             # The machine's, until it has mounted its own over them.
             return True
         if line.kind in MEMORY and line.root in DEVICES:
