@@ -5,8 +5,9 @@ Only ``clsecure.cli`` prints them or exits. Every class owns the exit status of 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+EXIT_INTERRUPTED = 130
 EXIT_FAILURE = 125
 EXIT_TIME_LIMIT = 124
 EXIT_VERIFICATION = 123
@@ -82,6 +83,20 @@ class ToolError(ClsecureError):
 
 
 class VerificationError(ClsecureError):
-    """The isolation does not hold what the plan promised."""
+    """The isolation does not hold what the plan promised.
+
+    :param checks: what failed, as :class:`clsecure.model.CheckResult`, for the record of the session.
+    """
 
     exit_code = EXIT_VERIFICATION
+
+    def __init__(
+        self,
+        brief: str,
+        *,
+        details: str | None = None,
+        resolution: str | None = None,
+        checks: tuple[Any, ...] = (),
+    ) -> None:
+        super().__init__(brief, details=details, resolution=resolution)
+        self.checks = checks

@@ -44,16 +44,24 @@ class Piece:
     mode: int
 
 
-ROOT_MODULES = (
-    "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
-    "looking", "messages", "modes", "network", "places", "processes", "registry", "remains", "request",
-    "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
-)  # fmt: skip
-"""What the helper consists of: ``clsecure/privileged/root``."""
+_PACKAGES = {
+    "root": (
+        "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
+        "looking", "messages", "modes", "network", "places", "processes", "registry", "remains", "request",
+        "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
+    ),
+    "exporter": (
+        "__init__", "files", "history", "homesize", "index", "lfs", "outgoing", "refusals", "repository",
+        "request", "run", "scratch", "takeback", "unit", "worktree",
+    ),
+    "unpacker": ("__init__", "lfs", "records", "repository", "rewriting", "run", "tree", "unit"),
+}  # fmt: skip
+"""What the helper, ``export.py`` and ``unpack.py`` consist of, below ``clsecure/privileged``."""
 _LIBRARY = (
     "__init__.py",
     "privileged/__init__.py",
-    *(f"privileged/root/{name}.py" for name in ROOT_MODULES),
+    "privileged/portable.py",  # which is a program of its own as well
+    *(f"privileged/{package}/{name}.py" for package, names in _PACKAGES.items() for name in names),
 )
 _ALONE = (
     "launcher.py", "bridge.py", "unpack.py", "export.py", "portable.py", "prepare.py", "cleanup.py",
@@ -65,8 +73,8 @@ PIECES = (
     *(Piece(source=name, target=f"clsecure/{name}", mode=0o644) for name in _LIBRARY),
     *(Piece(source=f"privileged/{name}", target=name, mode=0o644) for name in _ALONE),
 )
-DIRECTORIES = ("clsecure", "clsecure/privileged", "clsecure/privileged/root")
-"""Where the helper looks for its modules, below the installation directory: outermost first."""
+DIRECTORIES = ("clsecure", "clsecure/privileged", *(f"clsecure/privileged/{name}" for name in _PACKAGES))
+"""Where programs look for their modules, below the installation directory: outermost first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +162,14 @@ def read_piece(path: Path) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path} is not a regular file")
-        data = file.read(_MAX_PIECE + 1)
-    if len(data) > _MAX_PIECE:
-        raise OSError(f"{path} is larger than {_MAX_PIECE} bytes")
+        if found.st_size > _MAX_PIECE:
+            raise OSError(f"{path} is larger than {_MAX_PIECE} bytes")
+        data = file.read(found.st_size + 1)
+    if len(data) != found.st_size:
+        raise OSError(f"{path} changes while it is read")
     return data
 
 
@@ -178,7 +189,7 @@ def is_safely_owned(path: Path, *, owner: int = 0) -> bool:
 
 
 def strangers(directory: Path) -> list[Path]:
-    """Return what is no piece where the helper looks for its modules; python could take it for one of them.
+    """Return what is no piece where programs look for their modules; python could take it for one of them.
 
     A directory or an extension of a module's name comes before the module, a compiled one in its place.
     """

@@ -25,6 +25,7 @@ class Command:
 
     :param argv: program first; found on ``env["PATH"]`` when it has no slash.
     :param env: the whole environment of the child.
+    :param stderr: a descriptor that it goes to, None to collect it.
     :param timeout: seconds; every wait has an end.
     """
 
@@ -32,6 +33,7 @@ class Command:
     env: Mapping[str, str] = field(default_factory=lambda: {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"})
     cwd: Path | None = None
     input: bytes | None = None
+    stderr: int | None = None
     timeout: float = 600.0
 
     def display(self) -> str:
@@ -76,7 +78,8 @@ def run(command: Command) -> CommandResult:
             cwd=command.cwd,
             input=command.input,
             stdin=subprocess.DEVNULL if command.input is None else None,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if command.stderr is None else command.stderr,
             timeout=command.timeout,
             check=False,
         )
@@ -86,7 +89,9 @@ def run(command: Command) -> CommandResult:
         raise ToolError(
             f"{command.argv[0]!s} did not end within {command.timeout:g} s", details=command.display()
         ) from error
-    return CommandResult(command=command, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+    return CommandResult(
+        command=command, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr or b""
+    )
 
 
 def spawn(

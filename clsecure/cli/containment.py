@@ -9,7 +9,7 @@ from clsecure.model import DockerAccess, Engine, IsolationMode, NetworkPolicy
 from clsecure.session.ui import Ui
 from clsecure.settings.model import Settings
 from clsecure.settings.sources import Layer
-from clsecure.settings.values import AutoMode
+from clsecure.settings.values.isolation import AutoMode
 
 _OF_CONTAINERS = ("engine", "runtime", "image")
 

@@ -13,19 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from clsecure import __version__
+from clsecure.cli.actions import IMAGES_ACTIONS, NETWORK_ACTIONS, RECORD_ACTIONS
 from clsecure.cli.commands.completion import FILES
-from clsecure.cli.options import (
-    COMMANDS,
-    IMAGES_ACTIONS,
-    NETWORK_ACTIONS,
-    RECORD_ACTIONS,
-    SHELLS,
-    VERB_FLAGS,
-    Verb,
-)
-from clsecure.cli.parser import build_parser
+from clsecure.cli.parsing.grammar import build_parser
+from clsecure.cli.verbs import COMMANDS, SHELLS, VERB_FLAGS, Verb
 from clsecure.model import Credentials, Engine, IsolationMode, OnFinish
-from clsecure.settings.values import AUTO, PRESETS, OutputFormat
+from clsecure.settings.values.isolation import AUTO
+from clsecure.settings.values.output import OutputFormat
+from clsecure.settings.values.reach import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "docs" / "clsecure.1"

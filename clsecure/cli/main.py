@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from clsecure import logs
-from clsecure.cli.options import Invocation, TextOptions, Verb
-from clsecure.cli.parser import parse, wants_json
+from clsecure.cli.options import Invocation, TextOptions
+from clsecure.cli.parsing.parse import parse, wants_json
 from clsecure.cli.screen import Screen, wants_colour
-from clsecure.errors import EXIT_FAILURE, ClsecureError, UsageError
+from clsecure.cli.verbs import Verb
+from clsecure.errors import EXIT_FAILURE, EXIT_INTERRUPTED, ClsecureError, UsageError
 from clsecure.interrupts import EndedBySignal
-from clsecure.settings import values
 from clsecure.settings.sources import Layers, gather
-from clsecure.settings.values import OutputFormat
-
-EXIT_INTERRUPTED = 130
+from clsecure.settings.values import output
+from clsecure.settings.values.output import OutputFormat
+from clsecure.settings.values.words import boolean
 
 _Value = TypeVar("_Value")
 _log = logs.get("cli")
@@ -95,8 +95,8 @@ def _prepare(invocation: Invocation) -> Invocation:
     return dataclasses.replace(
         invocation,
         layers=layers,
-        output=_said(layers, "output", values.output, OutputFormat.HUMAN),
-        verbose=_said(layers, "verbose", values.boolean, False),  # noqa: FBT003
+        output=_said(layers, "output", output.output, OutputFormat.HUMAN),
+        verbose=_said(layers, "verbose", boolean, False),  # noqa: FBT003
     )
 
 

@@ -20,7 +20,7 @@ from clsecure.policy import (
     host_and_port,
     parse_pattern,
 )
-from clsecure.settings.values import human_budget
+from clsecure.settings.values.amounts import human_budget
 
 if TYPE_CHECKING:
     from clsecure.egress.presets import Preset

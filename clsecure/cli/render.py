@@ -16,7 +16,7 @@ from pathlib import PurePath
 from clsecure.cli.screen import Screen, Style, is_terminal, wants_colour
 from clsecure.errors import ClsecureError
 from clsecure.session.words import human_size
-from clsecure.settings.values import Secret
+from clsecure.settings.values.services import Secret
 from clsecure.terminal import escape
 
 _MAX_DETAIL_LINES = 200

@@ -70,8 +70,11 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def _verdict(said: Mapping[str, Any], proofs: Sequence[Proof]) -> tuple[str, Mark]:
-    if any(proof.standing.value == "broken" for proof in proofs):
+    broken = {proof.what for proof in proofs if proof.standing.value == "broken"}
+    if broken & {"form", "signature", "ssh_signature"}:
         return "This record does not hold. Nothing in it can be relied on.", Mark.BAD
+    if broken:
+        return "The record is as it was signed, but what it is about is not there as it says.", Mark.BAD
     checked = said.get("verification", {})
     failed = checked.get("failed", 0) + len(checked.get("failed_before", []))
     if failed:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clsecure.cli.report_rows import Mark, Section, row, text
 from clsecure.session.words import human_size, number
+from clsecure.settings.values.amounts import human_limit
 
 if TYPE_CHECKING:
     from clsecure.session.proof import Proof
@@ -51,7 +52,7 @@ def plan(said: Mapping[str, Any]) -> Section:
             for m in plan.get("mounts", [])
         ),
         "limits": ", ".join(
-            f"{name} {limit['value']:g} ({limit['enforced_by'] or 'not enforced'})"
+            f"{name} {human_limit(name, limit['value'])} ({limit['enforced_by'] or 'not enforced'})"
             for name, limit in said.get("limits", {}).items()
         ),
         "setup": ", ".join(f"{step['name']}: {step['status']}" for step in said.get("setup", [])),
@@ -105,7 +106,7 @@ def residuals(said: Mapping[str, Any]) -> Section:
         if limit["enforced_by"] is None
     ]
     rows += [
-        row("an earlier run", line, mark=Mark.BAD)
+        row("in another run, or later", line, mark=Mark.BAD)
         for line in said.get("verification", {}).get("failed_before", [])
     ]
     if plan.get("docker") == "host":

@@ -19,8 +19,8 @@ from clsecure.session.ui import (
     nobody_to_ask,
     safe_finish,
 )
-from clsecure.settings import values
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values import work
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 
 MAX_DIFF_LINES = 5000
@@ -196,7 +196,7 @@ class TerminalUi:
             if not branch:
                 break
             try:
-                values.branch(branch)
+                work.branch(branch)
                 break
             except ValueError as error:
                 self.warn(f"that {error}")

@@ -1,4 +1,5 @@
 """The pieces that are installed root-owned, and the client that speaks to them.
 
-All are of the standard library: what runs inside as single files, the helper with its modules in ``root``.
+All are of the standard library. Three programs have modules: the helper has ``root``, ``export.py`` has
+``exporter`` and ``unpack.py`` has ``unpacker``. What else runs inside is single files.
 """

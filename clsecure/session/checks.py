@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clsecure.model import CheckResult, CheckStatus, Phase, Verification
+from clsecure.model import CheckResult, CheckStatus, Phase, Vantage, Verification
 from clsecure.session.store import SessionRecord
 from clsecure.verify.checks import described
 
@@ -31,3 +31,21 @@ class Checks:
 def all_failed(record: SessionRecord, verification: Verification) -> tuple[str, ...]:
     """Return what failed in earlier runs and in this one, a line each."""
     return tuple(dict.fromkeys((*record.failed_checks, *described(verification.failed))))
+
+
+def not_checked(verification: Verification) -> tuple[str, ...]:
+    """Return what the host could not look at after the end, a line each: it fails nothing, and is not silent.
+
+    What this machine lacks was said at the start.
+    """
+    skipped = [
+        result
+        for result in verification.checks
+        if result.status is CheckStatus.SKIP and result.vantage is Vantage.HOST
+    ]
+    known = {result.check_id for result in skipped if result.phase is Phase.START}
+    return tuple(
+        f"not checked after the end: {result.check_id} ({result.observed})"
+        for result in skipped
+        if result.phase is Phase.END and result.check_id not in known
+    )

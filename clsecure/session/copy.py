@@ -16,7 +16,8 @@ from clsecure.backends.api import Backend
 from clsecure.errors import ClsecureError, SessionNotFoundError, UsageError
 from clsecure.model import SandboxSpec, StartState
 from clsecure.session.boxes import recorded
-from clsecure.session.cleanup_hook import has_hook, purge
+from clsecure.session.cleaning import clean_up_before_removal
+from clsecure.session.cleanup_hook import has_hook
 from clsecure.session.context import Context
 from clsecure.session.portable import inside_of, missing, uses_servers
 from clsecure.session.store import SessionRecord, SessionStatus
@@ -181,17 +182,7 @@ class PrivateCopy:
         """Let the workspace that is going to be replaced clean up after itself."""
         if self._before is None or not self._before.resumable or self._spec.account.created:
             return
-        around = self._context.around
-        warning = purge(
-            self._before,
-            self._spec.account,
-            connection=self._context.connection,
-            installation=around.installation,
-            environ=around.environ,
-            ui=self._ui,
-        )
-        if warning:
-            self._context.warn(warning)
+        clean_up_before_removal(self._context, self._before, self._spec.account)
 
     def _copied(self, directory: PurePosixPath) -> tuple[StartState, Sent]:
         """Copy the repository while the sandbox comes up that receives it, then send it there."""

@@ -12,7 +12,7 @@ from clsecure.agents.spec import GatewayAccess, environment
 from clsecure.backends.api import RunningFacts
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.egress.client import Gateway
-from clsecure.errors import EXIT_TIME_LIMIT, HelperError, StateError
+from clsecure.errors import EXIT_INTERRUPTED, EXIT_TIME_LIMIT, HelperError, StateError
 from clsecure.model import (
     CheckStatus,
     DockerAccess,
@@ -36,7 +36,6 @@ from clsecure.session.verification import Verifier
 
 log = logs.get("session")
 
-_INTERRUPTED = 130
 _DRAIN_SECONDS = 30.0
 _HURRY_SECONDS = 1.0
 
@@ -221,7 +220,7 @@ class Execution:
             self._context.warn("the time limit was reached; the agent was ended")
             return EXIT_TIME_LIMIT
         if "interrupted" in self._context.warnings:
-            return _INTERRUPTED
+            return EXIT_INTERRUPTED
         if status is None:
             raise HelperError("the sandbox's end was not seen")
         return status

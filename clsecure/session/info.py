@@ -73,7 +73,7 @@ def look(
         rows = list(barrier_rows(results))
         if any(result.status is CheckStatus.FAIL for result in results):
             return in_order(rows)
-        with probing(sandbox, spec, installation.inside) as probe:
+        with probing(sandbox, spec, installation.inside, bait) as probe:
             tried = try_inside(probe, outside[0], bait=bait, sandbox=sandbox, spec=spec)
         return in_order([*rows, *tried_rows(tried)])
 

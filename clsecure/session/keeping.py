@@ -61,9 +61,12 @@ def keep(
 
     said["event_log"] = _event_log(place, warn)
     _fit(said)
-    sealed = envelope.seal(envelope.statement(subject, said), KeyPair(options.state).signer())
-    if options.ssh_key is not None:
-        _sign_by_ssh(sealed, options, warn)
+    signer = KeyPair(options.state).signer()
+    said["ssh_key"] = None if options.ssh_key is None else _ssh_key(options.ssh_key, warn)
+    sealed = envelope.seal(envelope.statement(subject, said), signer)
+    if options.ssh_key is not None and said["ssh_key"] and not _sign_by_ssh(sealed, options, warn):
+        said["ssh_key"] = None
+        sealed = envelope.seal(envelope.statement(subject, said), signer)
     path = Records(options.state).write(str(said["session"]["id"]), sealed)
     data = envelope.to_bytes(sealed.envelope)
     made = RecordResult(path=str(path), sha256=hashlib.sha256(data).hexdigest(), keyids=sealed.keyids)
@@ -108,16 +111,29 @@ def leave_note(
         warn(f"the import has no git note: {words}")
 
 
-def _sign_by_ssh(sealed: Sealed, options: RecordOptions, warn: Callable[[str], None]) -> None:
+def _ssh_key(file: Path, warn: Callable[[str], None]) -> str | None:
+    """Return which key of the user's signs as well: the record says it, so that none can take that off."""
+    from clsecure.audit import ssh
+
+    try:
+        return ssh.key_of(file)
+    except ClsecureError as error:
+        warn(f"your SSH key did not sign the record: {error.brief} ({file})")
+        return None
+
+
+def _sign_by_ssh(sealed: Sealed, options: RecordOptions, warn: Callable[[str], None]) -> bool:
     """Have the user's key sign as well; without it the record still has the signature of our own."""
     from clsecure.audit import envelope, ssh
 
     assert options.ssh_key is not None  # noqa: S101  # the caller's word
     try:
         keyid, signature = ssh.sign(sealed.envelope.pae(), options.ssh_key, options.environ)
-        envelope.add_signature(sealed, keyid, signature)
     except ClsecureError as error:
         warn(f"your SSH key did not sign the record: {error.brief} ({options.ssh_key})")
+        return False
+    envelope.add_signature(sealed, keyid, signature)
+    return True
 
 
 def _event_log(place: SessionDirectory, warn: Callable[[str], None]) -> Json:

@@ -16,7 +16,7 @@ from clsecure.installation import Installation
 from clsecure.model import Verification
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
-from clsecure.session.checks import all_failed
+from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
 from clsecure.session.store import SessionRecord, Store
@@ -46,15 +46,19 @@ class KeptSession:
         """
         if self.record.verified or self.record.failed_checks:
             return self, None
+        return self.looked_again()
+
+    def looked_again(self) -> tuple[KeptSession, Verification]:
+        """Look how the isolation stands now. What fails counts from here on, like a failure of the run."""
         found = self.verify()
-        place = self.finish.place
-        record = place.write(
-            self.record,
-            verified=not found.failed,
-            failed_checks=all_failed(self.record, found),
-            updated=time.time(),
-        )
-        return replace(self, record=record), found
+        for warning in not_checked(found):
+            self.finish.ui.warn(warning)
+        failed = all_failed(self.record, found)
+        if found.failed or not (self.record.verified or failed):
+            ended = self.record.verified or not failed
+            changed = {"verified": ended, "failed_checks": failed, "updated": time.time()}
+            return replace(self, record=self.finish.place.write(self.record, **changed)), found
+        return self, found
 
     def require_verified(self) -> None:
         """Refuse work of a session whose isolation did not hold.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from clsecure.model import ResourceLimits
 from clsecure.privileged.client import SandboxEnd
 from clsecure.settings.limits import defaults
-from clsecure.settings.values import human_limit, human_limits
+from clsecure.settings.values.amounts import human_limit, human_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

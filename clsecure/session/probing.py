@@ -15,7 +15,7 @@ from clsecure.backends.local import LocalSandbox
 from clsecure.errors import ToolError, VerificationError
 from clsecure.model import NetworkPolicy, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.process import Command
-from clsecure.settings.values import human_limit
+from clsecure.settings.values.amounts import human_limit
 from clsecure.verify.bait import Bait
 from clsecure.verify.probe import Probe
 from clsecure.verify.tried import Limit, Report, Tried
@@ -26,7 +26,6 @@ _PATIENCE_FILTER = 3.0
 """A packet filter refuses at once, but by IPv6 nothing answers while the kernel tries a new address out."""
 _PATIENCE_OUTSIDE = 0.5
 """Here a name server may be far away."""
-_WORDS_LIMIT = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,11 @@ def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -
     :raises ToolError: it failed.
     """
     order = json.dumps(bait.order(outside=True, patience=patience)).encode() + b"\n"
-    done = process.run(Command(argv=(*_ARGV, str(program)), input=order, timeout=_SECONDS)).check()
+    bait.said()
+    command = Command(argv=(*_ARGV, str(program)), input=order, stderr=bait.words, timeout=_SECONDS)
+    done = process.run(command)
+    if done.returncode != 0:
+        raise ToolError("the probe outside failed", details=bait.said())
     try:
         reply = json.loads(done.stdout)
     except ValueError as error:
@@ -59,7 +62,7 @@ def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -
 
 
 @contextmanager
-def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path) -> Iterator[Probe]:
+def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path, bait: Bait) -> Iterator[Probe]:
     """Start the probe in a sandbox that waits at the barrier.
 
     Where that hands no descriptors in, the probe is the command itself, and the sandbox serves nothing else.
@@ -69,14 +72,13 @@ def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path) -> Iterator
     """
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(contextlib.ExitStack())
-        (in_read, in_write), (out_read, out_write), (err_read, err_write) = (
-            os.pipe2(os.O_CLOEXEC) for _ in range(3)
-        )
-        for fd in (in_write, out_read, err_read):
+        (in_read, in_write), (out_read, out_write) = (os.pipe2(os.O_CLOEXEC) for _ in range(2))
+        for fd in (in_write, out_read):
             stack.callback(os.close, fd)
-        for fd in (in_read, out_write, err_write):
+        for fd in (in_read, out_write):
             given.callback(os.close, fd)
-        stdio = (in_read, out_write, err_write)
+        bait.said()
+        stdio = (in_read, out_write, bait.words)
         if sandbox.can_probe:
             sandbox.probe(stdio)
         else:
@@ -85,7 +87,7 @@ def probing(sandbox: LocalSandbox, spec: SandboxSpec, program: Path) -> Iterator
         try:
             yield Probe(in_write, out_read)
         except VerificationError as error:
-            words = _words(err_read)
+            words = bait.said()
             if not words:
                 raise
             details = "\n".join(part for part in (error.details, words) if part)
@@ -115,6 +117,8 @@ def try_inside(
         services=bait.services,
         port=sandbox.port if sandbox.listener else None,
         limits=built_limits(spec.limits, sandbox.enforced),
+        landlock=sandbox.facts.landlock_abi,
+        words=bait.words_path,
         inside=inside,
         outside=outside.report,
         heard_outside=outside.heard,
@@ -131,10 +135,3 @@ def built_limits(limits: ResourceLimits, enforced: Mapping[str, str]) -> dict[st
         )
         for name, value in given.items()
     }
-
-
-def _words(fd: int) -> str:
-    os.set_blocking(fd, False)
-    with contextlib.suppress(BlockingIOError):
-        return os.read(fd, _WORDS_LIMIT).decode("utf-8", "replace").strip()
-    return ""

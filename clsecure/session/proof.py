@@ -105,17 +105,16 @@ def signatures(sealed: Sealed, state: Path, key: Path | None = None) -> tuple[Pr
 def _signatures(sealed: Sealed, state: Path, key: Path | None) -> Iterator[Proof]:
     given = None if key is None else _read(key)
     others = [keyid for keyid in sealed.keyids if keyid.startswith("SHA256:")]
-    if given is not None and ssh.is_public_key(given):
-        if not others:
-            yield Proof(
-                what="ssh_signature", standing=Standing.BROKEN, words="the record has no signature by SSH"
-            )
-    else:
+    named = sealed.predicate.get("ssh_key")
+    by_ssh = given is not None and ssh.is_public_key(given)
+    if not by_ssh:
         yield _judged("signature", lambda: _own(sealed, state, key, given))
-        given = None
+    if not others and (by_ssh or named is not None):
+        missing = "no signature by SSH" if named is None else f"lost its signature by the SSH key {named}"
+        yield Proof(what="ssh_signature", standing=Standing.BROKEN, words=f"the record has {missing}")
     for keyid in others:
-        yield _judged("ssh_signature", partial(_by_ssh, sealed, keyid, given))
-    if len(sealed.keyids) > len(others) + 1 or len(others) > 1:
+        yield _judged("ssh_signature", partial(_by_ssh, sealed, keyid, given if by_ssh else None))
+    if len(sealed.keyids) > len(others) + 1 or others not in ([], [named]):
         yield Proof(what="signature", standing=Standing.BROKEN, words="somebody else's signature was added")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clsecure import logs
 from clsecure.audit import files
 from clsecure.audit.records import is_id
-from clsecure.errors import ClsecureError, SessionNotFoundError, StateError
+from clsecure.errors import ClsecureError, SessionNotFoundError, StateError, VerificationError
 from clsecure.model import SandboxSpec, Verification
 from clsecure.session import recorded
 from clsecure.session.host_facts import host_facts
@@ -36,11 +36,14 @@ _UNFIT = (ClsecureError, OSError, ValueError, TypeError, KeyError, AttributeErro
 
 
 class Recorder:
-    """The record of one run."""
+    """The record of one run.
 
-    def __init__(self, context: Context) -> None:
+    :param found: what the checks found so far.
+    """
+
+    def __init__(self, context: Context, found: Callable[[], Verification]) -> None:
         plan, around = context.plan, context.around
-        self._context = context
+        self._context, self._found = context, found
         self._options = RecordOptions(
             state=around.store.root,
             ssh_key=plan.record_ssh_key,
@@ -50,30 +53,88 @@ class Recorder:
         self._host: dict[str, object] | None = None
         self._spec: SandboxSpec | None = None
         self._said: dict[str, Any] = {}
-        self._loading = threading.Timer(_LOAD_AFTER_S, self._look_ahead)
+        self._loading = threading.Timer(_LOAD_AFTER_S, self._beside)
 
     def begin(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
         """Write down what is going to run, for the record of a run that is killed.
 
         :raises StateError: that is not possible.
         """
-        context = self._context
         self._close_earlier(record)
-        self._spec = spec
-        self._said = {
-            **_session(record, context.place, resumed=resumed),
-            "plan": recorded.said(recorded.plan_of(context.plan)),
-            "sandbox": recorded.said(recorded.sandbox_of(spec)),
-        }
-        files.write(context.place.run_file, json.dumps(self._said).encode("ascii"))
+        self._tell(spec, record, resumed=resumed)
+        self._write_down()
         # Takes as long as a sandbox to start: done while the agent works.
         self._loading.daemon = True
         self._loading.start()
+
+    def _tell(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
+        self._spec = spec
+        self._said = {
+            **_session(record, self._context.place, resumed=resumed),
+            "plan": recorded.said(recorded.plan_of(self._context.plan)),
+            "sandbox": recorded.said(recorded.sandbox_of(spec)),
+        }
+
+    def _write_down(self) -> None:
+        files.write(self._context.place.run_file, json.dumps(self._said).encode("ascii"))
+
+    @contextmanager
+    def of_refusal(self, spec: SandboxSpec) -> Iterator[None]:
+        """Where a check does not let the run begin, sign and keep what is known of it, and say so.
+
+        :param spec: of the sandbox, while nothing nearer is known.
+        """
+        try:
+            yield
+        except VerificationError as error:
+            verification = self._found()
+            if not verification.failed:
+                verification = replace(verification, checks=(*verification.checks, *error.checks))
+            if self._refuse(self._spec or spec, verification):
+                seen = f"clsecure record show {self._context.plan.session_id}"
+                error.resolution = f"{error.resolution or ''}\nWhat was found: {seen}".strip()
+            raise
+
+    def _refuse(self, spec: SandboxSpec, verification: Verification) -> bool:
+        context = self._context
+        self._loading.cancel()
+        try:
+            there = context.place.read()
+            if there is None:
+                return False
+            record = replace(there, session_id=context.plan.session_id, exit_code=None)
+            self._close_earlier(record)
+            if not self._said:
+                self._tell(spec, record, resumed=there.session_id != record.session_id)
+            said = {
+                **self._said,
+                "host": recorded.said(host_facts(spec.mode, spec.container)),
+                "complete": False,
+                "verification": recorded.said(recorded.verification_of(verification)),
+                "warnings": recorded.said(list(context.warnings)),
+            }
+            _add_end(said, record, None, refused=True)
+            subject = recorded.subject_of(record.session_id, record, None, None)
+            keep(said, subject, context.place, self._options, context.warn)
+        except _UNFIT as error:
+            log.warning("no_record", error=str(error))
+            return False
+        return True
 
     def _look_ahead(self) -> None:
         load_signing()
         assert self._spec is not None  # noqa: S101  # begun
         self._host = host_facts(self._spec.mode, self._spec.container)
+
+    def _beside(self) -> None:
+        self._look_ahead()
+        # For a run that is killed: what it began with, by now.
+        self._said |= {
+            "host": recorded.said(self._host),
+            "verification": recorded.said(recorded.verification_of(self._found())),
+        }
+        with suppress(*_UNFIT):
+            self._write_down()
 
     def _close_earlier(self, record: SessionRecord) -> None:
         """Sign what is known of a run in the same place that was killed, before this one writes over it."""
@@ -150,21 +211,26 @@ def record_late(
     Stands on the signed record of the run; where the run was killed before there was one, on what was written
     down when its agent began. The caller holds the session.
 
-    :param finished: what became of the work; None when the session is removed or goes on with another run.
-        Then there is a new record only where there was none.
+    :param finished: what became of the work; None when the session is removed, goes on with another run, or
+        was only looked at. Then there is a new record only where there was none, or where more has failed.
     :param git_dir: the user's repository, for the note of an import.
     :param import_anyway: the user took the work home although a check had failed.
     :param verification: the checks that the run itself did not come to; None where it did.
     """
     try:
         known, subject = _known(place, record, options, warn)
-        if finished is None and "decisions" in known:
-            return None
-        _add_end(known, record, finished)
+        ended = "decisions" in known
         if verification is not None:
+            begun = [] if ended else known.get("verification", {}).get("checks", [])
             known["verification"] = recorded.said(recorded.verification_of(verification))
+            known["verification"]["checks"][:0] = begun
         checks = known.setdefault("verification", recorded.verification_of(Verification()))
-        checks["failed_before"] = list(record.failed_checks)
+        besides = recorded.failed_besides(record.failed_checks, checks["checks"])
+        if finished is None and ended and besides == checks["failed_before"]:
+            return None
+        checks["failed_before"] = besides
+        if finished is not None or not ended:
+            _add_end(known, record, finished)
         checks["import_anyway"] = checks["import_anyway"] or import_anyway
         imported = None if finished is None else finished.imported
         if imported is not None or not subject:
@@ -241,12 +307,14 @@ def _add_end(
     decision: Json = {"at": recorded.stamp(time.time()), "action": "none", "kept": False}
     if finished is not None:
         action = "discard" if finished.discarded else "keep" if finished.imported is None else "import"
-        decision |= {"action": "refuse" if refused else action, "kept": finished.kept}
+        decision |= {"action": action, "kept": finished.kept}
         if finished.imported is not None:
             decision |= {"branch": finished.imported.branch, "tip": finished.imported.tip}
         if finished.seen is not None:
             said["work"] = recorded.said(recorded.work_of(finished.seen))
             said["findings"] = recorded.said(recorded.findings_of(finished.seen))
+    if refused:
+        decision["action"] = "refuse"
     said["exit_code"] = record.exit_code
     said["decisions"] = [*said.get("decisions", []), recorded.said(decision)]
     said["timeline"] = [*said.get("timeline", []), *recorded.timeline()][-recorded.MAX_EVENTS :]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clsecure import logs
+from clsecure.model import CheckStatus
 from clsecure.terminal import escape
+from clsecure.verify.checks import described_one
 
 if TYPE_CHECKING:
     from clsecure.importer.values import Review
@@ -160,6 +162,17 @@ def verification_of(verification: Verification, failed_before: tuple[str, ...] =
         "failed_before": list(failed_before[:MAX_ITEMS]),
         "import_anyway": verification.import_anyway,
     }
+
+
+def failed_besides(lines: Iterable[str], checks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what failed of a session besides the checks that a record holds: in another run, or later.
+
+    :param lines: all that failed, as :func:`.checks.all_failed` returns it.
+    :param checks: of the record, as :func:`verification_of` returns them.
+    """
+    failed = [check for check in checks if check["status"] == CheckStatus.FAIL]
+    own = {described_one(check["check_id"], check["expected"], check["observed"]) for check in failed}
+    return [line for line in lines if line not in own and escape(line) not in own][:MAX_ITEMS]
 
 
 def subject_of(

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import struct
+import sys
 import termios
 import threading
 import time
@@ -33,6 +34,11 @@ _RESET_TERMINAL = (
     # The scroll region; setting it moves the cursor. Then insert mode, origin mode and the like (DECSTR).
     b"\x1b7\x1b[r\x1b8\x1b[!p\x1b[4l\x1b[20l\x1b[?25h\x1b[?7h"
 )
+
+
+def on_terminal() -> bool:
+    """Tell whether the agent can be talked to: standard input and output are terminals."""
+    return sys.stdin is not None and sys.stdout is not None and os.isatty(0) and os.isatty(1)
 
 
 def terminal_size(fd: int) -> tuple[int, int]:

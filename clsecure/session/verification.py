@@ -33,7 +33,7 @@ from clsecure.session.probing import Control, control, probing, try_inside
 from clsecure.session.store import SessionRecord
 from clsecure.settings.sources import settings_directory
 from clsecure.verify.bait import Bait, put_out
-from clsecure.verify.changes import differences
+from clsecure.verify.changes import differences, not_compared
 from clsecure.verify.checks import require
 from clsecure.verify.fresh import check_fresh
 from clsecure.verify.host import check_barrier
@@ -178,6 +178,8 @@ class Verifier:
         self._take(check_inside(tried, spec, Phase.END))
         if self._before is not None:
             self._take([differences(self._before, tried.inside, port=tried.port)])
+        else:
+            self._take([not_compared()])
 
     def _ask_further(self, probe: Probe, spec: SandboxSpec) -> None:
         self._take(check_fresh(probe, spec))
@@ -196,7 +198,7 @@ class Verifier:
         assert self._control is not None  # noqa: S101  # put out before
         bait, outside = self._control.result()
         try:
-            with probing(sandbox, spec, self._probe) as probe:
+            with probing(sandbox, spec, self._probe, bait) as probe:
                 tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
                 then(probe)
                 return tried
@@ -242,13 +244,17 @@ def verify_session(
 ) -> Verification:
     """Look at a session that has ended: a fresh sandbox of its kind, what it left, and the user's side.
 
+    Of a session that was verified at its end the user's side is not looked at again: what they did since is
+    nobody else's.
+
     :param spec: as the session is recorded; see :func:`.boxes.verifiable`.
     """
     with verifiable(record, spec) as whole:
+        user_side = partial(look, repository, Path.home(), whole, record.user_state)
         verifier.end(
             whole,
             workspace=workspace_name(record),
-            user_side=partial(look, repository, Path.home(), whole, record.user_state),
+            user_side=None if record.verified else user_side,
         )
     return verifier.found.verification
 

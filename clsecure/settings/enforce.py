@@ -17,11 +17,14 @@ from typing import Any
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, DockerAccess, Engine, IsolationMode, Mount, NetworkPolicy
 from clsecure.policy import HostPattern, NetworkRule, covered, parse_pattern
-from clsecure.settings import values
 from clsecure.settings.limits import defaults
 from clsecure.settings.network import CREDENTIALS, Said, stricter
 from clsecure.settings.sources import Entry, Layer, Source
-from clsecure.settings.values import DEFAULT_IMAGE, AutoMode
+from clsecure.settings.values import amounts, isolation, paths, reach
+from clsecure.settings.values.isolation import DEFAULT_IMAGE, AutoMode
+from clsecure.settings.values.names import provider
+from clsecure.settings.values.readers import READERS
+from clsecure.settings.values.words import boolean, items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,39 +90,39 @@ def read(entries: Sequence[Entry]) -> Ceilings:
 
 
 def _plain(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
-    return key, values.READERS[key](entries[0].text)
+    return key, READERS[key](entries[0].text)
 
 
 def _least_mode(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
-    return key, values.isolation_mode(entries[0].text)
+    return key, isolation.isolation_mode(entries[0].text)
 
 
 def _images(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
-    names = tuple(map(values.image, _items(entries)))
+    names = tuple(map(isolation.image, _items(entries)))
     if not names:
         raise ValueError("must name at least one image")
     return key, names
 
 
 def _docker_at_most(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
-    most = values.docker(entries[0].text)
+    most = isolation.docker(entries[0].text)
     if most is DockerAccess.HOST:
         raise ValueError("must be none or own: without it there is no ceiling")
     return key, most
 
 
 def _forbidden(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
-    return "allowed", {key: values.boolean(entries[0].text)}
+    return "allowed", {key: boolean(entries[0].text)}
 
 
 def _bounds(key: str, entries: Sequence[Entry]) -> tuple[str, Any]:
-    read: Callable[[str], Mapping[str, Any]] = values.limits if key == "limits" else values.budget
+    read: Callable[[str], Mapping[str, Any]] = amounts.limits if key == "limits" else amounts.budget
     bounds = {name: most for entry in entries for name, most in read(entry.text).items()}
     return "parts", {key: {name: most for name, most in bounds.items() if most}}
 
 
 def _items(entries: Sequence[Entry]) -> tuple[str, ...]:
-    return tuple(item for entry in entries for item in values.items(entry.text))
+    return tuple(item for entry in entries for item in items(entry.text))
 
 
 _READERS: Mapping[str, Callable[[str, Sequence[Entry]], tuple[str, Any]]] = {
@@ -134,8 +137,8 @@ _READERS: Mapping[str, Callable[[str, Sequence[Entry]], tuple[str, Any]]] = {
         tuple(parse_pattern(text, default_port=None) for text in _items(those)),
     ),
     "deny_domains": lambda _, those: ("deny", tuple(map(_denial, those))),
-    "presets": lambda _, those: ("presets", frozenset(n for e in those for n in values.presets(e.text))),
-    "providers": lambda _, those: ("providers", frozenset(map(values.provider, _items(those)))),
+    "presets": lambda _, those: ("presets", frozenset(n for e in those for n in reach.presets(e.text))),
+    "providers": lambda _, those: ("providers", frozenset(map(provider, _items(those)))),
     "mounts": lambda _, those: ("mounts", tuple(map(_below, _items(those)))),
 }
 """How each ceiling is read: its name in :class:`Ceilings`, and its value."""
@@ -194,7 +197,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "provider": "anthropic",
     "time_limit": None,
     "limits": asdict(defaults()),
-    "budget": dict.fromkeys(values.BUDGET_PARTS),
+    "budget": dict.fromkeys(amounts.BUDGET_PARTS),
 }
 """What counts where nobody says anything, of the keys whose default may exceed a ceiling."""
 
@@ -243,13 +246,13 @@ _WRITTEN = {
 def _denial(entry: Entry) -> Said:
     return Said(
         key="deny_domains",
-        value=values.deny_domains(entry.text, where=str(entry.source)),
+        value=reach.deny_domains(entry.text, where=str(entry.source)),
         source=entry.source,
     )
 
 
 def _below(text: str) -> tuple[Path, bool]:
-    mount = values.mount(text if text.endswith((":ro", ":rw")) else f"{text}:rw")
+    mount = paths.mount(text if text.endswith((":ro", ":rw")) else f"{text}:rw")
     if mount.source != mount.target:
         raise ValueError("must name directories such as /opt/tools or /srv/data:ro")
     return mount.source, mount.read_only
@@ -363,7 +366,7 @@ def _bounded_parts(key: str) -> Callable[[Mapping[str, Any], Ceilings], Mapping[
     return cut
 
 
-def _setup_network(value: values.SetupNetwork, ceilings: Ceilings) -> values.SetupNetwork:
+def _setup_network(value: reach.SetupNetwork, ceilings: Ceilings) -> reach.SetupNetwork:
     if value.kind is None:
         return value
     kind = _network(value.kind, ceilings)

@@ -12,13 +12,15 @@ from typing import Any
 from clsecure.errors import UsageError
 from clsecure.model import Credentials, DockerAccess, IsolationMode, Mount, NetworkPolicy, ResourceLimits
 from clsecure.policy import Budget, NetworkRule
-from clsecure.settings import enforce, narrowing, network, structured, values
+from clsecure.settings import enforce, narrowing, network, structured
 from clsecure.settings.enforce import Ceilings
 from clsecure.settings.keys import KEYS, STRUCTURED, TOGETHER
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Entry, Layer, Layers, Source
 from clsecure.settings.structured import AgentTable, ProviderTable
-from clsecure.settings.values import AutoMode
+from clsecure.settings.values import paths, reach
+from clsecure.settings.values.isolation import AutoMode, docker
+from clsecure.settings.values.readers import READERS
 
 DEFAULT_MODE = IsolationMode.NAMESPACE
 
@@ -253,27 +255,27 @@ def _read(entry: Entry, layers: Layers) -> object:
         match entry.key:
             case "mounts":
                 if entry.source.layer is Layer.FLAG:  # one each, so that a path may hold a comma
-                    return (values.mount(entry.text, relative_to=layers.directory, home=layers.home),)
+                    return (paths.mount(entry.text, relative_to=layers.directory, home=layers.home),)
                 # What is relative in a file or the environment would mean something else in each directory.
                 if entry.item:
-                    return (values.mount(entry.text, home=layers.home),)
-                return values.mounts(entry.text, home=layers.home)
+                    return (paths.mount(entry.text, home=layers.home),)
+                return paths.mounts(entry.text, home=layers.home)
             case "allow_domains" | "deny_domains" | "presets" | "docker_images" if (
                 entry.item and "," in entry.text
             ):
                 raise ValueError("must have one in each string of an array")
             case "allow_domains":
-                return values.allow_domains(entry.text, where=str(entry.source))
+                return reach.allow_domains(entry.text, where=str(entry.source))
             case "deny_domains":
-                return values.deny_domains(entry.text, where=str(entry.source))
+                return reach.deny_domains(entry.text, where=str(entry.source))
             case "docker":
                 return _docker(entry)
             case "setup_network":
-                return values.setup_network(entry.text, where=str(entry.source))
+                return reach.setup_network(entry.text, where=str(entry.source))
             case "setup_script" | "notify_command" | "record_ssh_key":
-                return values.own_path(entry.text, home=layers.home)
+                return paths.own_path(entry.text, home=layers.home)
             case _:
-                return values.READERS[entry.key](entry.text)
+                return READERS[entry.key](entry.text)
     except ValueError as error:
         raise UsageError(
             f"{entry.source}: {entry.key} {error}", resolution=f"correct {entry.key} there, or remove it"
@@ -281,7 +283,7 @@ def _read(entry: Entry, layers: Layers) -> object:
 
 
 def _docker(entry: Entry) -> DockerAccess:
-    access = values.docker(entry.text)
+    access = docker(entry.text)
     # A repository's is wider than anything, and does nothing.
     if access is DockerAccess.HOST and entry.source.layer not in (Layer.FLAG, Layer.PROJECT):
         raise ValueError(

@@ -29,7 +29,10 @@ from clsecure.settings.enforce import Ceilings
 from clsecure.settings.layers import DEFAULT_MODE, settle
 from clsecure.settings.sources import DEFAULT, Layer, Layers, Source
 from clsecure.settings.structured import AgentTable, ProviderTable
-from clsecure.settings.values import DEFAULT_IMAGE, AutoMode, OutputFormat, Secret, SetupNetwork
+from clsecure.settings.values.isolation import DEFAULT_IMAGE, AutoMode
+from clsecure.settings.values.output import OutputFormat
+from clsecure.settings.values.reach import SetupNetwork
+from clsecure.settings.values.services import Secret
 
 DEFAULT_HOOK_SECONDS = 30
 

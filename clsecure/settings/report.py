@@ -20,7 +20,9 @@ from clsecure.settings.layers import Settled
 from clsecure.settings.network import Said
 from clsecure.settings.sources import DEFAULT, Layer, Source
 from clsecure.settings.structured import AgentTable, ProviderTable
-from clsecure.settings.values import AutoMode, Secret, SetupNetwork
+from clsecure.settings.values.isolation import AutoMode
+from clsecure.settings.values.reach import SetupNetwork
+from clsecure.settings.values.services import Secret
 
 CEILING = "ceiling"
 """The layer of what nobody said, where a ceiling of the machine's is below the default."""

@@ -15,14 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clsecure.model import Credentials, DockerAccess, Engine, IsolationMode, NetworkPolicy, OnFinish
 from clsecure.settings.structured import Auth
-from clsecure.settings.values import (
-    AUTO,
-    MAX_HOOK_SECONDS,
-    MIN_HOOK_SECONDS,
-    NOTIFICATIONS,
-    PRESETS,
-    OutputFormat,
-)
+from clsecure.settings.values.durations import MAX_HOOK_SECONDS, MIN_HOOK_SECONDS
+from clsecure.settings.values.isolation import AUTO
+from clsecure.settings.values.output import NOTIFICATIONS, OutputFormat
+from clsecure.settings.values.reach import PRESETS
 
 _WORD = r"^\s*[0-9]+\s*[KMGTkmgt]?\s*$|^\s*[Nn][Oo][Nn][Ee]\s*$"
 _Amount = Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=_WORD)]

@@ -15,7 +15,7 @@ from clsecure.errors import UsageError
 from clsecure.settings import keys
 from clsecure.settings.enforce import Ceilings
 from clsecure.settings.sources import Entry, Layer, Source
-from clsecure.settings.values import Secret
+from clsecure.settings.values.services import Secret
 
 ANTHROPIC = "anthropic"
 KIMI = "kimi"

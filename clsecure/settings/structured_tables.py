@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TypeVar
 
-from clsecure.settings import keys, values
+from clsecure.settings import keys
 from clsecure.settings.structured import (
     AGENTS,
     ANTHROPIC,
@@ -24,6 +24,8 @@ from clsecure.settings.structured import (
     KeySource,
     ProviderTable,
 )
+from clsecure.settings.values import services
+from clsecure.settings.values.names import agent
 
 _Value = TypeVar("_Value")
 _MAX_ARGUMENTS = 256
@@ -77,7 +79,7 @@ class _Table:
         if name in reserved:
             raise _Wrong(why)
         try:
-            fits = values.agent(name) == name
+            fits = agent(name) == name
         except ValueError:
             fits = False
         if not fits:
@@ -138,7 +140,7 @@ def _provider(name: str, content: object) -> ProviderTable:
         )
         if source is not None
     ]
-    base_url = table.take("base_url", lambda value: values.base_url(_text(value)))
+    base_url = table.take("base_url", lambda value: services.base_url(_text(value)))
     auth = table.take("auth", _auth) or Auth.API_KEY
     models = table.take("models", _models) or {}
     model = table.take("model", _model)

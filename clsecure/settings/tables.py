@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clsecure.settings import keys, values
+from clsecure.settings import keys
 from clsecure.settings.files import Assignment, Text, decode, line_error
+from clsecure.settings.values.amounts import BUDGET_PARTS, LIMIT_PARTS
 
 EGRESS = {
     "allow": "allow_domains",
@@ -26,7 +27,7 @@ EGRESS = {
 }
 """The keys of the table ``[egress]``, and which of the model each is."""
 
-LIMITS = {**dict.fromkeys(values.LIMIT_PARTS, "limits"), "time": "time_limit"}
+LIMITS = {**dict.fromkeys(LIMIT_PARTS, "limits"), "time": "time_limit"}
 """The keys of the table ``[limits]``."""
 
 SETUP = {
@@ -61,7 +62,7 @@ _LISTS = _OF_NAMES | {
     "mounts", "allow_domains", "deny_domains", "presets", "setup_network", "notify", "docker_images",
 }  # fmt: skip
 _NUMBERS = frozenset({"time_limit", "cleanup_hook_timeout", "notify_after"})
-_PARTS = {"budget": values.BUDGET_PARTS, "limits": values.LIMIT_PARTS}
+_PARTS = {"budget": BUDGET_PARTS, "limits": LIMIT_PARTS}
 _MAX_INTEGER = 1 << 63
 _MAX_AHEAD = 50
 # tomllib's time grows with the square of a dotted key's parts; a host name in quotes has 127 at most.

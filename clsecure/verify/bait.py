@@ -23,6 +23,7 @@ from types import MappingProxyType
 
 from clsecure import process
 from clsecure.process import Command
+from clsecure.verify import calls
 
 OWN_ADDRESS = "this machine's address"
 LOOPBACK = ("127.0.0.1", "::1")
@@ -33,6 +34,7 @@ PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 _TEMPORARY = ("/var/tmp", "/dev/shm")  # noqa: S108  # besides what TMPDIR names
 _YOUNG = 60.0
 """Seconds in which one may be on its way still."""
+_WORDS_LIMIT = 4000
 _ANYWHERE = ("192.0.2.1", 9)  # RFC 5737: nobody's; connecting a datagram socket sends nothing
 
 
@@ -48,6 +50,9 @@ class Bait:
     :param services: label to path of sockets that services of this machine listen on.
     :param marker: a word in the argument vector of a process of ours.
     :param own: a directory of the user's.
+    :param words: a file that everybody may read and write, and that has no name any more: the standard error
+        of probes, which only Landlock keeps from opening it once more.
+    :param words_path: where it was.
     """
 
     files: Mapping[str, str]
@@ -55,6 +60,8 @@ class Bait:
     services: Mapping[str, str]
     marker: str
     own: str
+    words: int
+    words_path: str
     _listeners: Mapping[str, socket.socket]
 
     def order(
@@ -84,8 +91,15 @@ class Bait:
             "packets": {**(far if full else {}), **(nobody if private else {})},
             "marker": self.marker,
             "own": self.own,
+            **calls.ORDER,
             **({} if patience is None else {"patience": patience}),
         }
+
+    def said(self) -> str:
+        """Return the last words of a probe, bounded, and forget them."""
+        words = os.pread(self.words, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
+        os.ftruncate(self.words, 0)
+        return words
 
     def heard(self) -> frozenset[str]:
         """Return the listeners to which somebody has connected since this was last asked."""
@@ -128,6 +142,8 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
             # Held as long as somebody needs it.
             fcntl.flock(file, fcntl.LOCK_EX)
         listeners = {label: stack.enter_context(each) for label, each in _listeners(shared)}
+        words = _nameless(shared / "words")
+        stack.callback(os.close, words)
         marker = f"clsecure-info-{secrets.token_hex(8)}"
         stack.enter_context(_marked(marker))
         yield Bait(
@@ -138,8 +154,21 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
             services=_services(environ),
             marker=marker,
             own=str(own),
+            words=words,
+            words_path=str(shared / "words"),
             _listeners=listeners,
         )  # fmt: skip
+
+
+def _nameless(path: Path) -> int:
+    """Return a descriptor of a file that is had by nothing else; not in a file system of memory's own.
+
+    The kernel confines nobody to paths in those that are nowhere mounted, as a pipe's.
+    """
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+    os.fchmod(file, 0o666)
+    path.unlink()
+    return file
 
 
 def _sweep(place: Path, pattern: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clsecure.model import CheckResult, NetworkPolicy, Phase, SandboxSpec, Vantage
+from clsecure.model import CheckResult, CheckStatus, NetworkPolicy, Phase, SandboxSpec, Vantage
 from clsecure.verify.checks import EVERY_MODE, Area, Check, Observation
 from clsecure.verify.network import FALLBACK
 from clsecure.verify.tried import Report, Tried
@@ -30,9 +30,11 @@ class Twice:
     port: int | None
 
 
+_AS_BEFORE = "as before the agent ran"
 _STABLE = (
     "files", "home", "root", "written", "own", "connected", "routes", "interfaces", "addresses6", "foreign",
-    "status", "root_uid", "raised", "user_namespace", "calls", "escapes", "devices", "limits", "descriptors",
+    "status", "root_uid", "raised", "user_namespace", "calls", "landlock", "reopened", "signalled",
+    "confined", "escapes", "devices", "limits", "descriptors",
 )  # fmt: skip
 """What must be the same. Not: port numbers, how many processes there are, what name servers answer."""
 
@@ -58,7 +60,7 @@ def _unchanged(twice: Twice, spec: SandboxSpec) -> Observation:
     ]
     if further[0] != further[1]:
         changed.append(f"listening: {further[0] or 'none'}, now {further[1] or 'none'}")
-    return Observation.equal("as before the agent ran", "; ".join(changed) or "as before the agent ran")
+    return Observation.equal(_AS_BEFORE, "; ".join(changed) or _AS_BEFORE)
 
 
 def _held_against(name: str, report: Report) -> object:
@@ -101,3 +103,16 @@ def differences(before: Tried, after: Report, *, port: int | None) -> CheckResul
     """
     (check,) = TWICE_CHECKS
     return check.judge(Twice(before=before, after=after, port=port), before.spec, Phase.END)
+
+
+def not_compared() -> CheckResult:
+    """Say that nobody knows what it showed before: the run was killed."""
+    (check,) = TWICE_CHECKS
+    return CheckResult(
+        check_id=check.check_id,
+        status=CheckStatus.SKIP,
+        vantage=check.vantage,
+        phase=Phase.END,
+        expected=_AS_BEFORE,
+        observed="what it showed before is not known any more",
+    )

@@ -93,15 +93,18 @@ def require(results: Iterable[CheckResult]) -> None:
             f"the sandbox is not what was promised ({', '.join(r.check_id for r in broken)})",
             details="\n".join(described(broken)),
             resolution="Nothing was started. See what this machine lacks with: clsecure doctor",
+            checks=broken,
         )
 
 
 def described(results: Iterable[CheckResult]) -> tuple[str, ...]:
     """Return what was expected and what was observed, a line each; may need escaping."""
-    return tuple(
-        f"{result.check_id}: expected {_line(result.expected)}; observed {_line(result.observed)}"
-        for result in results
-    )
+    return tuple(described_one(each.check_id, each.expected, each.observed) for each in results)
+
+
+def described_one(check_id: str, expected: str, observed: str) -> str:
+    """Return the same of one check."""
+    return f"{check_id}: expected {_line(expected)}; observed {_line(observed)}"
 
 
 def _line(text: str) -> str:

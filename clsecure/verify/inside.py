@@ -11,13 +11,11 @@ from collections.abc import Callable
 
 from clsecure.errors import ClsecureError
 from clsecure.model import CheckResult, CheckStatus, NetworkPolicy, Phase, SandboxSpec, Vantage
-from clsecure.verify import power, reach
+from clsecure.verify import calls, power, reach
 from clsecure.verify.bait import ABSTRACT, LOOPBACK, NAMED, OWN_ADDRESS
 from clsecure.verify.checks import EVERY_MODE, Area, Check, Observation
 from clsecure.verify.tried import Tried
 
-_TERMINAL = ("TIOCSTI", "TIOCLINUX")
-_KEYS = ("keyctl", "add_key", "request_key")
 _ANSWERS = "inside-answers"
 
 
@@ -46,7 +44,6 @@ def _check(
     )
 
 
-_CALLS_ELSEWHERE = (*_TERMINAL, *_KEYS)
 _GATEWAY_RESIDUALS = ("R3", "R19", "R20", "R21", "R22", "R25", "R26", "R27")
 INSIDE_CHECKS: tuple[Check[Tried], ...] = (
     _check("canary-home", Area.FILES, "your home is out of reach", reach.canary("home"),
@@ -60,6 +57,8 @@ INSIDE_CHECKS: tuple[Check[Tried], ...] = (
            threats=("A1", "A11")),
     _check("system-read-only", Area.FILES, "the system's files can be read, not written", reach.system,
            threats=("A1", "I6"), residuals=("R2", "R29")),
+    _check("landlock-refuses", Area.FILES, "what only Landlock refuses is refused", reach.landlock,
+           threats=("A1", "A12", "B4"), residuals=("R39",)),
     _check("inherited-descriptors", Area.FILES, "a program gets no descriptor but the standard three",
            power.descriptors, threats=("A8",)),
     _check("loopback", Area.NETWORK, "services on this machine's loopback are out of reach",
@@ -82,17 +81,17 @@ INSIDE_CHECKS: tuple[Check[Tried], ...] = (
            threats=("A12",), residuals=("R12", "R14")),
     _check("root-unreachable", Area.PRIVILEGES, "root is not to be had", power.root, threats=("C2",)),
     _check("system-calls", Area.PRIVILEGES, "system calls that no agent needs are refused",
-           power.refused(without=_CALLS_ELSEWHERE), threats=("C4", "B1"), residuals=("R1", "R18")),
-    _check("user-namespaces", Area.PRIVILEGES, "no user namespace can be made, in which one is root",
-           power.user_namespaces, threats=("C3",), residuals=("R1",)),
-    _check("keyring", Area.PRIVILEGES, "the kernel's keys are out of reach", power.refused(*_KEYS),
+           power.refused(*calls.OTHERS), threats=("C4", "B1"), residuals=("R1", "R18")),
+    _check("user-namespaces", Area.PRIVILEGES, "no namespace can be made, such as one in which one is root",
+           power.namespaces, threats=("C3",), residuals=("R1",)),
+    _check("keyring", Area.PRIVILEGES, "the kernel's keys are out of reach", power.refused(*calls.KEYS),
            threats=("A9", "C4")),
     _check("escape-probes", Area.PRIVILEGES, "no known way out of containers begins here", power.escapes,
            threats=("C2", "C4", "A12")),
     _check("devices", Area.DEVICES, "no device of this machine's but the plain ones", power.devices,
            threats=("C4",), residuals=("R17",)),
     _check("terminal-injection", Area.DEVICES, "nothing can be typed into your terminal",
-           power.refused(*_TERMINAL), threats=("C1",), residuals=("R10",)),
+           power.refused(*calls.TERMINAL), threats=("C1",), residuals=("R10",)),
     _check("limit-processes", Area.RESOURCES, "the number of processes is bounded",
            power.rlimit("pids", "NPROC"), threats=("F1",), residuals=("R6",)),
     _check("limit-files", Area.RESOURCES, "the number of open files is bounded",

@@ -6,6 +6,7 @@ The facts are the helper's, looked up when every process of the session is dead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from clsecure.model import CheckResult, DockerAccess, Engine, NetworkPolicy, Phase, SandboxSpec, Vantage
@@ -60,6 +61,9 @@ def _outside(facts: Leftovers, spec: SandboxSpec) -> Observation:
 
 def _special(facts: Leftovers, spec: SandboxSpec) -> Observation:
     seen = _nothing(facts.special)
+    if seen.holds is None:
+        # The agent alone decides over how much there is to look at, and how deep.
+        return replace(seen, holds=False)
     plain = all(name.startswith(_OF_OTHERS) for name in facts.special.names)
     if seen.holds is False and plain and spec.docker is DockerAccess.HOST:
         # Containers of the machine's docker write as whoever they want to be, and so they should.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clsecure.model import IsolationMode, SandboxSpec
+from clsecure.verify import calls
 from clsecure.verify.checks import Observation
-from clsecure.verify.tried import Tried
+from clsecure.verify.tried import Report, Tried
 from clsecure.verify.words import errors, limit, names, untried
 
-REFUSED = frozenset({"EPERM", "ENOSYS", "EACCES", "EAFNOSUPPORT", "EOPNOTSUPP", "EPROTONOSUPPORT"})
-"""The errors of a filter; any other comes of the arguments, which are wrong on purpose."""
 _MISSING = frozenset({"ENOENT", "ENOTDIR", "ENXIO", "ENODEV"})
 _OF_GVISOR = frozenset({"fuse", "net"})
 """Devices that gVisor makes, of its own kernel."""
@@ -55,35 +54,34 @@ def root(tried: Tried, spec: SandboxSpec) -> Observation:
     return Observation(expected="neither by a call nor by a set-uid program", observed=observed, holds=holds)
 
 
-def refused(*only: str, without: Sequence[str] = ()) -> Callable[[Tried, SandboxSpec], Observation]:
+def refused(*only: str) -> Callable[[Tried, SandboxSpec], Observation]:
     """Judge system calls: refused before the kernel looks at them, which it does outside."""
 
     def observe(tried: Tried, _spec: SandboxSpec) -> Observation:
         expected = "refused"
-        calls = {
-            name: error
-            for name, error in tried.inside.calls.items()
-            if (name in only if only else name not in without)
-        }
-        reached = [name for name, error in calls.items() if error not in REFUSED]
-        refused = {name: error for name, error in calls.items() if error in REFUSED}
-        could = [name for name in calls if tried.outside.calls.get(name, "EPERM") not in REFUSED]
+        reached, could = _reached(tried.inside, only), _reached(tried.outside, only)
         if not reached and not could:
-            return untried(expected, "outside they are refused, too" if calls else "none is known here")
-        outside = f"outside, {len(could)} of {len(calls)} are not"
-        observed = f"reached: {names(reached)}; refused: {errors(refused)}; {outside}"
+            return untried(expected, "outside they are refused, too" if only else "none is known here")
+        outside = f"outside, {len(could)} of {len(only)} are not"
+        observed = f"reached: {names(reached)}; refused: {len(only) - len(reached)}; {outside}"
         return Observation(expected=expected, observed=observed, holds=not reached)
 
     return observe
 
 
-def user_namespaces(tried: Tried, _spec: SandboxSpec) -> Observation:
-    """Judge whether one can be made: in it a process has every capability, over more of the kernel."""
-    expected = "none can be made"
+def _reached(report: Report, wanted: Sequence[str]) -> list[str]:
+    return [name for name in wanted if not calls.refused(report.calls, name)]
+
+
+def namespaces(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Judge whether one can be made: in a user namespace a process has every capability, over more of it."""
+    judged = refused(*calls.NAMESPACES)(tried, spec)
     inside, outside = tried.inside.user_namespace, tried.outside.user_namespace
-    if inside is not None and outside is not None:
-        return untried(expected, f"outside none can be made either ({outside})")
-    return Observation(expected=expected, observed=inside or "one can be made", holds=inside is not None)
+    made = f"a user namespace: {inside or 'can be made'}, outside: {outside or 'can be made'}"
+    if inside is None:
+        return Observation(expected="none can be made", observed=f"{made}; {judged.observed}", holds=False)
+    holds = True if judged.holds is None and outside is None else judged.holds
+    return Observation(expected="none can be made", observed=f"{made}; {judged.observed}", holds=holds)
 
 
 def devices(tried: Tried, spec: SandboxSpec) -> Observation:

@@ -86,7 +86,7 @@ RESIDUALS = {
     "R42": "docker opens what is mounted again, by its path",
     "R43": "who is you, or root, can forge a record",
     "R44": "checks look at moments, not all the time",
-    "R45": "of a very large home not all is looked at after the end",
+    "R45": "after the end, only so much is looked at where everybody may write",
     "R46": "checks of your own run outside, as you",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from clsecure.model import Mount, NetworkPolicy, SandboxSpec
+from clsecure.model import IsolationMode, Mount, NetworkPolicy, SandboxSpec
 from clsecure.verify.bait import METADATA, PRIVATE
 from clsecure.verify.checks import Observation
 from clsecure.verify.network import FALLBACK
@@ -13,6 +14,11 @@ from clsecure.verify.tried import Tried
 from clsecure.verify.words import errors, names, untried
 
 _BY_FILTER = frozenset({"EHOSTUNREACH", "ENETUNREACH", "EACCES", "EPERM", "EADDRNOTAVAIL", "EAFNOSUPPORT"})
+# What AppArmor and SELinux call a process that they leave alone; "" where there is neither.
+_UNCONFINED = re.compile(r"^$|^unconfined$|\(unconfined\)$|:unconfined_t:")
+_REOPENED = ("read", "written")
+_SCOPED_SINCE = 6
+"""The version of Landlock from which on signals are its business."""
 _LOCAL6 = frozenset({"0" * 31 + "1"})
 
 
@@ -42,6 +48,42 @@ def canary(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
         return Observation(expected=expected, observed=observed, holds=not shown)
 
     return observe
+
+
+def landlock(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Judge by what nothing else refuses, for the kernel tells nobody which processes Landlock confines.
+
+    That is a file of the host's that neither modes, mounts nor names keep anybody from, for the probe has a
+    descriptor of it: to open it once more is refused, since no rule leads there. And from ABI 6 on it is a
+    signal to the first process, where that is the same account's and waits outside of what is confined.
+    """
+    expected = "the host's file can't be opened by its descriptor, the first process can't be signalled"
+    said, here = tried.landlock, tried.inside.landlock
+    if said != here:
+        observed = f"ABI {said} is said to be applied, ABI {here} can be had inside"
+        return Observation(expected=expected, observed=observed, holds=False)
+    if not here:
+        return untried(expected, "Landlock can't be had inside")
+    inside, outside = (
+        {how: each.reopened.get(how, "not tried") for how in _REOPENED}
+        for each in (tried.inside, tried.outside)
+    )
+    # In a container the launcher is the first itself.
+    scoped = here >= _SCOPED_SINCE and spec.mode is not IsolationMode.CONTAINER
+    signalled = tried.inside.signalled if scoped else {}
+    observed = f"ABI {here}; {errors({**inside, **signalled})}"
+    if None in (*inside.values(), *signalled.values()):
+        given = mounted(PurePosixPath(tried.words), spec)
+        if given is not None and not given.read_only and None not in signalled.values():
+            return untried(expected, f"you have mounted {given.source}")
+        return Observation(expected=expected, observed=observed, holds=False)
+    if set(outside.values()) != {None}:
+        return untried(expected, f"outside it can't be opened either ({errors(outside)})")
+    if set(inside.values()) != {"EACCES"}:
+        return untried(expected, f"something else is in the way ({errors(inside)})")
+    if not _UNCONFINED.search(tried.inside.confined):
+        return untried(expected, f"{tried.inside.confined!r} may be what refuses it")
+    return Observation(expected=expected, observed=f"{observed}; outside it can be opened", holds=True)
 
 
 def root_files(tried: Tried, _spec: SandboxSpec) -> Observation:

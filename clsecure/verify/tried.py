@@ -38,7 +38,11 @@ class Report:
     :param marker: the host's marked process is among them.
     :param foreign: pids of processes with another root, which can be entered.
     :param raised: a set-uid program and as whom it ran; None where there is none, or it could not be seen.
-    :param calls: system calls and socket families, with arguments that do nothing.
+    :param calls: what came of system calls; :mod:`.calls` knows what it means.
+    :param landlock: the version of Landlock that can be had there, 0 for none.
+    :param reopened: whether the standard error can be opened once more: a file of the host's.
+    :param signalled: whether the first process there can be signalled, where it is the same account's.
+    :param confined: what another security module of the kernel's calls the process.
     :param escapes: how ways out of containers begin.
     :param limits: of this process, None for none.
     :param descriptors: those that it was born with, besides the standard three.
@@ -64,6 +68,10 @@ class Report:
     raised: tuple[str, int | None]
     user_namespace: str | None
     calls: Errors
+    landlock: int
+    reopened: Errors
+    signalled: Errors
+    confined: str
     escapes: Errors
     devices: tuple[str, ...]
     limits: Mapping[str, int | None]
@@ -104,6 +112,8 @@ class Tried:
     :param limits: memory, cpus, pids, disk and open_files.
     :param files: label to path of what the host has put out.
     :param services: label to path of the sockets of this machine's services.
+    :param landlock: the version that the launcher says it has applied, 0 for none.
+    :param words: path of the file that is the probe's standard error, before it lost its name.
     :param port: of the gateway's listener inside, None without one.
     :param inside: the probe's report from inside.
     :param outside: the same program's report from outside, as the user: what can be had at all.
@@ -119,6 +129,8 @@ class Tried:
     files: Mapping[str, str]
     services: Mapping[str, str]
     limits: Mapping[str, Limit]
+    landlock: int
+    words: str
     port: int | None = None
 
 
@@ -175,11 +187,14 @@ def _pair(value: object) -> tuple[str, int | None]:
 
 _PARTS: Mapping[str, Callable[[object], Any]] = {
     **dict.fromkeys(("files", "written", "connected", "sent", "routes", "calls", "escapes"), _errors),
+    **dict.fromkeys(("reopened", "signalled"), _errors),
     **dict.fromkeys(("home", "root", "resolvers", "interfaces", "addresses6", "foreign", "devices"), _names),
     **dict.fromkeys(("own", "root_uid", "user_namespace"), _error),
     "descriptors": _names,
     "listening": lambda value: tuple(map(_number, _list(value))),
     "processes": _number,
+    "landlock": _number,
+    "confined": _text,
     "marker": _truth,
     "status": lambda value: {_text(key): _text(found) for key, found in _map(value).items()},
     "raised": _pair,

@@ -21,7 +21,7 @@ import pytest
 
 from tests.support import memory, schema, sweep
 from tests.support.hostile import LiveAgent, Target, canary, files_containing, sampling
-from tests.support.leftovers import all_pids, descendants, namespaces_of, wait_until
+from tests.support.leftovers import all_pids, descendants, namespaces_of, started, wait_until
 from tests.support.messages_api import MessagesApi, Pause, RecordedRequest, bash, text, tool_use
 from tests.support.person import SYSTEM_PATH, Person
 
@@ -225,7 +225,11 @@ def neighbours(agent: LiveAgent) -> list[int]:
 def look_inside(agent: LiveAgent, kind: Kind, key: str) -> str:
     """Search all that the worker has at this moment for the key; return the session's token."""
     workers = sorted({*agent.processes(), *neighbours(agent)})
-    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in workers}
+    environments = {}
+    for pid in workers:
+        # A short program of the agent's may have ended meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            environments[pid] = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     mark = f"{kind.inside}=".encode()
     tokens = {
         (pid, line.removeprefix(mark).decode())
@@ -238,11 +242,13 @@ def look_inside(agent: LiveAgent, kind: Kind, key: str) -> str:
     assert all(key[13:].encode() not in line for lines in environments.values() for line in lines)
 
     with_token = memory.holders(workers, token)
-    assert {pid for pid, _ in tokens} <= with_token, "the search does not find what is there"
+    there = {pid for pid, _ in tokens if started(pid)}
+    assert there
+    assert there <= with_token, "the search does not find what is there"
     assert memory.holders(descendants(agent.process.pid), key[13:]) - set(workers), "the gateway has no key"
     assert memory.holders(workers, key[13:]) == set()
 
-    root = Path(f"/proc/{min(pid for pid, _ in tokens)}/root")
+    root = Path(f"/proc/{min(there)}/root")
     tops = [
         str(top) for top in root.iterdir() if top.name not in ("proc", "sys", "usr") and not top.is_symlink()
     ]

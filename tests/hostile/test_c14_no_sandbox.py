@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import secrets
 import subprocess
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import schema
 from tests.support.hostile import DEADLINE, REFUSED, Target
 
 pytestmark = pytest.mark.root
@@ -137,9 +139,23 @@ def test_c14_the_machine_as_it_is(target):
 @pytest.mark.xdist_group("hostile-namespace")
 def test_c14_firejail_that_only_passes_through(jailed, tmp_path):
     """Something in firejail's place runs the command without a sandbox."""
-    said = assert_refused(changed(jailed, change=replaced(tmp_path, PASS_THROUGH)))
+    ended = changed(jailed, change=replaced(tmp_path, PASS_THROUGH))
+    said = assert_refused(ended)
     assert "the sandbox is not what was promised" in said
     assert "namespaces" in said
+    # It leaves a signed word of what was seen, though there is no session any more.
+    run = re.search(r"clsecure record show ([0-9a-f-]+)", json.loads(ended.stdout)["error"]["resolution"])
+    assert run is not None, ended
+    shown = jailed.person.clsecure(
+        "record", "show", run[1], "--output", "json", cwd=jailed.repository
+    ).check()
+    statement = shown.json()["statement"]
+    schema.check(statement, schema.load("record"))
+    predicate = statement["predicate"]
+    assert (predicate["complete"], predicate["decisions"][0]["action"]) == (False, "refuse")
+    failed = {c["check_id"] for c in predicate["verification"]["checks"] if c["status"] == "fail"}
+    assert "namespaces" in failed
+    jailed.person.clsecure("record", "verify", run[1], cwd=jailed.repository).check()
 
 
 @pytest.mark.xdist_group("hostile-namespace")

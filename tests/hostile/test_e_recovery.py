@@ -143,8 +143,9 @@ def test_e1_survivors_end_with_the_session(mine, number):
     with mine.live(agent(said), finish="keep") as live:
         live.wait_for("ready")
         account = mine.account()
+        # What the agent started need not have come to its own children yet.
+        wait_until(lambda: len(live.processes()) >= 5, "the survivors are there")
         seen = traces(live.process.pid, worker=account["name"], uid=account["uid"])
-        assert len(live.processes()) >= 5, "the survivors are not there"
         assert seen.namespaces
         if number is not None:
             live.process.send_signal(number)

@@ -18,7 +18,7 @@ import pytest
 
 from clsecure.machine.limits import enforceable
 from tests.support.hostile import Target
-from tests.support.leftovers import groups_of
+from tests.support.leftovers import descendants, groups_of
 from tests.support.person import Outcome, Person
 from tests.support.private_mounts import run_with_mounts, small_homes
 
@@ -194,19 +194,12 @@ def test_f6_output_without_end_is_passed_on_and_ended_in_time(target: Target) ->
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        size = sum(rss(pid) for pid in children(process.pid))
+        size = sum(rss(pid) for pid in (process.pid, *descendants(process.pid)))
         assert size < 300 << 20, size
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 124
     assert json.loads(out)["exit_code"] == 124
     assert time.monotonic() - began < 60
-
-
-def children(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:
-        found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
-    return found
 
 
 def rss(pid: int) -> int:

@@ -19,6 +19,7 @@ from tests.support.hostile import Ear, Target, canary
 from tests.support.messages_api import MessagesApi, text
 from tests.support.overlaid import overlaid
 from tests.support.person import Person
+from tests.support.private_mounts import configuration_directory
 
 # One after the other, with the tests of full disks: the mount point is the machine's.
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("disk_full")]
@@ -32,15 +33,11 @@ def machine(tmp_path: Path) -> Iterator[Path]:
     """What the person sees as /etc/clsecure. The mount point itself is made where there is none."""
     ours = tmp_path / "etc"
     ours.mkdir(mode=0o755)
-    made = not _PLACE.exists()
-    if made:
-        _PLACE.mkdir(mode=0o755)
-    # Root's pieces read their own configuration there.
-    elif (_PLACE / "helper.json").exists():
-        (ours / "helper.json").write_bytes((_PLACE / "helper.json").read_bytes())
-    yield ours
-    if made and not any(_PLACE.iterdir()):
-        _PLACE.rmdir()
+    with configuration_directory():
+        # Root's pieces read their own configuration there.
+        if (_PLACE / "helper.json").exists():
+            (ours / "helper.json").write_bytes((_PLACE / "helper.json").read_bytes())
+        yield ours
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Membership must not amount to root, to another member's worker, or to the power 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -182,8 +183,9 @@ def stop_one(uid: int) -> int:
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         for pid in sweep.processes_of(uid):
-            os.kill(pid, signal.SIGSTOP)
-            return pid
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                return pid
     raise AssertionError(f"nothing ever ran as {uid}")
 
 

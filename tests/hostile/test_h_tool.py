@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import sweep
 from tests.support.hostile import Target, canary
+from tests.support.leftovers import all_pids
 from tests.support.person import CHECKOUT, SYSTEM_PATH
 from tests.support.raw_helper import RawHelper
 from tests.support.repostate import assert_only_new_branch, snapshot
@@ -100,10 +101,13 @@ for n in range(10_000): os.close(os.open(f"{{n:0>200}}", os.O_CREAT))'
 def locks_held() -> list[Path]:
     """Return the files that processes of this machine hold a flock on."""
     found = []
-    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+    # Any process, and any descriptor of it, may be gone by the time that it is looked at.
+    for pid in all_pids():
         with contextlib.suppress(OSError):
-            if "lock:" in info.read_text() and "FLOCK" in info.read_text():
-                found.append(Path((info.parent.parent / "fd" / info.name).readlink()))
+            for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+                with contextlib.suppress(OSError):
+                    if "FLOCK" in info.read_text():
+                        found.append(Path(f"/proc/{pid}/fd/{info.name}").readlink())
     return found
 
 

@@ -48,11 +48,11 @@ with contextlib.ExitStack() as stack:
     backend = backend_for(kind, connection, container)
     with backend.open(spec) as sandbox:
         begun = time.monotonic()
-        with probing(sandbox, spec, installed.inside) as probe:
+        with probing(sandbox, spec, installed.inside, bait) as probe:
             tried = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
             results += check_inside(tried, spec, Phase.START)
         seconds["start"] = time.monotonic() - begun
-    with backend.open(spec) as sandbox, probing(sandbox, spec, installed.inside) as probe:
+    with backend.open(spec) as sandbox, probing(sandbox, spec, installed.inside, bait) as probe:
         begun = time.monotonic()
         again = try_inside(probe, outside, bait=bait, sandbox=sandbox, spec=spec)
         results.append(differences(tried, again.inside, port=again.port))

@@ -217,9 +217,12 @@ def test_a_run_that_was_killed_has_its_record_when_its_work_comes_home(person, r
         assert time.monotonic() < deadline, "the agent did not begin"
         assert started.poll() is None
         time.sleep(0.05)
+    [place] = (state(person) / "sessions").glob(f"{repo.name}-*")
+    while "host" not in json.loads((place / "run.json").read_text()):
+        assert time.monotonic() < deadline, "what it runs on is not written down"
+        time.sleep(0.05)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait(timeout=30)
-    [place] = (state(person) / "sessions").glob(f"{repo.name}-*")
     session_id = json.loads((place / "session.json").read_text())["session_id"]
     assert not (state(person) / "records" / f"{session_id}.json").exists()
     deadline = time.monotonic() + 60
@@ -230,6 +233,13 @@ def test_a_run_that_was_killed_has_its_record_when_its_work_comes_home(person, r
     assert (said["session"]["id"], said["complete"], said["exit_code"]) == (session_id, False, None)
     assert said["plan"]["command"]["program"] == "sh"
     assert said["sandbox"]["mode"] == "user"
+    assert said["host"]["kernel"]
+    # What was found before the agent began is known as well as what was made up for.
+    checks = {
+        (check["check_id"], check["phase"]): check["status"] for check in said["verification"]["checks"]
+    }
+    assert (checks["seccomp", "start"], checks["seccomp", "end"]) == ("pass", "pass")
+    assert checks["inside-unchanged", "end"] == "skip"
     assert verify(person, repo, session_id)["event_log"] == "holds"
 
 

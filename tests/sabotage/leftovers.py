@@ -13,7 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.person import CHECKOUT, Person
-from tests.support.sabotage import CONTAINER, EVERY, LOCAL, SANDBOX, USER, Patch, Sabotage, Scene, replaced
+from tests.support.sabotage import (
+    CONTAINER,
+    EVERY,
+    LOCAL,
+    REMAINS,
+    SANDBOX,
+    USER,
+    Patch,
+    Sabotage,
+    Scene,
+    replaced,
+)
 from tests.support.shared_setup import STATE
 
 _EMPTY = f"""
@@ -79,11 +90,19 @@ def with_groups(scene: Scene) -> Iterator[Person]:
         with broken(scene) as victim:
             yield victim
     finally:
+        found = [
+            Path(top, name)
+            for top, directories, _ in os.walk("/sys/fs/cgroup")
+            for name in directories
+            if name.startswith("claude-worker-")
+        ]
+        # Asked for after that: whoever had a group then and still has an account is somebody else's worker.
         names = {account.pw_name for account in pwd.getpwall()}
-        for top, directories, _ in os.walk("/sys/fs/cgroup"):
-            for name in directories:
-                if name.startswith("claude-worker-") and name not in names:
-                    Path(top, name).rmdir()
+        for place in found:
+            if place.name not in names:
+                # The end of somebody else's takes its own away.
+                with contextlib.suppress(FileNotFoundError):
+                    place.rmdir()
 
 
 LEFT = (
@@ -179,6 +198,31 @@ LEFT = (
         modes=USER,
         how="the home holds a set-uid program",
         broken=replaced(at_the_end(*file("{home}/program", 0o4755))),
+    ),
+    Sabotage(
+        check_id="special-files",
+        modes=USER,
+        how="the home holds a set-uid program in a directory that the worker closed to itself",
+        broken=replaced(
+            at_the_end(
+                'os.mkdir(f"{home}/closed")',
+                *file("{home}/closed/program", 0o4755),
+                'os.chown(f"{home}/closed", uid, uid)',
+                'os.chmod(f"{home}/closed", 0)',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="special-files",
+        modes=USER,
+        how="the home is not looked at to its end",
+        broken=replaced(
+            Patch(
+                file=REMAINS,
+                old="HOME_SECONDS, OUTSIDE_SECONDS = 60.0",
+                new="HOME_SECONDS, OUTSIDE_SECONDS = -1.0",
+            )
+        ),
     ),
     Sabotage(
         check_id="home-closed",

@@ -56,8 +56,8 @@ def run_cli(
     argv = [
         sys.executable,
         *(["-I"] if isolated else []),
-        "-X",
-        "pycache_prefix=/nonexistent",
+        # Nothing is left in the checkout; what lies there already is not compiled once more.
+        "-B",
         "-c",
         START,
         *args,

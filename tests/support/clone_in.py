@@ -21,9 +21,10 @@ from clsecure.workspace import clone, stream
 from clsecure.workspace.portable import Inside, look
 from clsecure.workspace.repository import discover
 from clsecure.workspace.state_file import load, save
+from tests.support.pieces import installed
 
-UNPACK = Path(clone.__file__).parents[1] / "privileged" / "unpack.py"
-EXPORT = UNPACK.with_name("export.py")
+UNPACK = installed() / "unpack.py"
+EXPORT = installed() / "export.py"
 
 
 def git(

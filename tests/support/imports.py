@@ -14,8 +14,9 @@ from clsecure.importer import api
 from clsecure.importer.frames import ExportLimits
 from clsecure.importer.values import Admitted, Review
 from clsecure.model import ImportResult, StartState, StartUnit
+from tests.support.pieces import installed
 
-EXPORT = Path(__file__).parents[2] / "clsecure" / "privileged" / "export.py"
+EXPORT = installed() / "export.py"
 AGENT = ("Agent", "agent@example.org")
 ENV = {
     "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "HOME": "/nonexistent",

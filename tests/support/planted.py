@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -39,16 +40,34 @@ def _run(*argv: str | Path) -> str:
 def _made(path: Path, *, uid: int = 0, mode: int = 0o644, directory: bool = False) -> Iterator[None]:
     """Make a file, or an empty directory, and the directories above it that are not there."""
     missing = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.mkdir() if directory else path.touch()
+        _make(path, directory=directory)
         os.chown(path, uid, uid)
         path.chmod(mode)
         yield
     finally:
         path.rmdir() if directory else path.unlink()
-        for parent in missing:
-            parent.rmdir()
+        _remove_empty(*missing)
+
+
+def _make(path: Path, *, directory: bool) -> None:
+    """Another session may take away an empty directory above it, which is theirs as well."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir() if directory else path.touch()
+            return
+
+
+def _remove_empty(*directories: Path) -> None:
+    """Take away directories, but none that others use by now or took away themselves."""
+    for directory in directories:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                directory.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                    raise
 
 
 def file(place: str, *, mode: int = 0o644, uid: int | None = None, directory: bool = False) -> Plant:
@@ -136,23 +155,13 @@ def control_group(worker: Worker) -> Iterator[None]:
     )
     ours, group = top / "clsecure", top / "clsecure" / worker.name
     there = ours.exists()
-    group.mkdir(parents=True)
+    _make(group, directory=True)
     try:
         yield
     finally:
         group.rmdir()
         if not there:
-            ours.rmdir()
-
-
-@contextmanager
-def rules(_worker: Worker) -> Iterator[None]:
-    """An empty table of that name in the machine's own network."""
-    _run("nft", "add", "table", "inet", "clsecure")
-    try:
-        yield
-    finally:
-        _run("nft", "delete", "table", "inet", "clsecure")
+            _remove_empty(ours)
 
 
 @contextmanager

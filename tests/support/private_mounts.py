@@ -44,13 +44,13 @@ def small_homes(person: Person, place: Path) -> Iterator[Callable[..., Outcome]]
         )
         return run_with_mounts(person, mounts, person.clsecure_argv(*arguments), cwd=repository)
 
-    with _configuration_directory():
+    with configuration_directory():
         yield run
     base.rmdir()
 
 
 @contextmanager
-def _configuration_directory() -> Iterator[None]:
+def configuration_directory() -> Iterator[None]:
     """Have the directory to mount over; whoever is the last to use it removes it.
 
     Tests beside this one need it as well: one that removed it under a mount would take the mount away.

@@ -23,7 +23,9 @@ USER, NAMESPACE, CONTAINER = ("user",), ("namespace",), ("container",)
 LOCAL, EVERY = (*USER, *NAMESPACE), (*USER, *NAMESPACE, *CONTAINER)
 
 LAUNCHER, PROFILE = "privileged/launcher.py", "privileged/firejail.profile"
-MODES, VIEW, SANDBOX, FACTS = (f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox", "facts"))
+MODES, VIEW, SANDBOX, FACTS, REMAINS = (
+    f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox", "facts", "remains")
+)
 PROCESSES, ENGINE, USERSPACE = (f"privileged/root/{name}.py" for name in ("processes", "engine", "userspace"))
 PODMAN, CONTAINERS = "backends/container/podman.py", "backends/container/spec.py"
 

@@ -72,9 +72,10 @@ def kill_processes(uid: int) -> None:
 def registry_entries(owner: int) -> list[dict[str, object]]:
     """Return what the helper's registry holds of one owner."""
     entries = []
-    with contextlib.suppress(FileNotFoundError):
-        for file in sorted(REGISTRY.iterdir()):
-            if not file.name.startswith("."):
+    for file in sorted(REGISTRY.iterdir()) if REGISTRY.exists() else ():
+        if not file.name.startswith("."):
+            # Another test process may remove an account of its own meanwhile.
+            with contextlib.suppress(FileNotFoundError):
                 entry = json.loads(file.read_text())
                 if entry["owner"] == owner:
                     entries.append(entry)

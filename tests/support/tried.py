@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clsecure.model import IsolationMode, SandboxSpec, WorkerAccount
 from clsecure.verify.bait import ABSTRACT, LOOPBACK, METADATA, NAMED, OWN_ADDRESS, PRIVATE
+from clsecure.verify.calls import ORDER
 from clsecure.verify.tried import Limit, Report, Tried
 
 SOCKETS = (*LOOPBACK, ABSTRACT, NAMED, OWN_ADDRESS)
@@ -14,7 +15,9 @@ SERVICE = "/run/docker.sock"
 _LIMITS = {"NPROC": 4000, "NOFILE": 1024, "AS": None, "FSIZE": None, "CPU": None, "CORE": None}
 _FILES = {"home": "/home/u", "state": "/home/u/.local/state/clsecure/x/bait", "temporary": "/var/x/bait",
           "root's home": "/root", "passwords": "/etc/shadow"}  # fmt: skip
-_CALLS = ("bpf", "mount", "keyctl", "TIOCSTI", "TIOCLINUX")
+OPEN_CALLS = {**dict.fromkeys(ORDER["handed_over"], "ENOSYS"), **dict.fromkeys(ORDER["called"], "EINVAL")}
+REFUSED_CALLS = {**dict.fromkeys(ORDER["handed_over"], "EPERM"), **dict.fromkeys(ORDER["called"], "ENOSYS")}
+"""What a probe tells of system calls: outside, and below the launcher's filter."""
 OUTSIDE = {
     "files": {"home": None, "state": None, "temporary": None, "root's home": "EACCES", "passwords": "EACCES"},
     "home": ["u", "v"], "root": ["etc"], "written": dict.fromkeys(("/", "/usr", "/etc"), "EACCES"),
@@ -23,7 +26,8 @@ OUTSIDE = {
     "resolvers": ["192.0.2.53"], "interfaces": ["eth0", "lo"], "addresses6": ["fe80"], "listening": [22],
     "processes": 90, "marker": True, "foreign": [], "status": {"NoNewPrivs": "0", "Uid": "1000 1000"},
     "root_uid": "EPERM", "raised": ["/usr/bin/su", 0], "user_namespace": None,
-    "calls": {"bpf": "EINVAL", "mount": "EFAULT", "keyctl": None, "TIOCSTI": "EBADF", "TIOCLINUX": "EBADF"},
+    "calls": OPEN_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written")),
+    "signalled": {}, "confined": "",
     "escapes": {"/proc/sys/kernel/core_pattern": "EACCES", "/dev/mem": "ENOENT"},
     "devices": ["sda", "null"], "limits": _LIMITS, "descriptors": [],
 }  # fmt: skip
@@ -38,7 +42,8 @@ INSIDE = {
     "processes": 2, "marker": False, "foreign": [],
     "status": {"NoNewPrivs": "1", "Uid": "1900000000 1900000000", "CapBnd": "0"},
     "root_uid": "EPERM", "raised": ["/usr/bin/su", 1900000000], "user_namespace": "EPERM",
-    "calls": dict.fromkeys(_CALLS, "EPERM"),
+    "calls": REFUSED_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written"), "EACCES"),
+    "signalled": {"first process": "EPERM"}, "confined": "",
     "escapes": {"/proc/sys/kernel/core_pattern": "EACCES", "/dev/mem": "ENOENT"},
     "devices": ["null", "pts"], "limits": {**_LIMITS, "CORE": 0}, "descriptors": [],
 }  # fmt: skip
@@ -56,7 +61,7 @@ def tried(
     unheld = {"cpus": Limit(most=2, value="2", by=None), "open_files": Limit(most=None, value=None, by=None)}
     options = {"limits": {**limits, **unheld}} | options
     given = {"heard_outside": frozenset(SOCKETS), "heard_inside": frozenset(), "port": 4242, "files": _FILES,
-             "services": {SERVICE: SERVICE}}  # fmt: skip
+             "services": {SERVICE: SERVICE}, "landlock": 7, "words": "/var/x/words"}  # fmt: skip
     return Tried(
         spec=spec,
         inside=Report.parse(inside),

@@ -14,11 +14,12 @@ import pytest
 
 from clsecure import logs
 from clsecure.cli.main import main
-from clsecure.cli.options import Invocation, Verb
+from clsecure.cli.options import Invocation
+from clsecure.cli.verbs import Verb
 from clsecure.errors import ClsecureError, VerificationError
 from clsecure.session.ui import Ui
 from clsecure.settings.sources import Layer
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from tests.support.schema import check, load
 
 Execute = Callable[[Invocation, Ui], int]

@@ -6,31 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from clsecure.cli.actions import ImagesAction, NetworkAction, RecordAction
 from clsecure.cli.options import (
-    COMMANDS,
-    OPTIONS,
     AgentOptions,
     CleanupOptions,
     ConfigOptions,
     DiffOptions,
     DoctorOptions,
-    ImagesAction,
     ImagesOptions,
     ImportOptions,
     InfoOptions,
     ListOptions,
-    NetworkAction,
     NetworkOptions,
     Options,
-    RecordAction,
     RecordOptions,
     ReportOptions,
     RunOptions,
     SetupOptions,
     TextOptions,
-    Verb,
 )
-from clsecure.cli.parser import build_parser, parse, wants_json
+from clsecure.cli.parsing.flags import OPTIONS
+from clsecure.cli.parsing.grammar import build_parser
+from clsecure.cli.parsing.parse import parse, wants_json
+from clsecure.cli.verbs import COMMANDS, Verb
 from clsecure.errors import UsageError
 
 

@@ -84,7 +84,7 @@ def test_a_bad_settings_file_is_named_and_help_works_all_the_same(home: Path, co
 def test_a_fifo_as_settings_file_does_not_hang(home: Path) -> None:
     os.mkfifo(home / ".clsecurerc")
     give_away(home / ".clsecurerc")
-    done = run_cli("list", env={"HOME": str(home)}, timeout=20)
+    done = run_cli("list", env={"HOME": str(home)}, timeout=60)
     assert done.returncode == 125
     assert b"not a regular file" in done.stderr
 

@@ -300,7 +300,7 @@ _ASK = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from clsecure.cli.ui import make_ui
 from clsecure.session.ui import FinishQuestion, ResumeQuestion
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 ui = make_ui(output=OutputFormat.HUMAN)
 assert ui.interactive
 question = FinishQuestion(branch="b", loss="x", diff=bytes)

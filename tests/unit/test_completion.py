@@ -12,7 +12,8 @@ import pytest
 
 from clsecure.cli import generate
 from clsecure.cli.commands.completion import FILES
-from clsecure.cli.options import COMMANDS, OPTIONS, SHELLS
+from clsecure.cli.parsing.flags import OPTIONS
+from clsecure.cli.verbs import COMMANDS, SHELLS
 from tests.support.person import CHECKOUT
 
 _STUB = """#!/bin/sh

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from clsecure.cli.options import COMMANDS, OPTIONS, VERB_FLAGS, Verb
-from clsecure.cli.parser import build_parser
+from clsecure.cli.parsing.flags import OPTIONS
+from clsecure.cli.parsing.grammar import build_parser
+from clsecure.cli.verbs import COMMANDS, VERB_FLAGS, Verb
 from clsecure.errors import EXIT_FAILURE, EXIT_TIME_LIMIT, EXIT_VERIFICATION
 from clsecure.settings import files
 from clsecure.settings.model import load
 from clsecure.settings.sources import KEYS, gather
 from clsecure.settings.tables import EGRESS
-from clsecure.settings.values import BUDGET_PARTS
+from clsecure.settings.values.amounts import BUDGET_PARTS
 from tests.support.person import CHECKOUT
 
 _DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")])

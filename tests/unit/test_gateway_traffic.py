@@ -373,11 +373,14 @@ def test_several_listeners_can_be_served(gateway):
 
 def test_starting_does_not_wait_for_the_process(tmp_path):
     config = GatewayConfig(provider=Provider(), credential=Credential(kind=CredentialKind.API_KEY, value="k"))
-    started = time.perf_counter()
-    gateway = start_gateway(config)
-    elapsed = time.perf_counter() - started
-    gateway.close()
-    assert elapsed < 0.5
+    durations = []
+    for _ in range(5):
+        started = time.perf_counter()
+        gateway = start_gateway(config)
+        durations.append(time.perf_counter() - started)
+        gateway.close()
+    # The quickest: any of them may have had to wait for its turn on a busy machine.
+    assert min(durations) < 0.5
 
 
 def test_a_configuration_that_cannot_work_is_reported_when_served(tmp_path):

@@ -112,6 +112,26 @@ def test_odd_limits_are_refused(limits: dict[str, object]) -> None:
         bounds.parse_limits({"limits": limits})
 
 
+def test_another_sessions_end_costs_no_session_its_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The last one takes the directory that all groups lie in along, between two steps of another's start."""
+    above, real, taken = tmp_path / "clsecure", os.mkdir, []
+
+    def mkdir(path: str, mode: int) -> None:
+        if Path(path).parent == above and not taken:
+            above.rmdir()
+            taken.append(path)
+        real(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(bounds, "cgroups", lambda _: [str(above / NAME)])
+    monkeypatch.setattr(bounds, "cgroup_paths", lambda _: {"": str(above / NAME)})
+    bounds.cgroup_enter({"name": NAME, "uid": 1}, 4711, {})
+    assert taken == [str(above / NAME)]
+    assert (above / NAME).is_dir()
+
+
 def test_a_count_that_can_not_begin_ends_the_session_and_kills_nobody(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

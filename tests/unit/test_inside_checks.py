@@ -79,13 +79,23 @@ BREAKS: list[tuple[str, dict[str, object], dict[str, object]]] = [
     ("root-unreachable", {"root_uid": None}, {}),
     ("root-unreachable", {"raised": ["/usr/bin/su", 0]}, {}),
     ("root-unreachable", {"status": {**INSIDE["status"], "NoNewPrivs": "0"}}, {}),
-    ("system-calls", {"calls": {**INSIDE["calls"], "mount": "EFAULT"}}, {}),
+    ("landlock-refuses", {"reopened": {"read": None, "written": "EACCES"}}, {}),
+    ("landlock-refuses", {"reopened": {"read": "EACCES", "written": None}}, {}),
+    ("landlock-refuses", {"signalled": {"first process": None}}, {}),
+    # None is applied, or an older version, and that is said: where it can be had, that is no excuse.
+    ("landlock-refuses", {}, {"landlock": 0}),
+    ("landlock-refuses", {}, {"landlock": 5}),
+    ("system-calls", {"calls": {**INSIDE["calls"], "mount": "ENOSYS"}}, {}),
+    ("system-calls", {"calls": {**INSIDE["calls"], "fsopen": "EPERM"}}, {}),
+    ("system-calls", {"calls": {**INSIDE["calls"], "pair of AF_TIPC": "ENOSYS"}}, {}),
+    ("system-calls", {"calls": {n: e for n, e in INSIDE["calls"].items() if n != "AF_VSOCK"}}, {}),
     ("user-namespaces", {"user_namespace": None}, {}),
-    ("keyring", {"calls": {**INSIDE["calls"], "keyctl": None}}, {}),
+    ("user-namespaces", {"calls": {**INSIDE["calls"], "clone NEWUSER": "ENOSYS"}}, {}),
+    ("keyring", {"calls": {**INSIDE["calls"], "keyctl": "ENOSYS"}}, {}),
     ("escape-probes", {"escapes": {"/proc/sys/kernel/core_pattern": None}}, {}),
     ("escape-probes", {"foreign": ["12"]}, {}),
     ("devices", {"devices": ["null", "sda"]}, {}),
-    ("terminal-injection", {"calls": {**INSIDE["calls"], "TIOCSTI": "EBADF"}}, {}),
+    ("terminal-injection", {"calls": {**INSIDE["calls"], "TIOCSTI": "ENOSYS"}}, {}),
     ("limit-processes", {"limits": {**INSIDE["limits"], "NPROC": None}}, {}),
     ("core-dumps", {"limits": {**INSIDE["limits"], "CORE": None}}, {}),
 ]
@@ -137,12 +147,14 @@ def test_a_probe_that_gives_no_report_is_a_failed_check() -> None:
         ("resolvers", {"resolvers": []}, {}),
         ("gateway-port", {"listening": []}, {}),
         ("host-processes", {"marker": False}, {}),
-        ("system-calls", {"calls": dict.fromkeys(("bpf", "mount"), "EPERM")}, {}),
-        ("user-namespaces", {"user_namespace": "EPERM"}, {}),
-        ("keyring", {"calls": {"keyctl": "ENOSYS"}}, {}),
+        ("system-calls", {"calls": INSIDE["calls"]}, {}),
+        ("user-namespaces", {"user_namespace": "EPERM", "calls": INSIDE["calls"]}, {}),
+        ("keyring", {"calls": INSIDE["calls"]}, {}),
+        ("landlock-refuses", {"reopened": {"read": None, "written": "EACCES"}}, {}),
+        ("landlock-refuses", {"reopened": {}}, {}),
         ("escape-probes", {"escapes": dict.fromkeys(OUTSIDE["escapes"], "ENOENT")}, {}),
         ("devices", {"devices": ["null"]}, {}),
-        ("terminal-injection", {"calls": {"TIOCSTI": "EPERM"}}, {}),
+        ("terminal-injection", {"calls": INSIDE["calls"]}, {}),
     ],
 )
 def test_what_can_not_be_had_outside_either_is_a_skip(check, outside, options) -> None:
@@ -150,6 +162,47 @@ def test_what_can_not_be_had_outside_either_is_a_skip(check, outside, options) -
     assert check in skipped(subject)
     result = next(r for r in check_inside(subject, subject.spec, Phase.START) if r.check_id == check)
     assert "could not be tried" in result.observed
+
+
+@pytest.mark.parametrize(
+    ("inside", "options"),
+    [
+        ({"landlock": 0}, {"landlock": 0}),
+        # No /proc, or a container whose AppArmor refuses as well: it need not be Landlock.
+        ({"reopened": dict.fromkeys(("read", "written"), "ENOENT")}, {}),
+        ({"confined": "docker-default (enforce)"}, {}),
+        ({"confined": "system_u:system_r:container_t:s0:c1,c2"}, {}),
+    ],
+)
+def test_what_something_else_than_landlock_may_refuse_shows_nothing(inside, options) -> None:
+    subject = tried(inside, **options)
+    assert "landlock-refuses" in skipped(subject)
+    assert failed(subject) == []
+    still = {**inside, "landlock": 7, "reopened": {"read": "EACCES", "written": None}}
+    assert failed(tried(still)) == ["landlock-refuses"]
+
+
+@pytest.mark.parametrize(
+    "label", ["", "unconfined", "crun (unconfined)", "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023"]
+)
+def test_what_no_other_module_confines_is_held_by_landlock(label) -> None:
+    assert "landlock-refuses" in with_status(tried({"confined": label}), CheckStatus.PASS)
+
+
+def test_signals_are_landlocks_business_where_its_version_and_the_mode_make_them_so() -> None:
+    signalled = {"signalled": {"first process": None}}
+    container = SandboxSpec(mode=IsolationMode.CONTAINER, account=ACCOUNT, listener=True)
+    assert failed(tried({**signalled, "landlock": 5}, landlock=5)) == []
+    assert failed(tried(signalled, spec=container)) == []
+    assert failed(tried({"signalled": {}})) == []
+
+
+def test_a_file_below_what_the_user_mounted_writable_is_landlocks_to_allow() -> None:
+    opened = {"reopened": dict.fromkeys(("read", "written"))}
+    mount = Mount(source=Path("/var/x"), target=Path("/x"), read_only=False)
+    assert "landlock-refuses" in skipped(tried(opened, spec=replace(tried().spec, mounts=(mount,))))
+    shown = replace(mount, read_only=True)
+    assert failed(tried(opened, spec=replace(tried().spec, mounts=(shown,)))) == ["landlock-refuses"]
 
 
 @pytest.mark.parametrize("label", SOCKETS)
@@ -261,7 +314,9 @@ def test_a_fresh_sandbox_that_shows_the_same_is_unchanged() -> None:
         {"interfaces": ["lo", "tun0"]},
         {"listening": [22, 5151]},
         {"status": {**INSIDE["status"], "CapBnd": "1"}},
-        {"calls": {**INSIDE["calls"], "bpf": "EINVAL"}},
+        {"calls": {**INSIDE["calls"], "bpf": "ENOSYS"}},
+        {"reopened": {"read": "EACCES", "written": None}},
+        {"landlock": 0},
         {"escapes": {**INSIDE["escapes"], "/dev/mem": None}},
         {"devices": ["null", "pts", "sda"]},
         {"limits": {**INSIDE["limits"], "CORE": None}},

@@ -7,22 +7,16 @@ import time
 
 import pytest
 
-from clsecure import installation
 from clsecure.errors import BackendUnavailableError
 from clsecure.installation import DIRECTORIES, PIECES, find_installation, require_installation
+from tests.support.pieces import put
 
 
 @pytest.fixture
 def installed(tmp_path):
-    """A directory with all pieces as setup would write them, owned by whoever runs the tests."""
     directory = tmp_path / "lib"
     directory.mkdir(mode=0o755)
-    for piece in PIECES:
-        target = directory / piece.target
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        target.write_bytes((installation.source_directory() / piece.source).read_bytes())
-        target.chmod(piece.mode)
-    return directory
+    return put(directory)
 
 
 def found_in(*directories):
@@ -87,14 +81,15 @@ def test_a_directory_of_another_owner_spoils_everything(installed):
     assert len(found_in(installed).stale) == len(PIECES)
 
 
+@pytest.mark.parametrize("place", DIRECTORIES)
 @pytest.mark.parametrize(
     "name", ["kernel/__init__.py", "kernel.abi3.so", "__pycache__/kernel.cpython-311.pyc"]
 )
-def test_what_python_could_take_for_a_module_of_roots_is_named(installed, name):
-    stranger = installed / DIRECTORIES[-1] / name
+def test_what_python_could_take_for_a_module_of_a_program_is_named(installed, place, name):
+    stranger = installed / place / name
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_bytes(b"")
-    assert found_in(installed).stale == (f"{DIRECTORIES[-1]}/{name.partition('/')[0]}",)
+    assert found_in(installed).stale == (f"{place}/{name.partition('/')[0]}",)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="left out: needs root (it gives a file away)")

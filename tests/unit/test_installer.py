@@ -109,16 +109,19 @@ def test_a_user_who_is_gone_is_not_allowed_again(layout):
     assert installer.plan_setup([USER], layout).users == (USER,)
 
 
+def write_sources(sources, text):
+    for piece in PIECES:
+        (sources / piece.source).parent.mkdir(parents=True, exist_ok=True)
+        (sources / piece.source).write_text(text)
+
+
 @needs_root
 def test_what_was_shown_is_written_even_if_the_source_changes_meanwhile(layout, tmp_path, monkeypatch):
     sources = tmp_path / "sources"
-    (sources / "privileged" / "root").mkdir(parents=True)
-    for piece in PIECES:
-        (sources / piece.source).write_text("shown")
+    write_sources(sources, "shown")
     monkeypatch.setattr(installer, "source_directory", lambda: sources)
     plan = installer.plan_setup([USER], layout)
-    for piece in PIECES:
-        (sources / piece.source).write_text("exchanged")
+    write_sources(sources, "exchanged")
     installer.apply_setup(plan)
     assert {(layout.directory / piece.target).read_text() for piece in PIECES} == {"shown"}
 
@@ -126,9 +129,7 @@ def test_what_was_shown_is_written_even_if_the_source_changes_meanwhile(layout, 
 @pytest.mark.parametrize("trick", ["link", "fifo", "missing", "huge"])
 def test_a_source_that_is_no_plain_file_is_refused(layout, tmp_path, monkeypatch, trick):
     sources = tmp_path / "sources"
-    (sources / "privileged" / "root").mkdir(parents=True)
-    for piece in PIECES:
-        (sources / piece.source).write_text("fine")
+    write_sources(sources, "fine")
     odd = sources / "privileged" / "helper.py"
     odd.unlink()
     if trick == "link":
@@ -239,7 +240,7 @@ def test_a_directory_that_others_could_write_is_refused(layout, place):
 @needs_root
 def test_what_a_former_version_left_among_roots_modules_is_taken_away(layout, tmp_path):
     installer.apply_setup(installer.plan_setup([USER], layout))
-    root = layout.directory / DIRECTORIES[-1]
+    root = layout.directory / "clsecure" / "privileged" / "root"
     (root / "former.py").write_text("old")
     (root / "__pycache__").mkdir()
     (root / "__pycache__" / "kernel.cpython-311.pyc").write_text("old")

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from clsecure.cli.actions import NetworkAction
 from clsecure.cli.commands import network, network_allow, network_learn, network_watch
-from clsecure.cli.options import Invocation, NetworkAction, NetworkOptions
-from clsecure.cli.parser import parse
+from clsecure.cli.options import Invocation, NetworkOptions
+from clsecure.cli.parsing.parse import parse
 from clsecure.egress.control import Allowed
 from clsecure.egress.journal import Journal, begin_run
 from clsecure.egress.wire import MAX_HOSTS
@@ -25,7 +26,7 @@ from clsecure.errors import EgressError, SessionNotFoundError, UsageError
 from clsecure.session.learn import learn, suggestion, toml_lines
 from clsecure.session.store import SessionDirectory, SessionRecord, SessionStatus, Store
 from clsecure.session.ui import SilentUi
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from tests.support import schema
 from tests.unit.test_journal import append, line
 from tests.unit.test_session_network import HOSTILE, Ui

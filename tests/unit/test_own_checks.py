@@ -114,7 +114,7 @@ def test_tests_that_hang_or_take_pytest_with_them_fail_every_file(user, probe) -
     write(user, "b_hangs.py", "import time\ndef test_x(): time.sleep(600)\n")
     begun = time.monotonic()
     found = run(user, probe, seconds=3.0)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert found["own:b_hangs.py"].status is CheckStatus.FAIL
     assert "in time" in found["own:b_hangs.py"].observed
     write(user, "b_hangs.py", "import os\ndef test_x(): os._exit(0)\n")

@@ -36,7 +36,7 @@ def peer(*argv: str) -> Iterator[Probe]:
             child.stdin.close()
         child.stdout.close()
         child.kill()
-        child.wait(timeout=10)
+        child.wait(timeout=60)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_packets_are_sent_where_a_filter_is_to_refuse_them_and_nowhere_else(real
         assert real.battery(bait.order()).sent == {}
         assert set(bait.order(full=True, private=True)["packets"]) == {*METADATA, *PRIVATE}
         ear.bind(("127.0.0.1", 9))
-        ear.settimeout(5)
+        ear.settimeout(60)
         order = {**bait.order(), "packets": {"ear": ("inet", "127.0.0.1"), "none": ("inet6", "nowhere")}}
         assert real.battery(order).sent["ear"] is None
         assert ear.recv(10) == b""
@@ -111,11 +111,11 @@ def test_connections_that_hang_cost_the_patience_once(real, tmp_path) -> None:
             client.setblocking(False)
             client.connect_ex(full.getsockname())
         bait = stack.enter_context(put_out(tmp_path, tmp_path))
-        order = bait.order(patience=0.2)
+        order = bait.order(patience=2.0)
         hanging = {f"hangs {n}": ("inet", full.getsockname()) for n in range(8)}
         begun = time.monotonic()
         report = real.battery({**order, "sockets": hanging})
-        assert time.monotonic() - begun < 5 * 0.2
+        assert time.monotonic() - begun < 5 * 2.0
         assert set(report.connected.values()) == {"ETIMEDOUT"}
 
 
@@ -130,11 +130,12 @@ def test_a_command_is_run_with_its_status_and_both_outputs(real) -> None:
 
 def test_a_command_that_is_late_ends_and_so_does_all_that_it_started(real) -> None:
     begun = time.monotonic()
-    late = real.run("echo begun; exec >&- 2>&-; sleep 987", seconds=0.3)
+    # In the time of a shell that starts on a busy machine.
+    late = real.run("echo begun; exec >&- 2>&-; sleep 987", seconds=2.0)
     assert (late.status, late.stdout) == (None, b"begun\n")
     left = real.run("setsid sleep 987 & (setsid setsid sleep 987 >&- 2>&- &); echo done")
     assert (left.status, left.stdout) == (0, b"done\n")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
     assert real.run("pgrep -fx 'sleep 987'").stdout == b""
 
 
@@ -156,7 +157,7 @@ def test_a_command_can_not_reply_in_the_place_of_the_probe() -> None:
 def test_what_is_no_order_is_an_error_and_the_next_one_is_served(real) -> None:
     for order in ({"do": "nothing"}, {"do": "try"}, {"do": "run"}, {"do": "run", "argv": []}, {}):
         with pytest.raises(VerificationError, match="could not do"):
-            real.ask(order, seconds=5)
+            real.ask(order, seconds=60)
     assert real.run("echo well").stdout == b"well\n"
 
 
@@ -185,13 +186,13 @@ def says(text: str, *, then: str = "import time; time.sleep(60)") -> tuple[str, 
 )
 def test_a_peer_that_lies_or_floods_is_refused(text, match) -> None:
     with peer(*says(text)) as probe, pytest.raises(VerificationError, match=match):
-        probe.run("true", seconds=5)
+        probe.run("true", seconds=60)
 
 
 @pytest.mark.parametrize("argv", [("/bin/true",), says("'{\"number\": 1'", then="pass")])
 def test_a_peer_that_is_gone_is_said_to_be(argv) -> None:
     with peer(*argv) as probe, pytest.raises(VerificationError, match="gone"):
-        probe.ask({"do": "run"}, seconds=5)
+        probe.ask({"do": "run"}, seconds=60)
 
 
 @pytest.mark.parametrize("argv", [("/bin/sleep", "60"), says("'{\"number\"'")])
@@ -199,7 +200,7 @@ def test_a_peer_that_hangs_is_waited_for_no_longer_than_said(argv) -> None:
     begun = time.monotonic()
     with peer(*argv) as probe, pytest.raises(VerificationError, match="in time"):
         probe.ask({"do": "run"}, seconds=0.3)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_a_peer_that_reads_nothing_makes_nobody_wait() -> None:
@@ -214,7 +215,7 @@ def test_the_reply_to_an_earlier_order_is_not_taken_for_that_of_a_later_one() ->
         with pytest.raises(VerificationError, match="in time"):
             probe.ask({"do": "run"}, seconds=0.2)
         with pytest.raises(VerificationError) as raised:
-            probe.ask({"do": "run"}, seconds=5)
+            probe.ask({"do": "run"}, seconds=60)
     assert raised.value.details == "the reply belongs to no order"
 
 

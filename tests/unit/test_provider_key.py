@@ -20,7 +20,8 @@ from clsecure.egress.keys import provider_key
 from clsecure.errors import EgressError
 from clsecure.session.ui import SilentUi
 from clsecure.settings.structured import KeySource, ProviderTable
-from clsecure.settings.values import Secret
+from clsecure.settings.values.services import Secret
+from tests.support.leftovers import started
 from tests.support.person import CHECKOUT
 
 KEY = "sk-CANARY-of-the-provider"
@@ -157,7 +158,7 @@ def test_a_large_file_is_not_read(file: Path) -> None:
     os.truncate(file, 100 << 20)
     began = time.monotonic()
     assert "larger than 16 KiB" in refused(file.parent, file=str(file))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("content", [b"", b"\n" + KEY.encode(), b"a b", b"\xff\xfe", b"a\0b", b"\x1b]0;x"])
@@ -248,13 +249,12 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     began = time.monotonic()
     said = refused(tmp_path, {"PATH": "/usr/bin:/bin"}, command=("~/key",), seconds=1.0)
     assert "it did not end within 1 s" in said
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     child = int((tmp_path / "pid").read_text())
-    state = Path(f"/proc/{child}/stat")
-    end = time.monotonic() + 10
-    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < end:
+    end = time.monotonic() + 60
+    while started(child) and time.monotonic() < end:
         os.sched_yield()
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert not started(child)
 
 
 def test_a_command_that_leaves_something_running_is_not_waited_for(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_command_that_leaves_something_running_is_not_waited_for(tmp_path: Pat
     program(tmp_path / "key", f"sleep 300 & echo {KEY}")
     began = time.monotonic()
     assert fetched(tmp_path, {"PATH": "/usr/bin:/bin"}, command=("~/key",)) == KEY
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("where", ["", ">&2"])
@@ -271,7 +271,7 @@ def test_a_command_that_prints_without_end_is_ended(tmp_path: Path, where: str) 
     began = time.monotonic()
     said = refused(tmp_path, {"PATH": "/usr/bin:/bin"}, command=("~/key",))
     assert "it said more than 16 KiB" in said
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 ASK = """

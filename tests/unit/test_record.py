@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,9 +44,16 @@ def state(tmp_path: Path) -> Path:
     return place
 
 
-def keep(state: Path, text: str = "words", session_id: str = SESSION_ID, **about: str) -> Sealed:
+def keep(
+    state: Path,
+    text: str = "words",
+    session_id: str = SESSION_ID,
+    ssh_key: str | None = None,
+    **about: str,
+) -> Sealed:
     said = sample(text, **about)
     said["predicate"]["session"]["id"] = session_id
+    said["predicate"]["ssh_key"] = ssh_key
     sealed = envelope.seal(said, KeyPair(state).signer())
     Records(state).write(session_id, sealed)
     return sealed
@@ -453,8 +461,18 @@ def test_nobody_is_asked_for_a_phrase(keys: Path) -> None:
             ssh.sign(b"data", key, {})
 
 
+def test_a_key_is_named_before_it_signs(keys: Path) -> None:
+    for key in (keys / "plain", keys / "plain.pub", keys / "locked"):
+        public = key.parent / f"{key.stem}.pub"
+        argv = ["ssh-keygen", "-l", "-f", str(public)]
+        listed = subprocess.run(argv, capture_output=True, check=True, timeout=30).stdout.decode()
+        assert ssh.key_of(key) == listed.split()[1]
+    with pytest.raises(ToolError):
+        ssh.key_of(keys / "missing")
+
+
 def test_h11_a_change_of_the_ssh_signature_is_refused(state: Path, keys: Path) -> None:
-    sealed = keep(state)
+    sealed = keep(state, ssh_key=ssh.key_of(keys / "plain"))
     keyid, signature = ssh.sign(sealed.envelope.pae(), keys / "plain", {})
     envelope.add_signature(sealed, keyid, signature)
     Records(state).write(SESSION_ID, sealed)
@@ -467,10 +485,30 @@ def test_h11_a_change_of_the_ssh_signature_is_refused(state: Path, keys: Path) -
         envelope.add_signature(sealed, keyid, changed)
         Records(state).write(SESSION_ID, sealed)
         assert standing(state)["ssh_signature"] is Standing.BROKEN, at
+    breaks = [at for at, byte in enumerate(signature) if byte == ord("\n")]
+    others = [signature[:at] + other + signature[at + 1 :] for at in breaks for other in (b" ", b"\x0b", b"")]
+    reserved = base64.b64decode(b"".join(lines[1:-1]))
+    empty = reserved.index(struct.pack(">I", 15) + b"clsecure-record") + 4 + 15
+    filled = reserved[:empty] + struct.pack(">I", 1) + b"x" + reserved[empty + 4 :]
+    others += [signature + b"more", signature + b"\n", b"\n" + signature, signature[:-1]]
+    others += [lines[0] + base64.b64encode(filled) + b"\n" + lines[-1], b"", lines[0], lines[0] + lines[-1]]
+    for changed in others:
+        envelope.add_signature(sealed, keyid, changed)
+        Records(state).write(SESSION_ID, sealed)
+        assert standing(state)["ssh_signature"] is Standing.BROKEN, changed
     del sealed.envelope.signatures[keyid]
     envelope.add_signature(sealed, "SHA256:" + "A" * 43, signature)
     Records(state).write(SESSION_ID, sealed)
     assert standing(state)["ssh_signature"] is Standing.BROKEN
     del sealed.envelope.signatures["SHA256:" + "A" * 43]
     Records(state).write(SESSION_ID, sealed)
+    assert standing(state)["ssh_signature"] is Standing.BROKEN
     assert standing(state, key=keys / "plain.pub")["ssh_signature"] is Standing.BROKEN
+
+
+def test_h11_the_signature_of_another_ssh_key_is_none_of_the_record(state: Path, keys: Path) -> None:
+    for named in (None, ssh.key_of(keys / "plain")):
+        sealed = keep(state, ssh_key=named)
+        envelope.add_signature(sealed, *ssh.sign(sealed.envelope.pae(), keys / "other", {}))
+        Records(state).write(SESSION_ID, sealed)
+        assert standing(state)["signature"] is Standing.BROKEN

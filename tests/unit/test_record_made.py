@@ -145,7 +145,8 @@ class Bench:
                 warn=self.warnings.append,
                 repository=SimpleNamespace(git_dir=Path("/nowhere")),
                 around=SimpleNamespace(store=SimpleNamespace(root=self.state), environ={}),
-            )
+            ),
+            Verification,
         )
 
     def said(self, session_id: str = IDS[0]) -> dict[str, Any]:

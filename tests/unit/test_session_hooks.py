@@ -143,18 +143,18 @@ def state_of(pid: int) -> str | None:
 
 def test_a_program_that_hangs_is_ended_with_all_of_its_group(tmp_path) -> None:
     begun = time.monotonic()
-    ended = run(tmp_path, "trap '' TERM; sleep 600 & echo $! >child; wait; sleep 600", seconds=0.5)
+    ended = run(tmp_path, "trap '' TERM; sleep 600 & echo $! >child; wait; sleep 600", seconds=2.0)
     assert ended.status is None
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     child = int((tmp_path / "child").read_text())
     wait_until(lambda: state_of(child) in (None, "Z"), "what it had started is dead")
 
 
 def test_what_a_program_leaves_running_delays_nothing(tmp_path) -> None:
     begun = time.monotonic()
-    ended = run(tmp_path, "sleep 20 & echo $! >child; echo said")
+    ended = run(tmp_path, "sleep 600 & echo $! >child; echo said")
     assert (ended.status, ended.lines) == (0, ("said",))
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60
     os.kill(int((tmp_path / "child").read_text()), 9)
 
 

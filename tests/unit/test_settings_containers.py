@@ -13,7 +13,7 @@ from clsecure.settings import files
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import with_project
 from clsecure.settings.sources import Entry, Layer, Source, gather
-from clsecure.settings.values import AutoMode
+from clsecure.settings.values.isolation import AutoMode
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from clsecure.settings.limits import defaults
 from clsecure.settings.model import Settings, load
 from clsecure.settings.project import NARROWING, with_project
 from clsecure.settings.sources import Layer, Source, gather
-from clsecure.settings.values import AutoMode
+from clsecure.settings.values.isolation import AutoMode
 from tests.unit.test_settings_layers import EXAMPLES
 from tests.unit.test_settings_toml import VALUES
 

@@ -21,11 +21,15 @@ from clsecure.model import (
     ResourceLimits,
 )
 from clsecure.policy import HOST_ALIAS, Budget
-from clsecure.settings import values
 from clsecure.settings.layers import NetworkSettings
 from clsecure.settings.model import Settings, load
 from clsecure.settings.sources import KEYS, Entry, Layer, Source, gather
-from clsecure.settings.values import AutoMode, OutputFormat, Secret, SetupNetwork
+from clsecure.settings.values import work
+from clsecure.settings.values.isolation import AutoMode
+from clsecure.settings.values.output import OutputFormat
+from clsecure.settings.values.reach import SetupNetwork
+from clsecure.settings.values.readers import READERS
+from clsecure.settings.values.services import Secret
 
 EXAMPLES = [
     ("mode", "user", IsolationMode.USER),
@@ -343,12 +347,12 @@ def test_the_keys_of_the_sources_are_those_of_the_model() -> None:
     assert set(KEYS) == set(Settings.model_fields)
     placed = {"mounts", "allow_domains", "deny_domains", "setup_script", "setup_network", "notify_command",
               "record_ssh_key"}  # fmt: skip
-    assert set(values.READERS) | placed == set(KEYS)
+    assert set(READERS) | placed == set(KEYS)
 
 
 @pytest.mark.parametrize("name", ["a", "feature/x", "claude/app-1", "ä", "a.b", "x@y"])
 def test_a_branch_that_git_accepts(name: str) -> None:
-    assert values.branch(name) == name
+    assert work.branch(name) == name
 
 
 @pytest.mark.parametrize(
@@ -359,4 +363,4 @@ def test_a_branch_that_git_accepts(name: str) -> None:
 )  # fmt: skip
 def test_a_branch_that_git_refuses(name: str) -> None:
     with pytest.raises(ValueError, match=r"must|git"):
-        values.branch(name)
+        work.branch(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clsecure.cli.options import OPTIONS
+from clsecure.cli.parsing.flags import OPTIONS
 from clsecure.errors import UsageError
 from clsecure.model import IsolationMode, NetworkPolicy, ResourceLimits
 from clsecure.settings.keys import FLAGS, KEYS

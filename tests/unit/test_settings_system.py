@@ -36,7 +36,7 @@ from clsecure.settings.network import stricter
 from clsecure.settings.project import with_project
 from clsecure.settings.sources import Entry, Layer, Layers, Source, gather
 from clsecure.settings.tables import ENFORCE
-from clsecure.settings.values import AutoMode
+from clsecure.settings.values.isolation import AutoMode
 
 Make = Callable[..., Settings]
 

@@ -28,7 +28,9 @@ from clsecure.settings.keys import KEYS
 from clsecure.settings.model import load
 from clsecure.settings.sources import MAX_FILE_BYTES, Layer, gather
 from clsecure.settings.tables import TABLES, parse
-from clsecure.settings.values import AutoMode, Secret, SetupNetwork
+from clsecure.settings.values.isolation import AutoMode
+from clsecure.settings.values.reach import SetupNetwork
+from clsecure.settings.values.services import Secret
 
 SECRET = "hunter2-CANARY"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from clsecure.cli import render
 from clsecure.cli.options import AgentOptions, Invocation
 from clsecure.errors import UsageError
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:

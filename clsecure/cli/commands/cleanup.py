@@ -13,7 +13,7 @@ from clsecure.errors import ClsecureError, SessionBusyError, SessionNotFoundErro
 from clsecure.installation import require_installation
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.cleanup_hook import purge
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clsecure.cli.options import SOURCES, CompletionOptions, Invocation
+from clsecure.cli.options import CompletionOptions, Invocation
+from clsecure.cli.verbs import SOURCES
 
 if TYPE_CHECKING:
     from clsecure.session.ui import Ui

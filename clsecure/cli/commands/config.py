@@ -12,7 +12,7 @@ from clsecure.errors import RepositoryError
 from clsecure.settings import report
 from clsecure.settings.layers import settle
 from clsecure.settings.project import with_project
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from clsecure.workspace.repository import discover
 
 if TYPE_CHECKING:

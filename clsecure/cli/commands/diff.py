@@ -9,7 +9,7 @@ from clsecure.cli import render
 from clsecure.cli.options import DiffOptions, Invocation
 from clsecure.errors import RepositoryError
 from clsecure.installation import require_installation
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.session.ui import Ui

@@ -17,7 +17,8 @@ from clsecure.machine import examine
 from clsecure.machine.probe import Probe, ProbeStatus
 from clsecure.model import Engine, IsolationMode
 from clsecure.session.words import number
-from clsecure.settings.values import DEFAULT_IMAGE, OutputFormat
+from clsecure.settings.values.isolation import DEFAULT_IMAGE
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, assert_never
 
 from clsecure.cli import render
-from clsecure.cli.options import ImagesAction, ImagesOptions, Invocation
+from clsecure.cli.actions import ImagesAction
+from clsecure.cli.options import ImagesOptions, Invocation
 from clsecure.errors import BackendUnavailableError, HelperError, ImageError, UsageError
 from clsecure.images.fetch import cache_directory
 from clsecure.images.known import forget, remember
@@ -19,7 +20,7 @@ from clsecure.images.store import load_checked, ours
 from clsecure.model import Engine
 from clsecure.session.store import Store
 from clsecure.session.words import human_size, number
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.images.store import ImageStore

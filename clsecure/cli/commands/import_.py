@@ -12,10 +12,9 @@ from clsecure.cli.commands.diff import project_here
 from clsecure.cli.options import ImportOptions, Invocation
 from clsecure.errors import UsageError
 from clsecure.installation import require_installation
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
-    from clsecure.model import Verification
     from clsecure.session.kept import KeptSession
     from clsecure.session.ui import Ui
 
@@ -25,8 +24,9 @@ log = logs.get("import")
 def execute(invocation: Invocation, ui: Ui) -> int:
     """Import without asking: the command is the answer."""
     from clsecure.cli.companions import imported, session_hooks
-    from clsecure.cli.recording import record_options
+    from clsecure.cli.recording import record_later_checks, record_options
     from clsecure.model import OnFinish
+    from clsecure.session.checks import not_checked
     from clsecure.session.finish import Decision
     from clsecure.session.kept import kept_session
     from clsecure.session.plan import default_branch
@@ -42,7 +42,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         kept, verification = held.verified()
         record = kept.record
         if verification is not None and verification.failed:
-            _write_down(kept, verification, invocation, ui)
+            record_later_checks(kept, verification, invocation.layers, ui)
         if options.anyway:
             _insist(kept, ui)
         else:
@@ -88,25 +88,10 @@ def execute(invocation: Invocation, ui: Ui) -> int:
                 "kept": finished.kept,
                 "record": render.plain(recorded),
                 "import_anyway": anyway,
-                "warnings": list(finished.warnings),
+                "warnings": [*(not_checked(verification) if verification else ()), *finished.warnings],
             }
         )
     return 0
-
-
-def _write_down(kept: KeptSession, verification: Verification, invocation: Invocation, ui: Ui) -> None:
-    """Have a record that says why a session that was cut short is refused."""
-    from clsecure.cli.recording import record_options
-    from clsecure.session.record import record_late
-
-    record_late(
-        kept.finish.place,
-        kept.record,
-        record_options(invocation.layers),
-        finished=None,
-        verification=verification,
-        warn=ui.warn,
-    )
 
 
 def _insist(kept: KeptSession, ui: Ui) -> None:

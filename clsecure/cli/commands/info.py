@@ -14,7 +14,7 @@ from clsecure.cli.options import Invocation
 from clsecure.errors import EXIT_VERIFICATION
 from clsecure.installation import require_installation
 from clsecure.privileged.client import HelperConnection
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from clsecure.installation import require_installation
 from clsecure.privileged.client import HelperConnection
 from clsecure.session.inventory import Item, inventory
 from clsecure.session.store import Store
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.session.ui import Ui

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clsecure.cli.options import Invocation, NetworkAction, NetworkOptions
+from clsecure.cli.actions import NetworkAction
+from clsecure.cli.options import Invocation, NetworkOptions
 from clsecure.errors import UsageError
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.session.store import SessionDirectory, SessionRecord

@@ -30,7 +30,7 @@ from clsecure.policy import (
 from clsecure.settings.layers import NetworkSettings, network_settings, settle
 from clsecure.settings.project import with_project
 from clsecure.settings.sources import DEFAULT
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 from clsecure.workspace.repository import discover
 

@@ -10,11 +10,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from clsecure.cli import render
-from clsecure.cli.main import EXIT_INTERRUPTED
 from clsecure.egress.control import live_policy
 from clsecure.egress.journal import OPEN, Entry, Journal, Remark
 from clsecure.egress.rules import NOT_ALLOWED
-from clsecure.errors import EgressError
+from clsecure.errors import EXIT_INTERRUPTED, EgressError
 from clsecure.policy import host_and_port
 from clsecure.session.store import SessionDirectory, SessionRecord
 from clsecure.session.words import human_size

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure.cli import render
+from clsecure.cli.actions import RecordAction
 from clsecure.cli.commands.diff import project_here
-from clsecure.cli.options import Invocation, RecordAction, RecordOptions
+from clsecure.cli.options import Invocation, RecordOptions
 from clsecure.errors import EXIT_VERIFICATION, SessionNotFoundError, UsageError
 from clsecure.session.store import Store
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.audit.records import Records

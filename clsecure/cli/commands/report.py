@@ -9,7 +9,7 @@ from clsecure.cli import render
 from clsecure.cli.commands.record import find
 from clsecure.cli.options import Invocation, ReportOptions
 from clsecure.session.store import Store
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.session.ui import Ui

@@ -15,7 +15,7 @@ from clsecure.errors import ClsecureError
 from clsecure.installation import require_installation
 from clsecure.model import DockerAccess, IsolationMode, NetworkPolicy, OnFinish
 from clsecure.privileged.client import HelperConnection
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 
 if TYPE_CHECKING:
     from clsecure.session.plan import SessionPlan
@@ -41,8 +41,9 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             from clsecure.backends.choose import begin
             from clsecure.cli.companions import Companions
             from clsecure.cli.containment import confirm_host_docker
-            from clsecure.session import runner
             from clsecure.session.context import Surroundings
+            from clsecure.session.relay import on_terminal
+            from clsecure.session.runner import SessionRunner
             from clsecure.session.store import Store
             from clsecure.settings.model import load
             from clsecure.settings.project import with_project
@@ -62,11 +63,11 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         around = Surroundings(
             environ=dict(os.environ),
             home=Path.home(),
-            terminal=runner.is_terminal() and not plan.stdout_is_ours,
+            terminal=on_terminal() and not plan.stdout_is_ours,
             installation=installation,
             store=Store(),
         )
-        session = runner.SessionRunner(plan, repository, ui, around, connection, asking=companions.asking)
+        session = SessionRunner(plan, repository, ui, around, connection, asking=companions.asking)
         try:
             result = session.run()
         except ClsecureError as error:
@@ -211,7 +212,7 @@ def _show(plan: SessionPlan, settings: Settings, repository: Repository, ui: Ui,
     """Print the plan of a dry run."""
     from clsecure.cli.reach import described
     from clsecure.session.limits import effective
-    from clsecure.settings.values import human_limits
+    from clsecure.settings.values.amounts import human_limits
 
     if as_json:
         render.write_json(render.plain(plan))

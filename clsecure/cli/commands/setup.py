@@ -20,7 +20,7 @@ from clsecure.errors import BackendUnavailableError, StateError, UsageError
 from clsecure.installation import GROUP, digest, how_to_allow, inspect, is_packaged
 from clsecure.installer import RemovalPlan, SetupPlan
 from clsecure.process import SYSTEM_PATH, Command
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:

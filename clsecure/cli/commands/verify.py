@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from clsecure.cli import render
 from clsecure.cli.box import wanted_box
 from clsecure.cli.options import Invocation, VerifyOptions
-from clsecure.errors import EXIT_VERIFICATION
+from clsecure.errors import EXIT_VERIFICATION, UsageError
 from clsecure.installation import require_installation
 from clsecure.model import CheckStatus, Phase
 from clsecure.privileged.client import HelperConnection
-from clsecure.settings.values import OutputFormat
+from clsecure.settings.values.output import OutputFormat
 from clsecure.terminal import escape
 
 if TYPE_CHECKING:
@@ -38,9 +39,12 @@ def execute(invocation: Invocation, ui: Ui) -> int:
     if options.list_checks:
         _list(as_json=invocation.output is OutputFormat.JSON)
         return 0
-    what, found = _of_session(options.session, ui) if options.session else _of_mode(invocation, ui)
-    if options.junit is not None:
-        _write_junit(Path(options.junit), what, found)
+    with ExitStack() as stack:
+        # First: nobody waits for checks whose results then go nowhere.
+        junit = None if options.junit is None else stack.enter_context(_written(Path(options.junit)))
+        what, found = _of_session(invocation, ui) if options.session else _of_mode(invocation, ui)
+        if junit is not None:
+            _write_junit(junit, what, found)
     if invocation.output is OutputFormat.JSON:
         render.write_json(document(what, found))
     else:
@@ -80,18 +84,24 @@ def _of_mode(invocation: Invocation, ui: Ui) -> tuple[Subject, Verification]:
     return Subject(mode=wanted.mode, network=wanted.network), found
 
 
-def _of_session(name: str, ui: Ui) -> tuple[Subject, Verification]:
+def _of_session(invocation: Invocation, ui: Ui) -> tuple[Subject, Verification]:
     from clsecure.cli.commands.diff import project_here
+    from clsecure.cli.recording import record_later_checks
     from clsecure.session.kept import kept_session
     from clsecure.session.store import Store
 
-    installation, project = require_installation(), project_here()
+    assert isinstance(invocation.options, VerifyOptions)  # noqa: S101  # the dispatcher's word
+    name, installation, project = invocation.options.session, require_installation(), project_here()
+    assert name is not None  # noqa: S101  # the caller's word
     with kept_session(name, ui=ui, store=Store(), installation=installation, project=project) as kept:
         record = kept.record
         for line in record.failed_checks:
-            ui.warn(f"failed in a run of this session: {line}")
+            ui.warn(f"failed already: {line}")
         what = Subject(mode=record.mode, network=record.network, session_id=record.session_id)
-        return what, kept.verify()
+        looked, found = kept.looked_again()
+        if looked.record != record:
+            record_later_checks(looked, None if record.verified else found, invocation.layers, ui)
+        return what, found
 
 
 def document(what: Subject, found: Verification) -> dict[str, object]:
@@ -105,10 +115,17 @@ def document(what: Subject, found: Verification) -> dict[str, object]:
     }
 
 
-def _write_junit(path: Path, what: Subject, found: Verification) -> None:
+def _written(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise UsageError(f"{path} can't be written", details=error.strerror) from error
+
+
+def _write_junit(file: BinaryIO, what: Subject, found: Verification) -> None:
     from clsecure.verify.junit import document as junit
 
-    path.write_bytes(junit(found, name=str(what)))
+    file.write(junit(found, name=str(what)))
 
 
 def _show(what: Subject, found: Verification, *, verbose: bool) -> None:

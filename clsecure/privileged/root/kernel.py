@@ -20,6 +20,7 @@ MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH, MOVE_MOUNT_F_EMPTY_PATH = 2, 4
 OPEN_TREE_CLONE, AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = 1, -100, 0x1000, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+PR_SET_KEEPCAPS, CAP_DAC_READ_SEARCH, CAPABILITY_VERSION_3 = 8, 2, 0x20080522
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
@@ -100,3 +101,11 @@ def drop_bounding_set() -> None:
     capability = 0
     while libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == 0:
         capability += 1
+
+
+def keep_capabilities(*capabilities: int) -> None:
+    """Have these alone, of those that this process is permitted (capset(2))."""
+    wanted = sum(1 << capability for capability in capabilities)
+    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
+    low, high = wanted & 0xFFFFFFFF, wanted >> 32
+    call("capset", header, struct.pack("6I", low, low, 0, high, high, 0))

@@ -103,7 +103,7 @@ def cgroup_enter(
     else:
         for place in cgroups(entry):
             with contextlib.suppress(OSError):
-                os.makedirs(place, mode=0o755, exist_ok=True)
+                _make_group(place)
                 for parent in (place.rpartition("/clsecure/")[0], os.path.dirname(place)):
                     for name in CONTROLLERS:
                         write_small(f"{parent}/cgroup.subtree_control", f"+{name}")
@@ -111,6 +111,15 @@ def cgroup_enter(
                     write_small(f"{place}/{file}", value)
                 write_small(f"{place}/cgroup.procs", str(pid))
     return dict.fromkeys(confirmed(pid, limits), how)
+
+
+def _make_group(place: str) -> None:
+    """Make a group, and the one above it again where the end of another session takes it away meanwhile."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(place, mode=0o755, exist_ok=True)
+            return
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
 
 
 def cgroup_scope(entry: Entry, pid: int, limits: Limits) -> None:

@@ -9,11 +9,14 @@ import select
 import signal
 
 from clsecure.privileged.root.kernel import (
+    CAP_DAC_READ_SEARCH,
     CLONE_NEWNET,
+    PR_SET_KEEPCAPS,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
     call,
     drop_bounding_set,
+    keep_capabilities,
     prctl,
 )
 from clsecure.privileged.root.messages import Refused, close_all
@@ -88,6 +91,21 @@ def become(entry: Entry, *, empty_bounding_set: bool) -> None:
     os.setgroups([])
     os.setresgid(entry["uid"], entry["uid"], entry["uid"])
     os.setresuid(entry["uid"], entry["uid"], entry["uid"])
+
+
+def become_reader(entry: Entry) -> None:
+    """Turn this process into the worker for good, but for one thing: no directory or file is closed to it.
+
+    It writes where the worker may, and executes nothing. A machine that does not let this process keep that
+    leaves it what the worker can read.
+    """
+    prctl(PR_SET_KEEPCAPS, 1)
+    become(entry, empty_bounding_set=True)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    try:
+        keep_capabilities(CAP_DAC_READ_SEARCH)
+    except PermissionError:
+        keep_capabilities()
 
 
 def uids_of(pid: int | str) -> list[bytes]:

@@ -9,11 +9,10 @@ import os
 import re
 import stat
 
-from clsecure.privileged.root.kernel import PR_SET_NO_NEW_PRIVS, prctl
 from clsecure.privileged.root.limits import cgroups, read_small
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.network import NFT
-from clsecure.privileged.root.processes import become, is_of, processes_of, tool
+from clsecure.privileged.root.processes import become_reader, is_of, processes_of, tool
 from clsecure.privileged.root.registry import is_expired, shadow_of
 from clsecure.privileged.root.state import RUN, STATE, read_bounded, require_root_owned
 from clsecure.privileged.root.walk import NAMES, Findings, Walk
@@ -37,7 +36,8 @@ CAPABILITIES = "security.capability"
 EXECUTABLE = 0o111
 # Of a file's mode: one bit of it at least says that it is no plain file that nobody executes.
 DOUBTFUL = stat.S_ISUID | stat.S_ISGID | EXECUTABLE | 0o070000
-HOME_SECONDS, OUTSIDE_SECONDS = 0.5, 0.25
+HOME_SECONDS, OUTSIDE_SECONDS = 60.0, 0.25
+"""A home is the agent's to fill: what of it is not looked at fails. Half a million files take two seconds."""
 # How far directories are gone into that not everybody may write to: trees of others can be large.
 CLOSED_LEVELS = 2
 
@@ -196,7 +196,10 @@ def _is_open(info: os.stat_result, depth: int) -> bool:
 
 
 def _walk_home(entry: Entry, mounts: frozenset[str], workspace: str) -> Walk:
-    """Look, as the worker, for what no home needs."""
+    """Look, as the worker, for what no home needs: also where the worker closed a directory to itself.
+
+    That can't be opened up for the look: what comes home is to be as the agent left it.
+    """
     uid, work = entry["uid"], f"{entry['home']}/{workspace}/"
 
     def judge(name: str, info: os.stat_result, directory: str) -> str | None:
@@ -217,8 +220,7 @@ def _walk_home(entry: Entry, mounts: frozenset[str], workspace: str) -> Walk:
         return f"of uid {info.st_uid}: " if what is None and info.st_uid != uid else what
 
     def begin() -> None:
-        become(entry, empty_bounding_set=True)
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        become_reader(entry)
 
     return Walk((entry["home"],), judge, but=mounts, seconds=HOME_SECONDS, first=begin)
 

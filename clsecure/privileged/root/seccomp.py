@@ -14,8 +14,11 @@ ALLOW, ERRNO, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 X32_BIT = 0x40000000
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 SOCKET = {"x86_64": 41, "aarch64": 198}
+SOCKETPAIR = {"x86_64": 53, "aarch64": 199}
 FAMILIES = (1, 2, 10, 16)
 """AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: no vsock, which no network namespace holds, no packets by hand."""
+AF_UNIX = 1
+"""The only family of pairs, as for the launcher's filter."""
 # What engines and containers do without, and exploits of the kernel like. Keys are per user and not per
 # sandbox. Source: the kernel's own tables, as for the launcher's filter.
 MISSING = {
@@ -57,9 +60,11 @@ def restrict_engine() -> None:
     ]
     for number in (*MISSING[machine].values(), *IO_URING):
         program += [(jump_eq, 0, 1, number), (ret, 0, 0, missing)]
-    program += [(jump_eq, 0, len(FAMILIES) + 2, SOCKET[machine]), (load, 0, 0, 16)]
+    other = (ret, 0, 0, ERRNO | errno.EAFNOSUPPORT)
+    program += [(jump_eq, 0, 4, SOCKETPAIR[machine]), (load, 0, 0, 16), (jump_eq, 1, 0, AF_UNIX), other]
+    program += [(load, 0, 0, 0), (jump_eq, 0, len(FAMILIES) + 2, SOCKET[machine]), (load, 0, 0, 16)]
     program += [(jump_eq, len(FAMILIES) - i, 0, family) for i, family in enumerate(FAMILIES)]
-    program += [(ret, 0, 0, ERRNO | errno.EAFNOSUPPORT), (ret, 0, 0, ALLOW)]
+    program += [other, (ret, 0, 0, ALLOW)]
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
     header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))

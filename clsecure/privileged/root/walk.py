@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Enters = Callable[[os.stat_result, int], bool]
 
 NAMES, NAME_LIMIT = 10, 200
-DEPTH = 96
+PENDING = 500_000
+"""Directories that may wait to be looked at: their names are held in memory."""
 GRACE_SECONDS = 2.0
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # A character that is escaped takes up to twelve.
@@ -136,55 +137,120 @@ class Walk:
         except FileNotFoundError:
             return found
         except OSError:
-            # What is no directory, or is closed to the worker, can't be looked through.
+            # What is no directory, or is closed, can't be looked through.
             found.complete = False
             return found
         try:
-            self._directory(fd, place, os.fstat(fd).st_dev, 0, found)
+            self._through(fd, place, found)
         except OSError:
             found.complete = False
         finally:
             os.close(fd)
         return found
 
-    def _directory(self, fd: int, path: str, device: int, depth: int, found: Findings) -> None:
-        """Look at every name of a directory, then go into those of the same file system."""
+    def _through(self, fd: int, place: str, found: Findings) -> None:
+        """Look through a place, however deep it goes: the way back up is ``..``, where it came from.
+
+        Only the directory itself is held open, as the current one.
+        """
         os.fchdir(fd)
-        for name in self._look(path, device, depth, found):
-            if depth >= DEPTH or time.monotonic() > self._until:
+        self._mount = mount_of(fd)
+        path, levels = place, [_Level(name="", info=os.fstat(fd))]
+        self._look(path, levels[0], 0, found)
+        pending = len(levels[0].below)
+        while levels:
+            level = levels[-1]
+            if time.monotonic() > self._until or pending > PENDING:
                 found.complete = False
                 return
-            try:
-                inner = os.open(name, _OPEN, dir_fd=fd)
-            except FileNotFoundError:
+            if level.below:
+                name = level.below.pop()
+                pending -= 1
+                if (info := self._enter(name, found)) is not None:
+                    path = f"{path}/{name}"
+                    levels.append(_Level(name=name, info=info))
+                    self._look(path, levels[-1], len(levels) - 1, found)
+                    pending += len(levels[-1].below)
                 continue
-            except OSError:
-                found.complete = False
-                continue
-            try:
-                if os.fstat(inner).st_dev == device:
-                    self._directory(inner, f"{path}/{name}", device, depth + 1, found)
-            except OSError:
-                found.complete = False
-            finally:
-                os.close(inner)
+            levels.pop()
+            if levels:
+                path = path[: -len(level.name) - 1]
+                os.chdir("..")
+                if not os.path.samestat(os.stat("."), levels[-1].info):
+                    # Somebody moves directories about: no way is known any more.
+                    found.complete = False
+                    return
 
-    def _look(self, path: str, device: int, depth: int, found: Findings) -> list[str]:
-        """Judge every name of the current directory; return the directories that are of interest."""
-        below = []
-        with os.scandir(".") as names:
+    @staticmethod
+    def _enter(name: str, found: Findings) -> os.stat_result | None:
+        """Go into a directory; None, and it is told, when that can't be done."""
+        try:
+            fd = os.open(name, _OPEN)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            found.complete = False
+            return None
+        try:
+            os.fchdir(fd)
+            return os.fstat(fd)
+        except OSError:
+            found.complete = False
+            return None
+        finally:
+            os.close(fd)
+
+    def _look(self, path: str, level: _Level, depth: int, found: Findings) -> None:
+        """Judge every name of the current directory; note the directories that are of interest."""
+        try:
+            names = os.scandir(".")
+        except OSError:
+            found.complete = False
+            return
+        with names:
             for number, each in enumerate(names):
                 if number % _CHECK_EVERY == _CHECK_EVERY - 1 and time.monotonic() > self._until:
                     found.complete = False
                     break
                 try:
                     info = each.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
                 except OSError:
+                    found.complete = False
                     continue
-                if info.st_dev != device or (self.but and f"{path}/{each.name}" in self.but):
+                if self.but and f"{path}/{each.name}" in self.but:
                     continue
+                if stat.S_ISDIR(info.st_mode) and info.st_dev != level.info.st_dev:
+                    try:
+                        if self._is_mounted(each.name):
+                            continue
+                    except OSError:
+                        found.complete = False
+                        continue
                 if (what := self.judge(each.name, info, path)) is not None:
                     found.add(f"{what}{path}/{each.name}")
                 if stat.S_ISDIR(info.st_mode) and self.enters(info, depth):
-                    below.append(each.name)
-        return below
+                    level.below.append(each.name)
+
+    def _is_mounted(self, name: str) -> bool:
+        """Tell whether something is mounted here. The device does not tell: subvolumes have their own."""
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return mount_of(fd) != self._mount
+        finally:
+            os.close(fd)
+
+
+class _Level:
+    """One directory on the way down: its name, which one it is, and what is still to be looked at in it."""
+
+    def __init__(self, *, name: str, info: os.stat_result) -> None:
+        self.name, self.info = name, info
+        self.below: list[str] = []
+
+
+def mount_of(fd: int) -> str:
+    """Return which mount a descriptor is on."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(line for line in file if line.startswith("mnt_id:"))
