@@ -194,6 +194,18 @@ class RunningKind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherMount:
+    """A mount of a running sandbox that was not there at the barrier, or was and is not.
+
+    :param on: kind of the file system that it is mounted on.
+    """
+
+    target: str
+    kind: str
+    on: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunningFacts:
     """What the host sees in /proc of the worker's processes while the command runs.
 
@@ -201,6 +213,7 @@ class RunningFacts:
     :param cut: there were more than a look takes; the next one begins with them.
     :param further: first and number of the further uids that a session's own engine has.
     :param shared: namespaces that the sandbox at the barrier had in common with the host.
+    :param new_mounts, gone_mounts: the first few; None where they were not seen.
     """
 
     kinds: tuple[RunningKind, ...]
@@ -208,6 +221,8 @@ class RunningFacts:
     cut: bool = False
     further: tuple[int, int] | None = None
     shared: frozenset[str] = frozenset()
+    new_mounts: tuple[OtherMount, ...] | None = None
+    gone_mounts: tuple[OtherMount, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

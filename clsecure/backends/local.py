@@ -185,8 +185,9 @@ class LocalBackend:
                 stack.callback(os.close, fd)
                 fds.append(fd)
                 given[str(mount.target)] = _given(fd)
-            table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-            asked = Asked(given=given, mountinfo=tuple(table.splitlines()))
+            table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+            # Of all that ends a line elsewhere, the kernel escapes this one alone.
+            asked = Asked(given=given, mountinfo=tuple(table.split("\n")[:-1]))
             request = {
                 "mode": spec.mode.value,
                 "listener": spec.listener,

@@ -11,6 +11,7 @@ from clsecure.backends.api import (
     FileIdentity,
     MapFacts,
     NetworkFacts,
+    OtherMount,
     Place,
     PlaceFacts,
     ProcessFacts,
@@ -92,12 +93,18 @@ def running_facts(reply: dict[str, Any]) -> RunningFacts:
     )
     first, count = reply["range"] or (0, 0)
     further = (first, count) if count else None
+    new, gone = (
+        None if reply["mounts"] is None else tuple(OtherMount(**each) for each in reply["mounts"][name])
+        for name in ("new", "gone")
+    )
     return RunningFacts(
         kinds=kinds,
         processes=reply["processes"],
         cut=reply["cut"],
         further=further,
         shared=frozenset(reply["shared"]),
+        new_mounts=new,
+        gone_mounts=gone,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
 MEMORY = frozenset({"tmpfs", "devtmpfs", "mqueue"})
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -64,8 +65,9 @@ def below(path: str, roots: Iterable[str]) -> bool:
 
 def machine_table() -> tuple[MountLine, ...]:
     """Return what is mounted outside."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return tuple(MountLine.parse(line) for line in lines.splitlines())
+    data = Path("/proc/self/mountinfo").read_bytes()
+    # Of all that ends a line elsewhere, the kernel escapes this one alone.
+    return tuple(map(MountLine.parse, data.decode("utf-8", "surrogateescape").split("\n")[:-1]))
 
 
 def machine_devices() -> frozenset[str]:

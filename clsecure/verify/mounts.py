@@ -20,6 +20,7 @@ from clsecure.verify.mountinfo import (
     DEVICES,
     MEMORY,
     PSEUDO,
+    SYSTEM,
     MountLine,
     Table,
     below,
@@ -30,7 +31,6 @@ from clsecure.verify.mountinfo import (
     machine_table,
 )
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OURS = "/opt/clsecure/etc"
 _LAYERS = f"lowerdir={STATE_DIRECTORY}/view{_OURS}:/etc"
 _FIREJAIL = "/run/firejail"
@@ -153,7 +153,7 @@ def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     given = given_places(facts, spec)
     system = {
         target: Bound(read_only=True, source=target, closed=is_user)
-        for target in _SYSTEM
+        for target in SYSTEM
         if (place := facts.places.get(target)) and place.outside and stat.S_ISDIR(place.outside.mode)
     }
     devices = {f"/dev{name}": Bound(read_only=False, closed=False) for name in DEVICES} if is_user else {}

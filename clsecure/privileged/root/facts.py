@@ -36,7 +36,8 @@ def facts_of(pid: int) -> Message:
     """Return what /proc says of a process itself."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    # Of all that ends a line elsewhere, the kernel escapes this one alone.
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         mountinfo = [line.rstrip("\n") for line in file]
     descriptors = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
