@@ -13,6 +13,7 @@ import pytest
 from clsecure.backends.api import FileIdentity, ProcessFacts, ProgramFacts
 from clsecure.model import CheckResult, CheckStatus, IsolationMode, KeptProgram, SandboxSpec, WorkerAccount
 from clsecure.privileged.root import facts as root_facts
+from clsecure.privileged.root.places import places_of
 from clsecure.verify.host import check_barrier
 
 CONTENT = b"#!/bin/sh\n"
@@ -107,3 +108,30 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     assert found is not None
     assert found["inside"] is None
     assert root_facts.program_of(os.getpid(), None) is None
+
+
+def test_places_are_looked_at_beside_what_belongs_there(tmp_path: Path) -> None:
+    """With a descriptor, a path, what was seen before, and nothing."""
+    directory = tmp_path / "there"
+    directory.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    found = places_of(
+        os.getpid(),
+        [
+            (str(directory), str(directory)),
+            (str(tmp_path), (fd := os.open(tmp_path, os.O_PATH))),
+            (f"{tmp_path}/gone", root_facts.identity(tmp_path.stat())),
+            (f"{link}/x", f"{tmp_path}/gone"),
+            (str(link), str(link)),
+        ],
+    )
+    os.close(fd)
+    same = root_facts.identity(directory.stat())
+    assert found[str(directory)] == {"inside": same, "outside": same}
+    same = root_facts.identity(tmp_path.stat())
+    assert found[str(tmp_path)] == {"inside": same, "outside": same}
+    assert found[f"{tmp_path}/gone"] == {"inside": None, "outside": same}
+    assert found[f"{link}/x"] == {"inside": None, "outside": None}
+    assert stat.S_ISLNK(found[str(link)]["inside"]["mode"])
+    assert found[str(link)]["inside"] == found[str(link)]["outside"]
