@@ -62,7 +62,8 @@ def given_places(facts: ProcessFacts, spec: SandboxSpec) -> dict[str, Bound]:
         source = str(mount.source) if given is None else given.path
         found[str(mount.target)] = Bound(read_only=mount.read_only, source=source, closed=closed)
     if spec.docker is not DockerAccess.NONE:
-        found[str(DOCKER_SOCKET)] = Bound(read_only=spec.mode in LOCAL, closed=closed)
+        is_user = spec.mode is IsolationMode.USER
+        found[str(DOCKER_SOCKET)] = Bound(read_only=spec.mode in LOCAL, closed=is_user)
     return found
 
 

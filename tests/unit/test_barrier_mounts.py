@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clsecure.backends.api import Asked, FileIdentity, Given, PlaceFacts, ProcessFacts
-from clsecure.model import CheckStatus, IsolationMode, Mount, SandboxSpec, WorkerAccount
+from clsecure.model import CheckStatus, DockerAccess, IsolationMode, Mount, SandboxSpec, WorkerAccount
 from clsecure.verify.host import check_barrier
 from clsecure.verify.mountinfo import MountLine, Table
 from tests.support.mountlines import machines
@@ -216,6 +216,17 @@ def test_a_link_of_the_systems_is_made_anew_and_nothing_else_is_in_its_place(mod
     assert PLACES["/bin"].inside != PLACES["/bin"].outside
     facts = replace(FACTS, places={**PLACES, "/bin": replace(PLACES["/bin"], inside=place(5))})
     assert observed(SPECS[mode], facts=facts) == "/bin is another"
+
+
+@pytest.mark.parametrize("mode", SPECS)
+def test_the_socket_of_an_engine_is_in_its_place_where_one_is_planned(mode: str) -> None:
+    options = "ro,nosuid,nodev" if mode == "user" else "ro,nodev"
+    line = f"254:0 /run/clsecure/x/docker.sock /run/clsecure/docker.sock {options} - ext4 - rw"
+    spec = replace(SPECS[mode], docker=DockerAccess.OWN)
+    facts = replace(FACTS, places={**PLACES, "/run/clsecure/docker.sock": same(7, stat.S_IFSOCK)})
+    assert observed(spec, line, facts=facts) == "as planned"
+    assert observed(spec, line) == "/run/clsecure/docker.sock was not looked at"
+    assert "/run/clsecure/docker.sock is ext4" in observed(SPECS[mode], line)
 
 
 @pytest.mark.parametrize("mode", SPECS)
