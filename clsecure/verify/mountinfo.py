@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
 MEMORY = frozenset({"tmpfs", "devtmpfs", "mqueue"})
@@ -59,8 +59,8 @@ def _unescaped(text: str) -> str:
 
 
 def below(path: str, roots: Iterable[str]) -> bool:
-    """Tell whether a path is one of these, or below one."""
-    return any(PurePosixPath(path).is_relative_to(root) for root in roots)
+    """Tell whether a path is one of these, or below one; all as the kernel writes them."""
+    return any(path == root or path.startswith(f"{root.rstrip('/')}/") for root in roots)
 
 
 def machine_table() -> tuple[MountLine, ...]:
