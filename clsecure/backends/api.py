@@ -22,12 +22,14 @@ class NetworkFacts:
     :param routes: names of interfaces that routes lead to.
     :param ports: on which something listens (TCP), on any address.
     :param sockets: abstract Unix sockets.
+    :param datagrams: what takes packets without a connection: kind (UDP, raw and so on) and port.
     """
 
     interfaces: tuple[str, ...]
     routes: tuple[str, ...]
     ports: tuple[int, ...]
     sockets: tuple[str, ...]
+    datagrams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,20 @@ class ProgramFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyringFacts:
+    """The session keyring that a sandbox's processes have, as the kernel told the first of them.
+
+    :param serial: its number.
+    :param name: the kernel calls a nameless one ``_ses``.
+    :param helper: number of the root helper's, of which that process came.
+    """
+
+    serial: int
+    name: str
+    helper: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFacts:
     """What was wanted of an engine, and what it says of the container that it made (inspect)."""
 
@@ -134,6 +150,9 @@ class ProcessFacts:
     :param container: None in the other modes.
     :param places: by path inside.
     :param maps: None where it was not seen.
+    :param image_programs: name of each agent that its image has to a descriptor of what is in its place; None
+        for nothing that everybody may read. They are the sandbox's, and closed with it.
+    :param keyring: None where the sandbox does not come of the root helper.
     """
 
     pid: int
@@ -154,6 +173,8 @@ class ProcessFacts:
     places: Mapping[str, PlaceFacts] = field(default_factory=dict)
     asked: Asked = field(default_factory=Asked)
     maps: MapFacts | None = None
+    keyring: KeyringFacts | None = None
+    image_programs: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Place(StrEnum):

@@ -24,6 +24,7 @@ from clsecure.errors import BackendUnavailableError, HelperError, NotStartedErro
 from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
+from clsecure.privileged.leftovers import Found
 
 
 class LocalSandbox:
@@ -46,7 +47,11 @@ class LocalSandbox:
         self.looked: Callable[[RunningFacts], None] | None = None
         """Gets what the helper sees of the running sandbox, from :meth:`receive`: soon, then now and then."""
         self.enforced: Mapping[str, str] = report["enforced"]
-        self.facts = process_facts(report["facts"], launcher, container, asked)
+        # They come last.
+        count = len(fds) - sum(report["facts"]["programs"].values())
+        self._programs = fds[count:]
+        del fds[count:]
+        self.facts = process_facts(report["facts"], launcher, container, self._programs, asked)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
         self.port: int | None = launcher["port"]
@@ -154,6 +159,8 @@ class LocalSandbox:
         elif self.terminal is not None:
             os.close(self.terminal)
         self.terminal = None
+        while self._programs:
+            os.close(self._programs.pop())
 
 
 class LocalBackend:
@@ -196,6 +203,7 @@ class LocalBackend:
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,
+                "image_programs": sorted(spec.container.image.programs) if spec.container else [],
                 "limits": _limits(spec.limits),
                 "disk_reserve": spec.disk_reserve,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
@@ -224,6 +232,11 @@ class LocalBackend:
                 yield sandbox
         finally:
             sandbox.close()
+
+    def containers_left(self, spec: SandboxSpec) -> Found | None:
+        """Return what an engine that outlives the session has of it; None where there is none to ask."""
+        del spec
+        return None
 
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]

@@ -9,6 +9,7 @@ from clsecure.backends.api import (
     Asked,
     ContainerFacts,
     FileIdentity,
+    KeyringFacts,
     MapFacts,
     NetworkFacts,
     OtherMount,
@@ -23,14 +24,20 @@ from clsecure.privileged.client import SandboxEnd
 
 
 def process_facts(
-    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None, asked: Asked
+    facts: dict[str, Any],
+    launcher: dict[str, Any],
+    container: ContainerFacts | None,
+    programs: list[int],
+    asked: Asked,
 ) -> ProcessFacts:
     """Return what was seen at the barrier.
 
     :param launcher: that one's own report.
     :param container: what its engine said.
+    :param programs: descriptors of those of the image's that are there, in order.
     :param asked: what this side knew.
     """
+    there = iter(programs)
     return ProcessFacts(
         pid=facts["pid"],
         status=facts["status"],
@@ -47,6 +54,8 @@ def process_facts(
         program=_program(facts["program"]),
         packet_filter=facts["filter"],
         container=container,
+        keyring=_keyring(facts["keyrings"]),
+        image_programs={name: next(there) if found else None for name, found in facts["programs"].items()},
         places={
             target: PlaceFacts(inside=_identity(said["inside"]), outside=_identity(said["outside"]))
             for target, said in facts["places"].items()
@@ -54,6 +63,13 @@ def process_facts(
         asked=asked,
         maps=_maps(facts),
     )
+
+
+def _keyring(said: dict[str, Any]) -> KeyringFacts | None:
+    if said["own"] is None:
+        return None
+    serial, name = said["own"]
+    return KeyringFacts(serial=serial, name=name, helper=said["helper"])
 
 
 def _maps(facts: dict[str, Any]) -> MapFacts:

@@ -45,6 +45,7 @@ from clsecure.privileged.root.accounts import ensure_account, remove_account, wi
 from clsecure.privileged.root.agents import SHA256, keep_agent
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import PODMAN, given_listener
+from clsecure.privileged.root.kernel import own_keyring
 from clsecure.privileged.root.killing import quiesce
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
@@ -257,8 +258,10 @@ def on_its_own() -> None:
     """Shed what the caller could have set up to stop or cut this process in the middle.
 
     A key on the caller's terminal (Ctrl-Z while the shared lock is held), a timer that survives exec, a limit
-    on the size of files while useradd writes /etc/passwd.
+    on the size of files while useradd writes /etc/passwd. The caller's keys go, too: sandboxes come of this
+    process, and have none of them even before they take a keyring of their own.
     """
+    own_keyring()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in INHERITED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

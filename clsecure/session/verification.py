@@ -35,6 +35,7 @@ from clsecure.settings.sources import settings_directory
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.changes import differences, not_compared
 from clsecure.verify.checks import require
+from clsecure.verify.engines import check_engine
 from clsecure.verify.fresh import check_fresh
 from clsecure.verify.host import check_barrier
 from clsecure.verify.inside import check_inside, unanswered
@@ -158,6 +159,8 @@ class Verifier:
             self._fresh_at_end(_fresh(spec))
             rules = spec.network is NetworkPolicy.FULL
             self._take(check_leftovers(self._connection.inspect(workspace, rules=rules), spec))
+            if (left := self._backend.containers_left(spec)) is not None:
+                self._take(check_engine(left, spec))
             if looking is not None:
                 self._take(check_user_side(looking.result(), spec))
 

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from clsecure import process
 from clsecure.process import Command
 from clsecure.verify import calls
+from clsecure.verify.services import services
 
 OWN_ADDRESS = "this machine's address"
 LOOPBACK = ("127.0.0.1", "::1")
@@ -151,7 +152,7 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
                    "root's home": "/root", "passwords": "/etc/shadow",
                    **{str(each.parent): str(each / "bait") for each in others}},
             sockets={label: (_FAMILIES[each.family], _address(each)) for label, each in listeners.items()},
-            services=_services(environ),
+            services=services(environ),
             marker=marker,
             own=str(own),
             words=words,
@@ -198,25 +199,6 @@ def _is_left(path: Path) -> bool:
 
 def _writable(places: Iterable[str]) -> list[str]:
     return [place for place in places if os.access(place, os.W_OK | os.X_OK)]
-
-
-def _services(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the sockets that are there: of engines, buses, keys and desktops."""
-    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    own = ("bus", "podman/podman.sock", "docker.sock", "gnupg/S.gpg-agent", "keyring/ssh", "wayland-0")
-    paths = [
-        *("/run/docker.sock", "/run/podman/podman.sock", "/run/containerd/containerd.sock"),
-        *("/run/dbus/system_bus_socket", "/run/systemd/private", "/run/snapd.socket"),
-        *("/tmp/.X11-unix/X0", environ.get("SSH_AUTH_SOCK", "")),  # noqa: S108  # where X11 has it
-        *(f"{runtime}/{name}" for name in own),
-    ]
-    return {path: path for path in paths if path.startswith("/") and _is_socket(path)}
-
-
-def _is_socket(path: str) -> bool:
-    with contextlib.suppress(OSError):
-        return stat.S_ISSOCK(Path(path).stat().st_mode)
-    return False
 
 
 _FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}

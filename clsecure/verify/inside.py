@@ -67,7 +67,7 @@ INSIDE_CHECKS: tuple[Check[Tried], ...] = (
            reach.unheard(OWN_ADDRESS), threats=("B2",), residuals=("R23",)),
     _check("local-sockets", Area.NETWORK, "local sockets of this machine are out of reach",
            reach.unheard(ABSTRACT, NAMED), threats=("B4",)),
-    _check("service-sockets", Area.NETWORK, "engines, agents, buses and desktops of yours, too",
+    _check("service-sockets", Area.NETWORK, "engines, agents, buses, desktops and whatever else listens, too",
            reach.services, threats=("A10", "C5")),
     _check("no-route", Area.NETWORK, "no packet leaves by itself", reach.no_route, threats=("B1", "B5")),
     _check("ipv6", Area.NETWORK, "nor by IPv6", reach.ipv6, threats=("B1", "B5")),

@@ -10,6 +10,7 @@ from clsecure.model import IsolationMode, Mount, NetworkPolicy, SandboxSpec
 from clsecure.verify.bait import METADATA, PRIVATE
 from clsecure.verify.checks import Observation
 from clsecure.verify.network import FALLBACK
+from clsecure.verify.services import reached as is_reached
 from clsecure.verify.tried import Tried
 from clsecure.verify.words import errors, names, untried
 
@@ -140,13 +141,13 @@ def services(tried: Tried, spec: SandboxSpec) -> Observation:
     expected = "no socket of a service of this machine's can be connected to"
     could = [label for label in tried.services if tried.outside.connected.get(label, "not tried") is None]
     inside = {label: tried.inside.connected.get(label, "not tried") for label in tried.services}
-    reached = [
+    found = [
         label
         for label, error in inside.items()
-        if error is None and mounted(PurePosixPath(tried.services[label]), spec) is None
+        if is_reached(error) and mounted(PurePosixPath(tried.services[label]), spec) is None
     ]
-    if reached:
-        return Observation(expected=expected, observed=f"connected inside: {names(reached)}", holds=False)
+    if found:
+        return Observation(expected=expected, observed=f"connected inside: {names(found)}", holds=False)
     if not could:
         return untried(expected, f"outside you can use none of {names(tried.services)}")
     tells = f"{errors({label: inside[label] for label in could})}; outside you can use each of them"

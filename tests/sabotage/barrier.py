@@ -10,6 +10,7 @@ from tests.support.sabotage import (
     CONTAINERS,
     ENGINE,
     EVERY,
+    KERNEL,
     LAUNCHER,
     LOCAL,
     LYING,
@@ -163,6 +164,26 @@ BARRIER = (
         modes=LOCAL,
         how="the launcher applies none, and says that there is none",
         broken=replaced(Patch(file=LAUNCHER, old='abi = landlock(orders["writable"])', new="abi = 0")),
+    ),
+    Sabotage(
+        check_id="session-keyring",
+        modes=EVERY,
+        how="the first process takes none of its own",
+        broken=replaced(
+            Patch(file=MODES, old="        own_keyring()\n        # All that", new="        # All that")
+        ),
+    ),
+    Sabotage(
+        check_id="session-keyring",
+        modes=LOCAL,
+        how="nobody takes one of their own, and the user's is left",
+        broken=replaced(
+            Patch(
+                file=KERNEL,
+                old='    call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)',
+                new="    return",
+            )
+        ),
     ),
     Sabotage(
         check_id="namespaces",
@@ -446,6 +467,32 @@ BARRIER = (
                 file=MODES,
                 old=BECOMES,
                 new=f'        ear = socket.create_server(("127.0.0.1", 4444))\n{BECOMES}',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="listeners",
+        modes=USER,
+        how="a process of root's in its network takes datagrams",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old=BECOMES,
+                new="        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+                f'        ear.bind(("127.0.0.1", 4444))\n{BECOMES}',
+            )
+        ),
+    ),
+    Sabotage(
+        check_id="listeners",
+        modes=USER,
+        how="a process of root's in its network takes every packet",
+        broken=replaced(
+            Patch(
+                file=MODES,
+                old=BECOMES,
+                new="        ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n"
+                f"{BECOMES}",
             )
         ),
     ),

@@ -128,6 +128,14 @@ def with_keys(scene: Scene) -> Iterator[Person]:
         yield victim
 
 
+@contextlib.contextmanager
+def with_service(scene: Scene) -> Iterator[Person]:
+    """The same of a socket that nobody has heard of: only the kernel's table tells of it."""
+    with with_keys(scene) as victim:
+        del scene.environ["SSH_AUTH_SOCK"]
+        yield victim
+
+
 INSIDE = (
     Sabotage(
         check_id="canary-home",
@@ -275,6 +283,12 @@ INSIDE = (
         modes=USER,
         how="the socket of the user's keys is in the view, and the helper does not tell of it",
         broken=with_keys,
+    ),
+    Sabotage(
+        check_id="service-sockets",
+        modes=USER,
+        how="the socket of a service that no list names is in the view, and the helper does not tell of it",
+        broken=with_service,
     ),
     Sabotage(
         check_id="resolvers",

@@ -17,6 +17,7 @@ from tests.support.sabotage import (
     CONTAINER,
     EVERY,
     LOCAL,
+    LOCAL_BACKEND,
     REMAINS,
     SANDBOX,
     USER,
@@ -247,6 +248,19 @@ LEFT = (
         modes=USER,
         how="the worker has a shell",
         broken=replaced(at_the_end(*tool("/usr/sbin/usermod", "--shell", "/bin/sh", "{name}"))),
+    ),
+    # A daemon that has the image is too slow to start for a row: tests/hostile/test_c_containers.py has one.
+    Sabotage(
+        check_id="containers-left",
+        modes=CONTAINER,
+        how="an engine of the machine's says that it has a container of the session's",
+        broken=replaced(
+            Patch(
+                file=LOCAL_BACKEND,
+                old="        del spec\n        return None\n",
+                new='        return Found(count=1, names=(f"{spec.account.name} is running",))\n',
+            )
+        ),
     ),
     Sabotage(
         check_id="image-unchanged",

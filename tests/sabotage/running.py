@@ -10,8 +10,10 @@ from pathlib import Path
 from tests.support.person import Person
 from tests.support.sabotage import (
     BECOMES,
+    CONTAINER,
     LOADED,
     MODES,
+    PODMAN,
     SANDBOX,
     USER,
     VIEW,
@@ -196,6 +198,20 @@ RUNNING = (
         broken=with_other_program,
         options=("--agent", "claude"),
         session=nothing,
+    ),
+    Sabotage(
+        check_id="agent-program",
+        modes=CONTAINER,
+        how="another program lies over the image's agent",
+        broken=replaced(
+            Patch(
+                file=PODMAN,
+                old='"mounts": [*bound, *memory],',
+                new='"mounts": [*bound, *memory, {"type": "bind", "source": "/usr/bin/true", '
+                '"target": "/opt/clsecure/bin/claude", "read_only": True}],',
+            )
+        ),
+        also={"container-mounts": "that is a mount", "engine-plan": "the engine says so, too"},
     ),
     Sabotage(
         check_id="repository-untouched",

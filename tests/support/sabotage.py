@@ -27,6 +27,9 @@ MODES, VIEW, SANDBOX, FACTS, REMAINS = (
     f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox", "facts", "remains")
 )
 PROCESSES, ENGINE, USERSPACE = (f"privileged/root/{name}.py" for name in ("processes", "engine", "userspace"))
+KERNEL = "privileged/root/kernel.py"
+LOCAL_BACKEND = "backends/local.py"
+LOCAL_BACKEND, DOCKER = "backends/local.py", "backends/container/docker.py"
 PODMAN, CONTAINERS = "backends/container/podman.py", "backends/container/spec.py"
 
 

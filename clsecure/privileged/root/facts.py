@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import socket
+import stat
 import struct
 
-from clsecure.privileged.root.kernel import CLONE_NEWNET, call
+from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
-from clsecure.privileged.root.places import identity, opened_root, seen_from
+from clsecure.privileged.root.places import identity, opened_at, opened_root, seen_from
 from clsecure.privileged.root.processes import tool
 
 TYPE_CHECKING = False
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST, NAME_LIMIT = 64, 128
 """Of one kind: interfaces, ports, sockets; and characters of a name."""
+WORDS = 1024
+CONNECTIONLESS = ("udp", "udp6", "udplite", "udplite6", "icmp", "icmp6", "raw", "raw6", "packet")
 LISTENS, TCP_LISTEN = "0A", 10
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 4, 20, 0x301, 2, 3
 DIAG_SECONDS = 2.0
@@ -65,6 +69,17 @@ def maps_of(pid: int) -> Message:
     return found
 
 
+def keyrings(told: int) -> Message:
+    """Return the session keyring that a sandbox's first process told of, and this process's own.
+
+    From outside nothing is seen of whose keyring a process has.
+
+    :param told: the file in which it did; a container of docker's daemon does not come of it, and has none.
+    """
+    said = os.pread(told, WORDS, 0)
+    return {"own": json.loads(said) if said else None, "helper": session_keyring()[0]}
+
+
 def network_of(pid: int) -> Message:
     """Return what is in a process's network namespace: nobody inside has a say in it."""
     try:
@@ -94,7 +109,19 @@ def network_of(pid: int) -> Message:
         "routes": cut(routes),
         "ports": sorted(ports)[:MOST],
         "sockets": cut(sockets),
+        "datagrams": cut(datagrams(pid)),
     }
+
+
+def datagrams(pid: int) -> Iterator[str]:
+    """Give the sockets of a process's network that take packets without a connection, by kind and port."""
+    for kind in CONNECTIONLESS:
+        for fields in table(pid, kind):
+            if kind == "packet":
+                yield kind
+            elif len(fields) > 3:
+                # What of an address stands there is the number of a protocol for raw sockets.
+                yield f"{kind} {int(fields[1].rpartition(':')[2], 16)}"
 
 
 def listening(pid: int) -> set[int]:
@@ -161,6 +188,22 @@ def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
     with contextlib.suppress(OSError), opened_root(pid) as root:
         inside = seen_from(root, f"{PROGRAMS}/{name}")
     return {"path": path, "kept": identity(os.stat(path, follow_symlinks=False)), "inside": inside}
+
+
+def image_program(pid: int, name: str) -> int | None:
+    """Return a program of an image, open to be read by the caller; None where there is none.
+
+    What not everybody may read is none: the caller could have had it mounted there, and not be one of those.
+    """
+    with contextlib.suppress(OSError), opened_root(pid) as root:
+        place = opened_at(root, f"{PROGRAMS}/{name}")
+        try:
+            mode = os.fstat(place).st_mode
+            if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+                return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(place)
+    return None
 
 
 def filter_of(pid: int) -> str:

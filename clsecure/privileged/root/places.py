@@ -43,21 +43,30 @@ def opened_root(pid: int) -> Iterator[int]:
 
 
 def seen_from(root: int, path: str) -> Message | None:
-    """Return which file is at an absolute path below a root, None for nothing; no link is followed.
+    """Return which file is at an absolute path below a root, None for nothing; no link is followed."""
+    try:
+        place = opened_at(root, path)
+    except OSError:
+        return None
+    try:
+        return identity(os.fstat(place))
+    finally:
+        os.close(place)
+
+
+def opened_at(root: int, path: str) -> int:
+    """Return a descriptor of what is at an absolute path below a root; it reads and writes nothing.
 
     Step by step: a link in there would lead through this process's own root.
     """
     place = os.dup(root)
-    try:
-        for part in filter(None, path.split("/")):
+    for part in filter(None, path.split("/")):
+        try:
             inner = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+        finally:
             os.close(place)
-            place = inner
-        return identity(os.fstat(place))
-    except OSError:
-        return None
-    finally:
-        os.close(place)
+        place = inner
+    return place
 
 
 def identity(status: os.stat_result) -> Message:

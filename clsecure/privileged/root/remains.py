@@ -37,7 +37,7 @@ EXECUTABLE = 0o111
 # Of a file's mode: one bit of it at least says that it is no plain file that nobody executes.
 DOUBTFUL = stat.S_ISUID | stat.S_ISGID | EXECUTABLE | 0o070000
 HOME_SECONDS, OUTSIDE_SECONDS = 60.0, 0.25
-"""A home is the agent's to fill: what of it is not looked at fails. Half a million files take two seconds."""
+"""A home is the agent's to fill: what of it is not looked at fails. It has room for millions of files."""
 # How far directories are gone into that not everybody may write to: trees of others can be large.
 CLOSED_LEVELS = 2
 

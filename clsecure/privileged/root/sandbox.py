@@ -13,7 +13,14 @@ from clsecure.privileged.root.accounts import close_home
 from clsecure.privileged.root.channel import Channel, peer_uid
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import CRUN, PODMAN, Engine, listen
-from clsecure.privileged.root.facts import facts_of, filter_of, network_of, program_of
+from clsecure.privileged.root.facts import (
+    facts_of,
+    filter_of,
+    image_program,
+    keyrings,
+    network_of,
+    program_of,
+)
 from clsecure.privileged.root.killing import kill_if_of, quiesce
 from clsecure.privileged.root.limits import (
     CLEAR_SECONDS,
@@ -70,9 +77,11 @@ class Sandbox:
         self.listened: Message | None = None  # the socket to which a container's launcher connects
         self.sockets: dict[str, socket.socket] = {}
         self.output: list[int] = []
+        self.told = os.memfd_create("told")
         self.rlimited: list[str] = []
         self.main: Message = {}
         self.main_pidfd = -1
+        self.programs: list[int] = []
         self.groups: dict[str, str] = {}
         self.looking: Looking | None = None
         self.held: dict[str, str] | None = None  # what limits hold, and how, in all that has groups
@@ -154,7 +163,12 @@ class Sandbox:
 
     def _mode(self) -> UserMode:
         network = -1 if self.sidecar is None else self.sidecar.network
-        places: dict[str, Any] = {"pieces": self.pieces, "sockets": self.run_directory, "joined": network}
+        places: dict[str, Any] = {
+            "pieces": self.pieces,
+            "sockets": self.run_directory,
+            "joined": network,
+            "told": self.told,
+        }
         if self.engine is not None:
             return PodmanMode(self.entry, self.request, self.engine, **places)
         kinds = {"user": UserMode, "namespace": NamespaceMode, "container": DockerMode}
@@ -217,6 +231,8 @@ class Sandbox:
             enforced = self._looked_at(pid)
             if self.request.docker == "host":
                 fds.append(self.sockets.pop("docker").detach())
+            fds.extend(self.programs)
+            self.programs = []
             send(conn, {"event": "ready", "report": report, "facts": self.main, "enforced": enforced}, fds)
         finally:
             close_all(fds)
@@ -242,6 +258,10 @@ class Sandbox:
         found["places"] = {} if self.request.plain else places_of(pid, self._places())
         # Whose the numbers are that an engine maps besides the worker's.
         found["mapped"] = None if self.engine is None else self.engine.others
+        found |= {"keyrings": keyrings(self.told)}
+        programs = {name: image_program(pid, name) for name in self.request.programs}
+        self.programs = [fd for fd in programs.values() if fd is not None]
+        found |= {"programs": {name: fd is not None for name, fd in programs.items()}}
         return found | {"filter": None if self.request.network is None else filter_of(pid)}
 
     def _places(self) -> Iterator[tuple[str, Outside]]:
@@ -439,6 +459,6 @@ class Sandbox:
                 part.close()
         if self.stage is not None:
             self.channel.control.close()
-        close_all(fd for fd in (*self.output, self.main_pidfd) if fd >= 0)
+        close_all(fd for fd in (*self.output, *self.programs, self.told, self.main_pidfd) if fd >= 0)
         if self.run_directory:
             remove_directory(self.run_directory)
