@@ -47,7 +47,8 @@ class Piece:
 _PACKAGES = {
     "root": (
         "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
-        "listing", "looking", "messages", "modes", "network", "processes", "registry", "remains", "request",
+        "listing", "looking", "messages", "modes", "network", "places", "processes", "registry", "remains",
+        "request",
         "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
     ),
     "exporter": (
