@@ -48,8 +48,7 @@ _PACKAGES = {
     "root": (
         "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
         "listing", "looking", "messages", "modes", "network", "places", "processes", "registry", "remains",
-        "request",
-        "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
+        "request", "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
     ),
     "exporter": (
         "__init__", "files", "history", "homesize", "index", "lfs", "outgoing", "refusals", "repository",
