@@ -17,6 +17,7 @@ from clsecure.machine.kernel import landlock_abi
 from clsecure.model import CheckResult, Engine, IsolationMode, Phase, SandboxSpec, Vantage
 from clsecure.verify.checks import EVERY_MODE, LOCAL, Area, Check, Observation
 from clsecure.verify.containers import CONTAINER_CHECKS, OWN_KERNEL
+from clsecure.verify.maps import MAP_CHECKS
 from clsecure.verify.mounts import MOUNT_CHECKS
 from clsecure.verify.network import NETWORK_CHECKS, PACKET_FILTER
 
@@ -296,6 +297,7 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
         residuals=("R39",),
         observe=_programs,
     ),
+    *MAP_CHECKS,
     *MOUNT_CHECKS,
     *NETWORK_CHECKS,
     *CONTAINER_CHECKS,
