@@ -46,6 +46,10 @@ class BackendUnavailableError(ClsecureError):
     """The machine lacks what the chosen mode needs."""
 
 
+class ImageLostError(BackendUnavailableError):
+    """The engine does not have the image that a container is to be made from."""
+
+
 class HelperError(ClsecureError):
     """The root helper refused or failed."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +18,8 @@ from clsecure.errors import ToolError
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs of the machine are looked for: absolute directories, never the user's PATH."""
 
+
+_PATIENCE_SECONDS = 20.0
 
 # The second is git's own, from index-pack.
 _DISK_FULL = ("No space left on device", "Out of diskspace", "Disk quota exceeded")
@@ -95,6 +101,43 @@ def run(command: Command) -> CommandResult:
     return CommandResult(
         command=command, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr or b""
     )
+
+
+def run_group(command: Command) -> CommandResult:
+    """Run to the end, in a session of its own: what cuts it short ends all of that first, and waits for it.
+
+    :raises ToolError: the program is missing or did not end in time.
+    """
+    child = spawn(command, stdout=PIPE, stderr=PIPE, new_session=True)
+    with child:
+        try:
+            stdout, stderr = child.communicate(timeout=command.timeout)
+        except subprocess.TimeoutExpired as error:
+            _end_group(child)
+            raise ToolError(
+                f"{command.argv[0]!s} did not end within {command.timeout:g} s", details=command.display()
+            ) from error
+        except BaseException:
+            _end_group(child)
+            raise
+    return CommandResult(command=command, returncode=child.returncode, stdout=stdout, stderr=stderr)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Ask all of a process group to end, then end it; return when its first process is gone, and the rest."""
+    try:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait(_PATIENCE_SECONDS)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            # Others of the group belong to init now, which may be slow to say that they are dead.
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                os.killpg(child.pid, 0)
+                time.sleep(0.02)
 
 
 def spawn(

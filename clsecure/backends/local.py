@@ -20,11 +20,20 @@ from clsecure.backends.api import Asked, Capabilities, ContainerFacts, FileIdent
 from clsecure.backends.lending import lent
 from clsecure.backends.reports import process_facts, running_facts, sandbox_end
 from clsecure.backends.streams import Streams
-from clsecure.errors import BackendUnavailableError, HelperError, NotStartedError, UsageError
+from clsecure.errors import (
+    BackendUnavailableError,
+    HelperError,
+    ImageLostError,
+    NotStartedError,
+    UsageError,
+)
 from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
 from clsecure.privileged.leftovers import Found
+
+# What podman says of a store, and of an image in it, that is not there.
+_LOST_IMAGE = ("imageStore dir", "no such image", "image not known")
 
 
 class LocalSandbox:
@@ -173,6 +182,8 @@ class LocalBackend:
         self._connection = connection
         self.watch: Callable[[RunningFacts, SandboxSpec], bool] = lambda _facts, _spec: True
         """Judges what runs in every sandbox; one that does not hold is ended."""
+        self.image_lost: Callable[[], None] | None = None
+        """Gives the engine the container's image again, which it was seen to have and has no more."""
         self._container: ContainerFacts | None = None  # of the sandbox that comes up
 
     @contextmanager
@@ -184,6 +195,25 @@ class LocalBackend:
         :param meanwhile: work of the caller's, done while the helper builds.
         :raises BackendUnavailableError: the sandbox did not come up.
         """
+        try:
+            asked = self._come_up(spec, meanwhile)
+        except ImageLostError:
+            if self.image_lost is None:
+                raise
+            self.image_lost()
+            # The caller's work is done already.
+            asked = self._come_up(spec, None)
+        sandbox = self._built(spec, asked)
+        try:
+            with contextlib.ExitStack() as stack:
+                if sandbox.engine_socket is not None:
+                    stack.enter_context(lent(sandbox.engine_socket, require_docker_socket()))
+                yield sandbox
+        finally:
+            sandbox.close()
+
+    def _come_up(self, spec: SandboxSpec, meanwhile: Callable[[], None] | None) -> Asked:
+        """Ask the helper for the sandbox, and an engine for its container, if any."""
         given: dict[str, Given] = {}
         with contextlib.ExitStack() as stack:
             fds = [] if spec.network_namespace is None else [spec.network_namespace]
@@ -218,20 +248,13 @@ class LocalBackend:
                 _together(meanwhile, bring_up)
             except BackendUnavailableError as error:
                 words = f"{error.details or ''}\n{self._give_up()}".strip()
-                raise BackendUnavailableError(
-                    error.brief, details=words, resolution=error.resolution
-                ) from error
+                lost = isinstance(error, ImageLostError) or any(sign in words for sign in _LOST_IMAGE)
+                kind = ImageLostError if lost else BackendUnavailableError
+                raise kind(error.brief, details=words, resolution=error.resolution) from error
             except BaseException:
                 self._give_up()
                 raise
-        sandbox = self._built(spec, asked)
-        try:
-            with contextlib.ExitStack() as stack:
-                if sandbox.engine_socket is not None:
-                    stack.enter_context(lent(sandbox.engine_socket, require_docker_socket()))
-                yield sandbox
-        finally:
-            sandbox.close()
+        return asked
 
     def containers_left(self, spec: SandboxSpec) -> Found | None:
         """Return what an engine that outlives the session has of it; None where there is none to ask."""

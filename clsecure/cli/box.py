@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,27 +39,33 @@ def wanted_box(invocation: Invocation, ui: Ui) -> Wanted:
     for note in settings.notes:
         ui.note(note)
     mode = contain(settings, ui)
-    container = None
+    container, image_lost = None, None
     if mode is IsolationMode.CONTAINER:
-        from clsecure.session.images import WantedContainer, container_for
+        from clsecure.session.images import WantedContainer, container_for, load_again
 
+        installation, state = require_installation(), state_directory()
         container = container_for(
             WantedContainer(
                 engine=settings.engine,
                 image=settings.image,
                 runtime=settings.runtime,
                 mirror=settings.image_mirror,
+                registry=settings.image_registry,
             ),
-            installation=require_installation(),
-            state=state_directory(),
+            installation=installation,
+            state=state,
             environ=os.environ,
             ui=ui,
+        )
+        image_lost = partial(
+            load_again, container, installation=installation, state=state, environ=os.environ, ui=ui
         )
     full = settings.network is NetworkPolicy.FULL
     shared = toolchain_mounts(settings.mounts) if settings.toolchains else ()
     return Wanted(
         mode=mode,
         container=container,
+        image_lost=image_lost,
         network=settings.network,
         allow_private=settings.allow_private and full,
         limits=settings.limits,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
+from clsecure.backends.choose import begin
 from clsecure.cli.worker_image import stored_image
 from clsecure.errors import UsageError
 from clsecure.machine import choice, containers
-from clsecure.model import DockerAccess, Engine, IsolationMode, NetworkPolicy
+from clsecure.model import GVISOR, DockerAccess, Engine, IsolationMode, NetworkPolicy
 from clsecure.session.ui import Ui
 from clsecure.settings.model import Settings
 from clsecure.settings.sources import Layer
@@ -22,6 +25,11 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
     """
     refuse_contradictions(settings)
     mode = settings.mode
+    if isinstance(mode, AutoMode) or mode is IsolationMode.CONTAINER:
+        from clsecure.images.recipe import load_recipe
+
+        # A slip of the pen would be an image that nobody has locked, or to auto one that is only missing.
+        load_recipe(settings.image)
     if isinstance(mode, AutoMode):
         there = stored_image(settings.image, settings.engine) is not None
         found = choice.strongest(
@@ -30,9 +38,12 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
         ui.note(str(found))
         mode = found.mode
     if mode is IsolationMode.CONTAINER:
+        # Needed at the latest when a container is made; podman is asked for its version meanwhile.
+        begin(settings.engine)
         containers.require_engine(settings.engine)
         if settings.runtime is not None:
             containers.require_runtime(settings.runtime, settings.engine)
+            _refuse_what_gvisor_cannot(settings)
         _refuse_what_docker_cannot(settings)
     if settings.docker is DockerAccess.OWN:
         containers.require_own_engine()
@@ -69,6 +80,23 @@ def refuse_contradictions(settings: Settings) -> None:
             f"{images} fills the engine of the session's own, and there is none",
             resolution="add --allow-docker",
         )
+
+
+def _refuse_what_gvisor_cannot(settings: Settings) -> None:
+    """Its network is its own loopback alone: a full network or an engine beside it would not be there."""
+    if PurePosixPath(str(settings.runtime)).name != GVISOR:
+        return
+    if settings.network is NetworkPolicy.FULL:
+        what, key, instead = "the full network", "network", "name the hosts: --allow-domain HOST"
+    elif settings.docker is DockerAccess.OWN:
+        what, key, instead = "an engine of the session's own", "docker", "leave it out: --no-docker"
+    else:
+        return
+    raise UsageError(
+        f"{what} ({settings.provenance(key)}) does not go with the runtime {settings.runtime} "
+        f"({settings.provenance('runtime')}): gVisor has a network of its own",
+        resolution=f"crun can: --runtime crun; or another mode: --mode namespace; or {instead}",
+    )
 
 
 def _refuse_what_docker_cannot(settings: Settings) -> None:

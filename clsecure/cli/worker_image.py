@@ -24,9 +24,10 @@ class StoredImage:
 def stored_image(name: str, engine: Engine) -> StoredImage | None:
     """Return what is known of an image, None when it would have to be built."""
     from clsecure.images.fetch import cache_directory
-    from clsecure.images.known import is_known
+    from clsecure.images.known import PODMAN, docker_key, is_known
     from clsecure.images.lock import read_lock
     from clsecure.images.reference import image_reference
+    from clsecure.machine.containers import docker_socket
     from clsecure.session.store import state_directory
 
     try:
@@ -35,6 +36,7 @@ def stored_image(name: str, engine: Engine) -> StoredImage | None:
     except ImageError:
         return None
     built = reference.archive(cache_directory(os.environ)).is_file()
-    if not (built or is_known(state_directory(), engine.value, reference.image)):
+    key = PODMAN if engine is Engine.PODMAN else docker_key(f"unix://{docker_socket()}")
+    if not (built or is_known(state_directory(), key, reference.image)):
         return None
     return StoredImage(age=timedelta(seconds=max(time.time() - locked, 0)))

@@ -14,6 +14,7 @@ from clsecure import process
 from clsecure.errors import BackendUnavailableError, ImageError
 from clsecure.images.lock import LockedPackage
 from clsecure.images.mirror import KEYRING, Mirror
+from clsecure.machine.probe import install_command
 from clsecure.process import SYSTEM_PATH, Command, CommandResult
 
 _TIMEOUT = 1800.0
@@ -44,13 +45,13 @@ class Apt:
             raise BackendUnavailableError(
                 "the keys of Debian's archive are missing",
                 details=f"{KEYRING} does not exist",
-                resolution="apt-get install debian-archive-keyring",
+                resolution=install_command("debian-archive-keyring"),
             )
         if shutil.which("apt-get", path=SYSTEM_PATH) is None:
             raise BackendUnavailableError(
                 "apt is needed to fetch Debian's packages",
-                resolution="install apt and mmdebstrap, or bring an image that was built elsewhere: "
-                "clsecure images save there, clsecure images load here",
+                resolution=f"{install_command('apt-get', 'mmdebstrap')}; or bring an image that was built "
+                "elsewhere: clsecure images save there, clsecure images load here",
             )
         for name in ("lists/partial", "cache/archives/partial"):
             (self.directory / name).mkdir(parents=True)

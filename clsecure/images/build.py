@@ -20,11 +20,11 @@ from clsecure.images.recipe import Recipe
 from clsecure.images.rootfs import make_root
 from clsecure.images.sbom import PATH as SBOM_PATH
 from clsecure.images.sbom import bill_of_materials
+from clsecure.images.scratch import scratch_directory
+from clsecure.images.tools import require_tools
 
 AGENTS = "opt/clsecure/bin"
 """Where an image has them."""
-WORK = Path("/var/tmp")  # noqa: S108  # directories of our own in it
-"""Where a root file system is made: open to the account that mmdebstrap uses, and on a disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,13 @@ def build(
     """Build an image from its lock into the archive ``target``, and put its bill of materials beside it.
 
     :param compare: refuse an image that is not the one in the lock.
+    :raises BackendUnavailableError: a program that it takes is missing; said before anything is fetched.
     :raises ImageError: an input can't be had, or another image came out.
     """
     check_recipe(recipe, lock)
+    require_tools(npm=bool(lock.inputs.npm))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="clsecure-image-", dir=WORK) as name:
-        work = Path(name)
-        work.chmod(0o755)
+    with scratch_directory() as work:
         sbom = bill_of_materials(lock, suite=recipe.suite)
         layers = _layers(recipe, lock, sbom, work, sources=sources, progress=progress)
         config = configuration(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsecure.errors import BackendUnavailableError, ImageError
+from clsecure.images.known import docker_key
 from clsecure.images.store import Metered, Progress, write_chunks
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class DockerStore:
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
+        self.key = docker_key(base_url)
 
     def ids(self) -> Mapping[str, tuple[str, ...]]:
         """Return the id of each image, and its tags."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from clsecure import process
 from clsecure.errors import BackendUnavailableError, ImageError
 from clsecure.images.lock import LockedNpm
+from clsecure.machine.probe import install_command
 from clsecure.process import SYSTEM_PATH, Command, CommandResult
 
 _TIMEOUT = 900.0
@@ -65,11 +66,17 @@ def matches(file: Path, integrity: str) -> bool:
     return hmac.compare_digest(found, expected)
 
 
-def _npm(*arguments: str, directory: Path) -> CommandResult:
+def find_npm() -> str | None:
+    """Return where npm is: this machine's, else the user's own; None when there is none."""
     npm = shutil.which("npm", path=f"{SYSTEM_PATH}:{os.environ.get('PATH', '')}")
-    if npm is None or not npm.startswith("/"):
+    return npm if npm is not None and npm.startswith("/") else None
+
+
+def _npm(*arguments: str, directory: Path) -> CommandResult:
+    npm = find_npm()
+    if npm is None:
         raise BackendUnavailableError(
-            "npm is needed to fetch an agent for an image", resolution="apt-get install npm"
+            "npm is needed to fetch an agent for an image", resolution=install_command("npm")
         )
     env = {name: value for name, value in os.environ.items() if _SETTINGS.fullmatch(name)}
     env |= {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from clsecure.errors import ImageError
+from clsecure.images import known
 from clsecure.images.store import Metered, Progress, write_chunks
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class PodmanStore:
     """
 
     engine = "podman"
+    key = known.PODMAN
 
     def __init__(self, open_engine: Callable[[], AbstractContextManager[str]]) -> None:
         self._open_engine = open_engine

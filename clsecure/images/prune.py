@@ -1,20 +1,25 @@
-"""What of the cache no lock names any more."""
+"""What of the cache no lock names any more, and no session was started with."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from clsecure.errors import ImageError
 from clsecure.images.lock import read_lock
 from clsecure.images.recipe import DATA, image_names
-from clsecure.images.reference import image_reference, machine_architecture
+from clsecure.images.reference import archive_place, image_reference, machine_architecture
 
 
-def prune_cache(cache: Path, data: Path = DATA) -> list[Path]:
-    """Remove archives of older images, and packages that no lock needs; return what went."""
+def prune_cache(cache: Path, data: Path = DATA, *, kept: Mapping[str, str]) -> list[Path]:
+    """Remove archives of older images, and packages that no lock needs; return what went.
+
+    :param kept: ids of further images, each with its name: what sessions of the user's were started with.
+    """
     architecture = machine_architecture()
-    wanted: set[Path] = set()
+    archives = {archive_place(cache, name, image) for image, name in kept.items()}
+    wanted = archives | {each.with_suffix(".cdx.json") for each in archives}
     for name in image_names(data):
         try:
             lock = read_lock(name, architecture, data)

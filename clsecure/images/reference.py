@@ -33,7 +33,12 @@ class ImageRef:
 
     def archive(self, cache: Path) -> Path:
         """Return where the built image lies, or would."""
-        return cache / "archives" / f"{self.name}-{self.image.removeprefix('sha256:')[:12]}.tar"
+        return archive_place(cache, self.name, self.image)
+
+
+def archive_place(cache: Path, name: str, image: str) -> Path:
+    """Return where the archive of an image lies, or would; an older one's as well."""
+    return cache / "archives" / f"{name}-{image.removeprefix('sha256:')[:12]}.tar"
 
 
 def machine_architecture() -> str:

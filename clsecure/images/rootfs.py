@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clsecure import process
-from clsecure.errors import BackendUnavailableError, ImageError
+from clsecure.errors import ImageError
 from clsecure.images.lock import LockedPackage
 from clsecure.process import SYSTEM_PATH, Command
 
@@ -41,7 +40,7 @@ def make_root(
 
     :param packages: each with its .deb, already checked.
     :param directory: empty, and such that other accounts can enter it: mmdebstrap may work as one.
-    :raises BackendUnavailableError: mmdebstrap is missing or can't work here.
+    :raises ImageError: mmdebstrap can't work here.
     """
     repository, target = directory / "repository", directory / "root.tar"
     _write_repository(packages, repository)
@@ -54,11 +53,7 @@ def make_root(
     }
     command = Command(argv=_command(packages, repository, target, suite), env=env, timeout=_TIMEOUT)
     progress(f"installing {len(packages)} packages")
-    if shutil.which("mmdebstrap", path=SYSTEM_PATH) is None:
-        raise BackendUnavailableError(
-            "mmdebstrap is needed to build an image", resolution="apt-get install mmdebstrap"
-        )
-    done = process.run(command)
+    done = process.run_group(command)
     if done.returncode != 0:
         raise ImageError(
             "mmdebstrap could not make the root file system",

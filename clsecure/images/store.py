@@ -22,6 +22,10 @@ class ImageStore(Protocol):
     def engine(self) -> str:
         """Its name: podman, docker."""
 
+    @property
+    def key(self) -> str:
+        """What :mod:`clsecure.images.known` knows this very engine by."""
+
     def ids(self) -> Mapping[str, tuple[str, ...]]:
         """Return the id of each image, ``sha256:…``, and its tags."""
 

@@ -60,7 +60,7 @@ def strongest(at_least: IsolationMode, *, engine: Engine, image: str, image_is_t
 def _container(engine: Engine, missing_image: str | None) -> str | None:
     if not has_user_namespaces():
         return "user namespaces"
-    lacks = ", ".join(containers.lacking(engine))
+    lacks = ", ".join(containers.unusable(engine))
     if lacks:
         return lacks
     # Not built here and now: that takes minutes, and auto is not the place to ask.

@@ -14,6 +14,7 @@ from clsecure.model import Engine
 DOCKER_SOCKET = Path("/run/docker.sock")
 """Where docker listens unless ``DOCKER_HOST`` says another place; ``/var/run`` is a link to ``/run``."""
 
+MINIMUM_PODMAN = (4, 3)
 PODMAN_PROGRAMS = ("podman", "conmon", "crun")
 """What a container needs with podman."""
 OWN_ENGINE_PROGRAMS = ("podman", "crun", "netavark", "aardvark-dns")
@@ -24,6 +25,8 @@ RIGHT_STATUS = (4, 6)
 """The first podman whose API tells docker's client how a container ended that is removed at once."""
 FIREWALLS = ("nft", "iptables")
 """netavark makes the networks between containers with one of these."""
+
+_USR = Path("/usr")
 
 # Debian and Fedora put programs that nobody calls by hand beside each other in different places.
 _PATH = "/usr/local/bin:/usr/bin:/usr/sbin:/usr/libexec/podman:/usr/lib/podman"
@@ -42,6 +45,14 @@ def lacking(engine: Engine) -> Iterator[str]:
             yield f"overlay in user namespaces (Linux {'.'.join(map(str, MINIMUM_KERNEL))})"
     else:
         yield from _docker_lacking()
+
+
+def unusable(engine: Engine) -> Iterator[str]:
+    """Give what :func:`lacking` does; podman is asked for its version, which takes a moment."""
+    yield from lacking(engine)
+    path = find_engine_program("podman") if engine is Engine.PODMAN else None
+    if path is not None and parse_version(words(str(path), "--version")) < MINIMUM_PODMAN:
+        yield f"a podman from {'.'.join(map(str, MINIMUM_PODMAN))} on"
 
 
 def _docker_lacking() -> Iterator[str]:
@@ -88,7 +99,8 @@ def docker_socket_usable() -> bool:
 def engine_fix(engine: Engine) -> str:
     """Return what gives this machine and user the engine."""
     if engine is Engine.PODMAN:
-        return install_command("podman")
+        missing = [name for name in PODMAN_PROGRAMS if find_engine_program(name) is None]
+        return install_command(*missing or ["podman"])
     path = docker_socket()
     if path is None:
         return "unset DOCKER_HOST"
@@ -102,7 +114,7 @@ def require_engine(engine: Engine) -> None:
 
     :raises BackendUnavailableError: with the command that installs it.
     """
-    lacks = list(lacking(engine))
+    lacks = list(unusable(engine))
     if lacks:
         raise BackendUnavailableError(
             f"container mode needs {engine}: this machine lacks {', '.join(lacks)}",
@@ -145,12 +157,12 @@ def require_own_engine() -> None:
     if lacks:
         raise BackendUnavailableError(
             f"--allow-docker gives the session a podman of its own: this machine lacks {', '.join(lacks)}",
-            resolution=f"{install_command(lacks[0])}; or --no-docker",
+            resolution=f"{install_command(*lacks)}; or --no-docker",
         )
 
 
 def require_runtime(runtime: str, engine: Engine) -> None:
-    """Refuse an OCI runtime that is not there.
+    """Refuse an OCI runtime that is not there, or that the root helper would not start.
 
     What docker calls a runtime is known to its daemon alone, which refuses what it does not know.
 
@@ -170,6 +182,12 @@ def require_runtime(runtime: str, engine: Engine) -> None:
             f"the OCI runtime {runtime} is not there",
             resolution="install it, or leave runtime to the engine (crun)",
         )
+    if not _is_roots(path):
+        raise BackendUnavailableError(
+            f"the OCI runtime {path} is not a program of root's own below {_USR}",
+            details="It makes the sandbox: whoever could change it could make another one.",
+            resolution=f"sudo install {path} /usr/local/bin/, or leave runtime to the engine (crun)",
+        )
 
 
 def _is_program(path: Path) -> bool:
@@ -178,3 +196,9 @@ def _is_program(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_IXOTH)
+
+
+def _is_roots(path: Path) -> bool:
+    """Tell what the helper will (``privileged/root/request.py``), which is the one that decides."""
+    found = path.stat()
+    return path.is_relative_to(_USR) and found.st_uid == 0 and not found.st_mode & 0o022

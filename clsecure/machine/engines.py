@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pwd
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,19 +15,20 @@ from clsecure.machine.containers import find_engine_program
 from clsecure.machine.docker import DockerFacts
 from clsecure.machine.probe import (
     CONTAINER,
+    GIVE_RANGES,
     Probe,
     ProbeStatus,
+    build_lacking,
     find_program,
     has_user_namespaces,
     install_command,
+    own_ranges,
     parse_version,
     read_small,
     user_namespaces_closed,
     words,
 )
 from clsecure.model import Engine
-
-MINIMUM_PODMAN = (4, 3)
 
 _SECONDS = 5.0
 _PLUGINS = tuple(
@@ -75,12 +75,10 @@ def probe_container_engine() -> Probe:
 
 
 def _unusable(engine: Engine) -> Iterator[str]:
-    yield from containers.lacking(engine)
-    if engine is Engine.PODMAN:
-        path = find_engine_program("podman")
-        if path is not None and parse_version(_version(path)) < MINIMUM_PODMAN:
-            yield f"a version from {'.'.join(map(str, MINIMUM_PODMAN))} on"
-    elif (socket := containers.docker_socket()) is not None and containers.docker_socket_usable():
+    yield from containers.unusable(engine)
+    if engine is not Engine.DOCKER:
+        return
+    if (socket := containers.docker_socket()) is not None and containers.docker_socket_usable():
         try:
             facts = docker.ask(socket)
         except (OSError, ValueError):
@@ -214,7 +212,7 @@ def probe_own_engine() -> Probe:
             name=name,
             status=ProbeStatus.INFO,
             observed=f"--allow-docker lacks {', '.join(lacks)}",
-            fix=install_command(lacks[0]),
+            fix=install_command(*lacks),
         )
     observed = "all that --allow-docker needs is there"
     if (version := containers.own_engine_misreports()) is not None:
@@ -233,8 +231,15 @@ def probe_docker_client() -> Probe:
             fix=install_command("docker"),
         )
     compose = any(each.exists() for each in _PLUGINS)
-    observed = "docker, docker compose" if compose else "docker, without the plugin compose"
-    return Probe(name=name, status=ProbeStatus.OK if compose else ProbeStatus.INFO, observed=observed)
+    if not compose:
+        return Probe(
+            name=name,
+            status=ProbeStatus.INFO,
+            observed="docker, without the plugin compose",
+            fix="install docker-compose (Debian 13, Fedora), docker-compose-v2 (Ubuntu), or docker.com's "
+            "docker-compose-plugin",
+        )
+    return Probe(name=name, status=ProbeStatus.OK, observed="docker, docker compose")
 
 
 def probe_user_namespaces() -> Probe:
@@ -261,11 +266,27 @@ def probe_user_namespaces() -> Probe:
 def probe_subordinate_uids() -> Probe:
     """Ranges of ``/etc/subuid``, which other tools ask for."""
     name = "subordinate uids"
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    rows = [line.split(":") for line in (read_small("/etc/subuid") or "").splitlines()]
-    own = [row for row in rows if len(row) == 3 and row[0] in (user, str(os.geteuid()))]
-    observed = ", ".join(f"{row[2]} from {row[1]} on" for row in own) or "none of yours"
-    return Probe(name=name, status=ProbeStatus.INFO, observed=f"{observed}; clsecure needs none")
+    observed = ", ".join(f"{count} from {first} on" for first, count in own_ranges()) or "none of yours"
+    return Probe(
+        name=name, status=ProbeStatus.INFO, observed=f"{observed}; only building an image as you needs them"
+    )
+
+
+def probe_image_building() -> Probe:
+    """What building a worker image takes; where none is built nothing of it is needed."""
+    name = "image building"
+    programs, ranges = build_lacking()
+    missing = ", ".join((*programs, *(() if ranges else ("ranges of yours in /etc/subuid and /etc/subgid",))))
+    if not missing:
+        return Probe(
+            name=name, status=ProbeStatus.OK, observed="all that clsecure images build needs is there"
+        )
+    return Probe(
+        name=name,
+        status=ProbeStatus.INFO,
+        observed=f"clsecure images build lacks {missing}",
+        fix=install_command(*programs) if programs else GIVE_RANGES,
+    )
 
 
 def probe_delegation() -> Probe:
@@ -289,6 +310,7 @@ _PROBES: tuple[Callable[[], Probe], ...] = (
     probe_own_engine,
     probe_docker_client,
     probe_user_namespaces,
+    probe_image_building,
     probe_subordinate_uids,
     probe_delegation,
 )

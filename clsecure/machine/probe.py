@@ -6,6 +6,8 @@ it: a sandbox that might not hold is none.
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import stat
@@ -22,6 +24,12 @@ EVERY = tuple(IsolationMode)
 NAMESPACE = (IsolationMode.NAMESPACE,)
 CONTAINER = (IsolationMode.CONTAINER,)
 
+BUILD_PROGRAMS = ("mmdebstrap", "apt-get", "dpkg-deb")
+"""What building an image takes."""
+PLAIN_BUILD_PROGRAMS = ("newuidmap", "newgidmap")
+"""And what it takes for a plain user."""
+GIVE_RANGES = "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER"
+"""For a user without any; numbers that nobody else has."""
 CONNECTORS = ("pasta", "slirp4netns")
 """What can connect a full network, the one that is taken first being faster and speaking IPv6, too."""
 
@@ -65,6 +73,11 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
         "pacman": "libnotify",
         "zypper": "libnotify-tools",
     },
+    "newuidmap": {"apt-get": "uidmap", "dnf": "shadow-utils", "pacman": "shadow", "zypper": "shadow"},
+    "newgidmap": {"apt-get": "uidmap", "dnf": "shadow-utils", "pacman": "shadow", "zypper": "shadow"},
+    "apt-get": {"apt-get": "apt", "dnf": "apt", "pacman": "apt"},
+    "dpkg-deb": {"apt-get": "dpkg", "dnf": "dpkg", "pacman": "dpkg", "zypper": "dpkg"},
+    "debian-archive-keyring": {"dnf": "debian-keyring"},
     "nft": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "nftables"),
     "pasta": dict.fromkeys(("apt-get", "dnf", "pacman", "zypper"), "passt"),
     # tool: package manager -> package; the tool's own name where it is not listed
@@ -82,8 +95,8 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def install_command(tool: str) -> str:
-    """Return the command that installs a tool with this machine's package manager."""
+def install_command(*tools: str) -> str:
+    """Return the command that installs tools with this machine's package manager."""
     for manager, command in (
         ("apt-get", "sudo apt install"),
         ("dnf", "sudo dnf install"),
@@ -91,14 +104,42 @@ def install_command(tool: str) -> str:
         ("zypper", "sudo zypper install"),
     ):
         if find_program(manager) is not None:
-            return f"{command} {_PACKAGES.get(tool, {}).get(manager, tool)}"
-    return f"install the package {tool}"
+            packages = dict.fromkeys(_PACKAGES.get(tool, {}).get(manager, tool) for tool in tools)
+            return f"{command} {' '.join(packages)}"
+    return f"install the package{'s' if len(tools) > 1 else ''} {', '.join(tools)}"
 
 
 def find_program(name: str, path: str | None = None) -> Path | None:
     """Return where a program of the machine is (or one on ``path``), None when it is not installed."""
     found = shutil.which(name, path=path or SYSTEM_PATH)
     return Path(found) if found else None
+
+
+def own_ranges() -> tuple[tuple[int, int], ...]:
+    """Return the subordinate uids that this user was given: the first, and how many."""
+    return _ranges("/etc/subuid")
+
+
+def _ranges(path: str) -> tuple[tuple[int, int], ...]:
+    uid = os.geteuid()
+    whose = (pwd.getpwuid(uid).pw_name, str(uid))
+    rows = [line.split(":") for line in (read_small(path) or "").splitlines()]
+    return tuple(
+        (int(row[1]), int(row[2]))
+        for row in rows
+        if len(row) == 3 and row[0] in whose and row[1].isdigit() and row[2].isdigit()
+    )
+
+
+def build_lacking() -> tuple[tuple[str, ...], bool]:
+    """Return which programs of an image's building are missing, and whether the user has ranges for it.
+
+    Root needs none of the latter; what comes from npm needs npm besides.
+    """
+    plain = os.geteuid() != 0
+    programs = (*BUILD_PROGRAMS, *(PLAIN_BUILD_PROGRAMS if plain else ()))
+    missing = tuple(name for name in programs if find_program(name) is None)
+    return missing, not plain or bool(own_ranges() and _ranges("/etc/subgid"))
 
 
 def find_connector() -> str | None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from clsecure import logs
 from clsecure.agents.spec import GatewayAccess
-from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway
 from clsecure.errors import ClsecureError, StateError
@@ -27,10 +26,11 @@ from clsecure.privileged.client import HelperConnection
 from clsecure.session.boxes import recorded_spec
 from clsecure.session.dependencies import agents_env, agents_path
 from clsecure.session.inside import OutputLog, inner_environment, run_inside, through
+from clsecure.session.loading import loading_backend
 from clsecure.session.own_engine import engine_env
 from clsecure.session.plan import SessionPlan
 from clsecure.session.portable import late_path, mounted_path
-from clsecure.session.store import SessionRecord
+from clsecure.session.store import SessionRecord, state_directory
 from clsecure.session.ui import Ui
 from clsecure.settings.limits import defaults
 from clsecure.terminal import escape
@@ -141,7 +141,15 @@ def purge(
     return clean_up(
         record,
         CleanupLevel.PURGE,
-        backend=backend_for(spec.mode, connection, spec.container),
+        backend=loading_backend(
+            spec.mode,
+            connection,
+            spec.container,
+            installation=installation,
+            state=state_directory(),
+            environ=environ,
+            ui=ui,
+        ),
         spec=replace(spec, limits=defaults(), disk_reserve=True),
         installation=installation,
         environ=environ,

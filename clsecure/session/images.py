@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from clsecure.errors import ImageError
 from clsecure.images.fetch import Sources, cache_directory
-from clsecure.images.known import is_known, remember
+from clsecure.images.known import forget, is_known, remember
 from clsecure.images.lock import read_lock
 from clsecure.images.recipe import load_recipe
-from clsecure.images.reference import ImageRef, image_reference, machine_architecture
+from clsecure.images.reference import ImageRef, archive_place, image_reference, machine_architecture
 from clsecure.images.store import load_checked
 from clsecure.installation import Installation
 from clsecure.model import ContainerSpec, Engine, WorkerImage
 from clsecure.session.ui import Ui
+from clsecure.terminal import escape
 
 if TYPE_CHECKING:
     from clsecure.images.store import ImageStore
@@ -30,12 +31,14 @@ class WantedContainer:
     :param image: by its name.
     :param runtime: name or path of the OCI runtime, None for the engine's own choice.
     :param mirror: of Debian's packages, for an image that has to be built; None for the machine's own.
+    :param registry: where it is looked for before; None for nowhere.
     """
 
     engine: Engine
     image: str
     runtime: str | None = None
     mirror: str | None = None
+    registry: str | None = None
 
 
 def container_for(
@@ -48,11 +51,12 @@ def container_for(
     :param state: the user's state directory for clsecure.
     :raises ImageError: it is not there, and nobody said that it may be built.
     """
+    load_recipe(wanted.image)
     reference = image_reference(wanted.image)
-    if not is_known(state, wanted.engine.value, reference.image):
-        store = image_store(wanted.engine, installation)
+    store = image_store(wanted.engine, installation)
+    if not is_known(state, store.key, reference.image):
         _have(reference, store, wanted, environ, ui)
-        remember(state, store.engine, reference.image)
+        remember(state, store.key, reference.image)
     image = locked_image(wanted.image, reference.image)
     return ContainerSpec(engine=wanted.engine, image=image, runtime=wanted.runtime)
 
@@ -69,6 +73,39 @@ def locked_image(name: str, image_id: str) -> WorkerImage:
                 programs=lock.outcome.agents,
             )
     return WorkerImage(name=name, image_id=image_id)
+
+
+def load_again(
+    container: ContainerSpec, *, installation: Installation, state: Path, environ: Mapping[str, str], ui: Ui
+) -> None:
+    """Give an engine the image that it was seen to have and has lost; nothing is built.
+
+    :param state: the user's state directory for clsecure.
+    :raises ImageError: there is no archive of it on this machine.
+    """
+    image, store = container.image, image_store(container.engine, installation)
+    forget(state, store.key, image.image_id)
+    archive = archive_place(cache_directory(environ), image.name, image.image_id)
+    if not archive.is_file():
+        raise _lost(image, store)
+    ui.warn(f"{store.engine} has lost the image {image.name}; it is loaded again")
+    with ui.progress(f"loading the image into {store.engine}") as tell:
+        load_checked(store, archive, tell, expected=image.image_id)
+    remember(state, store.key, image.image_id)
+
+
+def _lost(image: WorkerImage, store: ImageStore) -> ImageError:
+    try:
+        locked = image_reference(image.name).image == image.image_id
+    except ImageError:
+        locked = False
+    return ImageError(
+        f"{store.engine} has lost the image {image.name}, and its archive is not there either",
+        details=image.image_id if locked else f"{image.image_id}, older than what is locked now",
+        resolution=f"build it again: clsecure images build {image.name}"
+        if locked
+        else "load it from a file, of a machine that has it: clsecure images load FILE",
+    )
 
 
 def image_store(engine: Engine, installation: Installation) -> ImageStore:
@@ -98,11 +135,34 @@ def _have(
             return
     cache = cache_directory(environ)
     archive = reference.archive(cache)
-    if not archive.is_file():
+    if not archive.is_file() and not _fetched(reference, archive, wanted.registry, ui):
         _offer_to_build(name, ui)
         build_image(reference, cache, wanted.mirror, ui)
     with ui.progress(f"loading the image into {store.engine}") as tell:
         load_checked(store, archive, tell, expected=reference.image)
+
+
+def _fetched(reference: ImageRef, archive: Path, registry: str | None, ui: Ui) -> bool:
+    """Tell whether a registry had the image; that it had not is said."""
+    if registry is None:
+        return False
+    try:
+        fetch_archive(reference, archive, registry, ui)
+    except ImageError as error:
+        ui.warn(f"{error.brief}: {escape(error.details)}" if error.details else error.brief)
+        return False
+    return True
+
+
+def fetch_archive(reference: ImageRef, archive: Path, registry: str, ui: Ui) -> None:
+    """Fetch the locked image from a registry into the cache.
+
+    :raises ImageError: it is not there, or what is there is another one.
+    """
+    from clsecure.images.registry import fetch_image
+
+    with ui.progress(f"fetching the image {reference.name} from {registry}") as tell:
+        fetch_image(read_lock(reference.name, reference.architecture), registry, archive, tell)
 
 
 def _offer_to_build(name: str, ui: Ui) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clsecure.backends.choose import backend_for
+from clsecure.backends.local import LocalBackend
 from clsecure.errors import ClsecureError, SessionBusyError
 from clsecure.installation import Installation
 from clsecure.model import (
@@ -42,6 +43,14 @@ class Wanted:
     mounts: tuple[Mount, ...] = ()
     limits: ResourceLimits = field(default_factory=ResourceLimits)
     container: ContainerSpec | None = None
+    image_lost: Callable[[], None] | None = None
+    """Gives the engine the container's image again, should it have lost it."""
+
+    def backend(self, connection: HelperConnection) -> LocalBackend:
+        """Return what builds it."""
+        backend = backend_for(self.mode, connection, self.container)
+        backend.image_lost = self.image_lost
+        return backend
 
 
 def look(
@@ -65,7 +74,7 @@ def look(
         spec = stack.enter_context(own_account(wanted, connection, home, namespace))
         outside: list[Control] = []
         sandbox = stack.enter_context(
-            backend_for(wanted.mode, connection, wanted.container).open(
+            wanted.backend(connection).open(
                 spec, meanwhile=lambda: outside.append(control(installation.inside, bait))
             )
         )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clsecure import logs
-from clsecure.backends.choose import backend_for
 from clsecure.errors import SessionNotFoundError, VerificationError
 from clsecure.installation import Installation
 from clsecure.model import Verification
@@ -19,6 +18,7 @@ from clsecure.session.boxes import recorded_spec
 from clsecure.session.checks import all_failed, not_checked
 from clsecure.session.clock import Clock
 from clsecure.session.finish import Finish
+from clsecure.session.loading import loading_backend
 from clsecure.session.store import SessionRecord, Store
 from clsecure.session.ui import Ui
 from clsecure.workspace.repository import discover
@@ -100,7 +100,15 @@ def kept_session(
             account = connection.lease(project=record.project, session=record.session, create=False)
             spec = recorded_spec(record, account)
             repository = discover(Path(record.project))
-            backend = backend_for(spec.mode, connection, spec.container)
+            backend = loading_backend(
+                spec.mode,
+                connection,
+                spec.container,
+                installation=installation,
+                state=store.root,
+                environ=os.environ,
+                ui=ui,
+            )
 
             def verify() -> Verification:
                 from clsecure.session.verification import Place, Verifier, verify_session

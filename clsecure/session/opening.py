@@ -60,7 +60,7 @@ def docker_lines(plan: SessionPlan) -> Iterator[str]:
             if plan.mode is not IsolationMode.CONTAINER and find_program("docker") is None:
                 yield (
                     "docker: no client is inside, the agent has podman --remote only: "
-                    f"{install_command('docker-cli')} brings docker"
+                    f"{install_command('docker')} brings docker"
                 )
             if (version := own_engine_misreports()) is not None:
                 yield (

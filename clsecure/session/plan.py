@@ -51,6 +51,7 @@ class SessionPlan:
     :param runtime: name or path of the OCI runtime, None for the engine's own choice.
     :param image: name of the worker image of container mode.
     :param image_mirror: of Debian's packages, for an image that has to be built; None for the machine's own.
+    :param image_registry: where it is fetched from instead; None for nowhere.
     :param docker: what of a container engine the agent can use.
     :param docker_images: images of the user's engine that are copied into the session's own.
     :param skip_docker_autodetect: compose files don't stand in for a cleanup hook.
@@ -100,6 +101,7 @@ class SessionPlan:
     runtime: str | None = None
     image: str = "worker"
     image_mirror: str | None = None
+    image_registry: str | None = None
     docker: DockerAccess = DockerAccess.NONE
     docker_images: tuple[str, ...] = ()
     skip_docker_autodetect: bool = False

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from clsecure import logs
 from clsecure.agents.find import AgentBinary, find_agent
-from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend
 from clsecure.egress.client import Gateway, start_gateway
 from clsecure.errors import AgentError
@@ -26,6 +25,7 @@ from clsecure.session.context import Context
 from clsecure.session.copy import Workspace
 from clsecure.session.lease import leased
 from clsecure.session.limits import effective, named
+from clsecure.session.loading import loading_backend
 from clsecure.session.network import Arrangement, arrange
 from clsecure.session.relay import terminal_size
 
@@ -80,7 +80,15 @@ def provide(context: Context, stack: ExitStack, *, happened: Callable[[], bool])
             begin_run(context.place.egress_log, plan.session_id)
             gateway = stack.enter_context(start_gateway(network.gateway))
         return Provision(
-            backend=backend_for(plan.mode, context.connection, container),
+            backend=loading_backend(
+                plan.mode,
+                context.connection,
+                container,
+                installation=context.around.installation,
+                state=context.around.store.root,
+                environ=context.around.environ,
+                ui=context.ui,
+            ),
             spec=SandboxSpec(
                 mode=plan.mode,
                 account=account,
@@ -130,7 +138,13 @@ def _container(context: Context) -> ContainerSpec | None:
     from clsecure.session.images import WantedContainer, container_for
 
     return container_for(
-        WantedContainer(engine=plan.engine, image=plan.image, runtime=plan.runtime, mirror=plan.image_mirror),
+        WantedContainer(
+            engine=plan.engine,
+            image=plan.image,
+            runtime=plan.runtime,
+            mirror=plan.image_mirror,
+            registry=plan.image_registry,
+        ),
         installation=around.installation,
         state=around.store.root,
         environ=around.environ,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from clsecure import logs
 from clsecure.backends.api import RunningFacts
-from clsecure.backends.choose import backend_for
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import VerificationError
 from clsecure.installation import Installation
@@ -279,7 +278,7 @@ def verify_mode(
 
             namespace = stack.enter_context(FullNetwork()).namespace
         spec = stack.enter_context(own_account(wanted, connection, place.home, namespace))
-        backend = backend_for(wanted.mode, connection, wanted.container)
+        backend = wanted.backend(connection)
         verifier = stack.enter_context(contextlib.closing(Verifier(backend, connection, installation, place)))
         with contextlib.suppress(VerificationError):
             verifier.prepare()

@@ -11,7 +11,8 @@ KEYS = (
     "allow_private", "budget", "session", "agent", "on_finish", "full_clone", "mounts", "toolchains",
     "limits", "time_limit", "provider", "base_url", "kimi_api_key", "install_dependencies", "setup_script",
     "setup_network", "github_token", "cleanup_hook_timeout", "skip_docker_autodetect", "notify",
-    "notify_command", "notify_after", "image_mirror", "record_ssh_key", "record_notes", "output", "verbose",
+    "notify_command", "notify_after", "image_mirror", "image_registry", "record_ssh_key", "record_notes",
+    "output", "verbose",
 )  # fmt: skip
 """The keys of the model, by name; a test keeps the two the same."""
 

@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     """How long that is."""
     image_mirror: str | None = None
     """Where packages of Debian for images come from; None for the mirror that apt of this machine uses."""
+    image_registry: str | None = None
+    """Where images are fetched from instead of being built; None for nowhere."""
     record_ssh_key: Path | None = None
     """An SSH key of the user's that signs the record of each session as well."""
     record_notes: bool = False

@@ -203,6 +203,7 @@ class ConfigFile(_Table):
     notify_command: str = Field(default=None, description="a program of yours that is started then")
     notify_after: _Duration = Field(default=None, description="only after this long")
     image_mirror: str = Field(default=None, description="Debian's packages for worker images")
+    image_registry: str = Field(default=None, description="a registry that has the locked worker images")
     record_ssh_key: str = Field(default=None, description="an SSH key of yours signs records, too")
     record_notes: bool = Field(default=None, description="an import leaves a git note that names its record")
     output: Literal[tuple(each.value for each in OutputFormat)] = Field(

@@ -27,7 +27,7 @@ from tests.support.person import Outcome
 from tests.support.repostate import assert_only_new_branch, snapshot
 from tests.support.terminals import Seat
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180, func_only=True)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ import pytest
 from tests.hostile.test_c14_no_sandbox import SAYS_YES, assert_refused, changed
 from tests.support.built_images import Image
 from tests.support.containers import engine_of, in_engine, inspected, words_of
-from tests.support.hostile import Target
+from tests.support.hostile import LiveAgent, Target
 from tests.support.person import CHECKOUT
 from tests.support.sabotage import DOCKER, Patch, Scene, replaced
 
@@ -70,6 +70,17 @@ def assert_as_promised(
     assert command == ["/usr/bin/python3", "-I", "-S", f"{PIECES}/launcher.py"]
 
 
+def filtered_twice(agent: LiveAgent) -> list[int]:
+    """Return the processes of a session; each has the engine's filter, and the launcher's on top of it."""
+    pids = agent.inside()
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        assert int(status["Seccomp_filters"]) >= 2
+    return pids
+
+
 @by_podman
 def test_c8_podman_made_the_container_that_is_promised(contained, worker_image):
     """What the session's own engine says of its container, and what the kernel says of the agent in it."""
@@ -81,12 +92,7 @@ def test_c8_podman_made_the_container_that_is_promised(contained, worker_image):
         assert_as_promised("podman", inspected(agent), contained, worker_image, *more)
         listed = in_engine(agent, "podman", "ps", "--all", "--quiet").stdout.split()
         assert len(listed) == 1, "there is another container"
-        for pid in agent.inside():
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-            # The engine's filter, and the launcher's on top of it.
-            assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
-            assert int(status["Seccomp_filters"]) >= 2
+        for pid in filtered_twice(agent):
             assert Path(f"/proc/{pid}/root").readlink() == Path("/")
             spaces = {
                 name: Path(f"/proc/{pid}/ns/{name}").readlink()
@@ -113,6 +119,7 @@ def test_c8_docker_made_the_container_that_is_promised(person, worker_image, doc
             agent.wait_for("ready")
             (found,) = client.containers.list(all=True)
             assert_as_promised("docker", found.attrs, target, worker_image)
+            assert filtered_twice(agent)
         assert client.containers.list(all=True) == []
         # As a session leaves it that is killed while its container comes up.
         name = str(target.account()["name"])

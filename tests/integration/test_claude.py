@@ -21,7 +21,7 @@ from tests.support.repostate import assert_only_new_branch, snapshot
 from tests.support.terminals import answer, at_terminal, ended
 from tests.unit.test_agent_real_claude import DIALOGS, READY, squeezed
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240, func_only=True)]
 
 KEY = "sk-ant-CANARY-of-the-person"
 _numbers = itertools.count()

@@ -57,7 +57,7 @@ def test_a_compose_project_comes_up_and_is_gone_afterwards(project: Target) -> N
         f"""
         set -e
         {compose} up -d >up.log 2>&1 || {{ cat up.log; exit 8; }}
-        {compose} exec -T peer wget -qO- http://web/
+        until served=$({compose} exec -T peer wget -qO- http://web/ 2>/dev/null); do :; done; echo "$served"
         until {compose} exec -T web cat /data/word; do :; done 2>/dev/null
         python3 -I -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:8080/").read().decode())'
         {compose} exec -T peer sh -c 'id -u; ls /work'
@@ -79,7 +79,7 @@ def test_a_compose_project_comes_up_and_is_gone_afterwards(project: Target) -> N
     assert "docker-compose.yml" in lines
     assert len([line for line in lines if line.endswith("/dev/pts/0")]) == 2
     assert {"piped", "nobody", 'print("hello")', "status 7"} <= set(lines)
-    assert not list(ENGINES.glob(f"claude-worker-{project.repository.name}*"))
+    assert not (ENGINES / project.account()["name"]).exists()
     after = project.attack(
         f"{compose} ps -q; docker ps -aq; docker images -q; docker volume ls -q", timeout=120
     )

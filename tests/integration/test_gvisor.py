@@ -72,7 +72,7 @@ def test_a_terminal_has_the_size_of_the_persons_and_takes_keys(target: Target) -
         child.expect("41 123")
         child.expect("/dev/pts/")
         child.setwinsize(33, 99)
-        child.sendline("sleep 0.2; stty size")
+        child.sendline("until stty size | grep -q '^33 99'; do :; done; stty size")
         child.expect("33 99")
         child.sendline("echo be''ginning; cat")
         child.expect("beginning")

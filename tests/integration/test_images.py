@@ -7,9 +7,10 @@ import dataclasses
 import filecmp
 import hashlib
 import json
-import random
 import re
 import shutil
+import signal
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,17 +18,17 @@ from pathlib import Path
 import pytest
 
 from clsecure.errors import BackendUnavailableError, ImageError
-from clsecure.images.archive import configuration, read_archive, write_archive
+from clsecure.images.archive import read_archive
 from clsecure.images.docker_store import DockerStore
 from clsecure.images.fetch import Sources, fetch_npm, fetch_packages
-from clsecure.images.layers import files_layer
 from clsecure.images.lock import Lock, read_lock
 from clsecure.images.podman_store import PodmanStore
 from clsecure.images.reference import image_reference, machine_architecture
 from clsecure.images.store import ImageStore, load_checked, ours
 from tests.support import schema, sweep
-from tests.support.built_images import RUN, Image, built_image, sources
+from tests.support.built_images import RUN, Image, built_image, give_packages, small_archive, sources
 from tests.support.engines import docker_engine, podman_service
+from tests.support.leftovers import wait_until
 from tests.support.person import SYSTEM_PATH, Person, make_person
 
 # One process for all of them: the engines are started once.
@@ -172,27 +173,77 @@ def test_an_agent_with_another_hash_than_the_locks_is_refused_and_not_kept(tmp_p
 
 
 def test_two_builds_are_one_image_also_by_a_plain_user(minimal, plain) -> None:
-    """Root's build and that of a plain user, by the command line; a fresh lock is none the command knows."""
-    if minimal.afresh:
-        pytest.skip("locked afresh")
-    place = plain.home / ".cache/clsecure/images/packages"
-    plain.run(["mkdir", "-p", str(place)]).check()
-    for package in minimal.lock.inputs.packages:
-        shutil.copy(sources().cache / "packages" / f"{package.sha256}.deb", place)
+    """Root's build and that of a plain user, by the command line."""
+    give_packages(plain, minimal)
     if shutil.which("newuidmap", path=SYSTEM_PATH) is None:
         pytest.skip("left out: not installed: newuidmap")
-    done = plain.clsecure("images", "build", "worker-minimal", "--output", "json", timeout=280).check()
+    env = {"CLSECURE_IMAGES": str(minimal.data)}
+    built_here = plain.clsecure("images", "build", "worker-minimal", "--output", "json", env=env, timeout=280)
+    done = built_here.check()
     document = done.json()
     schema.check(document, schema.load("images"))
     (built,) = document["images"]
     assert built["image"] == minimal.image
     assert filecmp.cmp(built["archive"], minimal.archive, shallow=False)
-    listed = plain.clsecure("images", "list", "--output", "json").check().json()
+    listed = plain.clsecure("images", "list", "--output", "json", env=env).check().json()
     schema.check(listed, schema.load("images"))
     assert {each["name"]: each["archive"] for each in listed["images"]} == {
         "worker": None,
         "worker-minimal": built["archive"],
     }
+
+
+def scratch_of(person: Person) -> list[Path]:
+    """Where a person's builds are at work, or were."""
+    return [each for each in Path("/var/tmp").glob("clsecure-image-*") if each.stat().st_uid == person.uid]
+
+
+def processes_of(person: Person) -> list[str]:
+    """What runs as a person, or in the range of uids that the person was given."""
+    rows = [line.split(":") for line in Path("/etc/subuid").read_text().splitlines()]
+    ranges = [range(int(row[1]), int(row[1]) + int(row[2])) for row in rows if row[0] == person.name]
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            said = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            uid = int(said["Uid"].split()[0])
+            ours = uid == person.uid or any(uid in each for each in ranges)
+            if ours and not said["State"].startswith("Z"):
+                found.append(f"{status.parent.name} {said['Name']}")
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_no_process_and_no_file(minimal, plain, number) -> None:
+    """Not of the person's own, nor of the range of uids in which mmdebstrap works; killed builds' go, too."""
+    if shutil.which("newuidmap", path=SYSTEM_PATH) is None:
+        pytest.skip("left out: not installed: newuidmap")
+    give_packages(plain, minimal, "interrupted")
+    killed = Path(f"/var/tmp/clsecure-image-killed-{plain.name}")
+    plain.run(["mkdir", "-p", str(killed)]).check()
+    plain.run(["touch", "-d", "2 hours ago", str(killed)]).check()
+    env = {"CLSECURE_IMAGES": str(minimal.data), "XDG_CACHE_HOME": str(plain.home / "interrupted")}
+    deep = "root/mmdebstrap.*/var/lib/dpkg/info"
+    process = plain.spawn(
+        plain.clsecure_argv("images", "build", "worker-minimal"),
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until(
+            lambda: [found for place in scratch_of(plain) for found in place.glob(deep)],
+            "mmdebstrap at work",
+        )
+        # To it alone: on a terminal all of its group would hear.
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, errors
+    assert b"not permitted" not in errors
+    assert scratch_of(plain) == []
+    wait_until(lambda: processes_of(plain) == [], "the end of what the build started", 5)
 
 
 @pytest.mark.parametrize("name", ["minimal", "worker"])
@@ -251,13 +302,7 @@ def test_i2_each_engine_gives_the_image_the_id_of_the_lock(store, minimal) -> No
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """An archive like ours, of two small layers."""
-    place = tmp_path / "tiny"
-    place.mkdir()
-    data = random.Random(5).randbytes(1 << 20)
-    layers = [files_layer(name, {f"usr/{name}": data}, place / name, epoch=0) for name in ("base", "sbom")]
-    config = configuration(layers, architecture="amd64", epoch=0, environment={}, labels={})
-    write_archive(place / "tiny.tar", name="tiny", config=config, layers=layers)
-    return place / "tiny.tar"
+    return small_archive(tmp_path / "tiny")
 
 
 def test_loading_again_does_nothing(store, tiny) -> None:
@@ -316,27 +361,27 @@ def test_an_engine_that_is_not_there_is_said(tmp_path) -> None:
         DockerStore(f"unix://{tmp_path}/none").ids()
 
 
-def test_the_command_loads_saves_and_prunes_with_docker(docker, minimal, plain) -> None:
+def test_the_command_loads_saves_and_prunes_with_docker(docker, minimal, plain, tiny) -> None:
     """As a user of docker would; who may use the socket is docker's business."""
     socket = Path(docker.removeprefix("unix://"))
     socket.chmod(0o666)
     socket.parent.chmod(0o711)
-    env = {"DOCKER_HOST": docker}
+    env = {"DOCKER_HOST": docker, "CLSECURE_IMAGES": str(minimal.data)}
     archive = plain.home / "image.tar"
     shutil.copy(minimal.archive, archive)
     loaded = plain.clsecure("images", "load", str(archive), "--output", "json", env=env).check().json()
     schema.check(loaded, schema.load("images"))
     assert loaded["images"][0]["loaded"] == ["docker"]
     assert minimal.image in DockerStore(docker).ids()
-    if not minimal.afresh:
-        saved = plain.home / "saved.tar"
-        shutil.rmtree(plain.home / ".cache/clsecure/images/archives", ignore_errors=True)
-        plain.clsecure("images", "save", "worker-minimal", str(saved), env=env).check()
-        assert read_archive(saved).image == minimal.image
-        pruned = plain.clsecure("images", "prune", "--output", "json", env=env).check().json()
-        schema.check(pruned, schema.load("images"))
-        assert pruned["removed"] == {"docker": []}
-        assert minimal.image in DockerStore(docker).ids()
+    saved = plain.home / "saved.tar"
+    shutil.rmtree(plain.home / ".cache/clsecure/images/archives", ignore_errors=True)
+    plain.clsecure("images", "save", "worker-minimal", str(saved), env=env).check()
+    assert read_archive(saved).image == minimal.image
+    old = load_checked(DockerStore(docker), tiny, quiet)
+    pruned = plain.clsecure("images", "prune", "--output", "json", env=env).check().json()
+    schema.check(pruned, schema.load("images"))
+    assert pruned["removed"] == {"docker": [old]}
+    assert set(ours(DockerStore(docker).ids())) == {minimal.image}
     DockerStore(docker).remove(minimal.image)
 
 

@@ -1,7 +1,8 @@
 """Worker images for tests: each is built once for all test processes of a run.
 
 The packages come from the cache of whoever runs the tests, or from the mirror. Where the mirror has no
-locked version any more, the image is locked afresh in a copy, and the tests say so: ``Image.afresh``.
+locked version any more, the image is locked afresh in a copy, and the tests say so: ``Image.afresh``. There
+is one copy for all images: CLSECURE_IMAGES can name one directory only.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from clsecure.errors import ImageError
+from clsecure.images.archive import configuration, write_archive
 from clsecure.images.build import build
 from clsecure.images.fetch import Sources, cache_directory
+from clsecure.images.layers import files_layer
 from clsecure.images.lock import Lock, read_lock
 from clsecure.images.recipe import DATA, load_recipe
 from clsecure.images.reference import machine_architecture
@@ -86,6 +90,24 @@ def built_image(name: str) -> Iterator[Image]:
                 shutil.rmtree(_SHARED)
 
 
+def give_packages(person: Person, image: Image, cache: str = ".cache") -> None:
+    """Put an image's packages into a person's cache."""
+    place = person.home / cache / "clsecure/images/packages"
+    person.run(["mkdir", "-p", str(place)]).check()
+    for package in image.lock.inputs.packages:
+        shutil.copy(sources().cache / "packages" / f"{package.sha256}.deb", place)
+
+
+def small_archive(place: Path) -> Path:
+    """Write an archive like ours, of two small layers, into a directory that is made; return where it is."""
+    place.mkdir()
+    data = random.Random(5).randbytes(1 << 20)
+    layers = [files_layer(name, {f"usr/{name}": data}, place / name, epoch=0) for name in ("base", "sbom")]
+    config = configuration(layers, architecture="amd64", epoch=0, environment={}, labels={})
+    write_archive(place / "tiny.tar", name="tiny", config=config, layers=layers)
+    return place / "tiny.tar"
+
+
 def sweep(run: str) -> None:
     """Remove what a killed run left."""
     shutil.rmtree(f"{_PREFIX}{run}", ignore_errors=True)
@@ -104,8 +126,9 @@ def _build(name: str) -> tuple[str, Path, str]:
     except ImageError as error:
         if not error.brief.startswith("the mirror"):
             raise
-        copy = _SHARED / f"{name}.data"
-        shutil.copytree(DATA, copy)
+        copy = _SHARED / "data"
+        if not copy.exists():
+            shutil.copytree(DATA, copy)
         _, built = lock_image(
             load_recipe(name, copy),
             machine_architecture(),
@@ -136,6 +159,14 @@ def given_to(person: Person, name: str) -> Iterator[Image]:
         link = place / f"{name}-{image.image.removeprefix('sha256:')[:12]}.tar"
         if not link.is_symlink():
             link.symlink_to(image.archive)
+        before = os.environ.get("CLSECURE_IMAGES")
         if image.afresh:
             os.environ["CLSECURE_IMAGES"] = str(image.data)
-        yield image
+        try:
+            yield image
+        finally:
+            # The copy goes with the last image of it.
+            if before is None:
+                os.environ.pop("CLSECURE_IMAGES", None)
+            else:
+                os.environ["CLSECURE_IMAGES"] = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -15,14 +16,16 @@ from clsecure.errors import ClsecureError
 from clsecure.images.apt import Apt
 from clsecure.images.mirror import choose_mirror
 from clsecure.images.reference import machine_architecture
+from tests.support.built_images import RUN
 
-_PLACE = Path("/usr/local/lib/clsecure-test-gvisor")
+_PREFIX = "clsecure-test-gvisor-"
+_BESIDE, _TEMPORARY = Path("/usr/local/lib"), Path("/var/tmp")
 
 
 @contextlib.contextmanager
 def runsc() -> Iterator[str]:
     """Yield the path of the runtime: root's own and below /usr, as clsecure wants it."""
-    with tempfile.TemporaryDirectory(prefix="clsecure-gvisor-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{RUN}-", dir=_TEMPORARY) as name:
         place = Path(name)
         apt = Apt(
             directory=place / "apt",
@@ -39,10 +42,17 @@ def runsc() -> Iterator[str]:
         except ClsecureError as error:
             pytest.skip(f"left out: gVisor can't be fetched: {error.brief} {error.details or ''}")
         subprocess.run(["dpkg-deb", "-x", str(package), str(place / "root")], check=True, timeout=120)
-        _PLACE.mkdir()
+        program = _BESIDE / f"{_PREFIX}{RUN}-{os.getpid()}" / "runsc"
+        program.parent.mkdir()
         try:
-            shutil.copy(place / "root/usr/bin/runsc", _PLACE / "runsc")
-            (_PLACE / "runsc").chmod(0o755)
-            yield str(_PLACE / "runsc")
+            shutil.copy(place / "root/usr/bin/runsc", program)
+            program.chmod(0o755)
+            yield str(program)
         finally:
-            shutil.rmtree(_PLACE)
+            shutil.rmtree(program.parent)
+
+
+def sweep(run: str) -> None:
+    """Remove what a killed run left."""
+    for place in (*_BESIDE.glob(f"{_PREFIX}{run}-*"), *_TEMPORARY.glob(f"{_PREFIX}{run}-*")):
+        shutil.rmtree(place, ignore_errors=True)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support import built_images, clean_machine, engines, sweep
+from tests.support import built_images, clean_machine, engines, gvisor, sweep
 from tests.support.locks import open_lock
 from tests.support.person import CHECKOUT, Person, clsecure_command, make_person
 
@@ -156,6 +156,7 @@ if __name__ == "__main__":
     _status = sweep.main(sys.argv[1])
     engines.sweep(sys.argv[1])
     built_images.sweep(sys.argv[1])
+    gvisor.sweep(sys.argv[1])
     clean_machine.sweep()
     abandoned()
     sys.exit(_status)

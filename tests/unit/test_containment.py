@@ -53,6 +53,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "bin"
     place.mkdir()
     monkeypatch.setattr(containers, "_PATH", str(place))
+    monkeypatch.setattr(containers, "_USR", tmp_path)
     monkeypatch.setattr(containers, "DOCKER_SOCKET", tmp_path / "docker.sock")
     monkeypatch.setattr(programs, "find_program", lambda _name: None)
     monkeypatch.setattr(containment, "stored_image", lambda _name, _engine: None)
@@ -62,7 +63,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def install(place: Path, *names: str) -> None:
     for name in names:
-        (place / name).write_text("#!/bin/sh\n")
+        (place / name).write_text("#!/bin/sh\necho version 5.4.0\n")
         (place / name).chmod(0o755)
 
 
@@ -106,6 +107,14 @@ def test_auto_builds_no_image(tools: Path) -> None:
     ui = Heard()
     assert contain(settings(mode="auto", image="worker-minimal"), ui) is IsolationMode.USER
     assert "container lacks the image worker-minimal" in ui.said[0]
+
+
+@pytest.mark.parametrize("mode", ["auto", "container"])
+def test_an_image_that_there_is_not_is_an_error_that_names_those_there_are(tools: Path, mode: str) -> None:
+    install(tools, *containers.PODMAN_PROGRAMS)
+    with pytest.raises(UsageError, match="there is no image 'wroker'") as raised:
+        contain(settings(mode=mode, image="wroker"), Heard())
+    assert raised.value.resolution == "one of: worker, worker-minimal"
 
 
 def test_auto_sees_docker_where_that_is_the_engine(
@@ -199,6 +208,42 @@ def test_a_runtime_must_be_there(tools: Path, tmp_path: Path) -> None:
     for absent in ("kata", "/nonexistent/runsc", str(plain), str(tmp_path)):
         with pytest.raises(BackendUnavailableError, match="is not there"):
             contain(settings(mode="container", runtime=absent), Heard())
+
+
+def test_a_runtime_that_others_than_root_could_change_is_refused(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tools, *containers.PODMAN_PROGRAMS, "runsc")
+    path = tools / "runsc"
+    path.chmod(0o775)
+    for wanted in ("runsc", str(path)):
+        with pytest.raises(BackendUnavailableError, match="not a program of root's own") as raised:
+            contain(settings(mode="container", runtime=wanted), Heard())
+        assert "/usr/local/bin" in (raised.value.resolution or "")
+    path.chmod(0o755)
+    monkeypatch.setattr(containers, "_USR", Path("/usr"))
+    with pytest.raises(BackendUnavailableError, match="not a program of root's own below /usr"):
+        contain(settings(mode="container", runtime=str(path)), Heard())
+
+
+@pytest.mark.parametrize(
+    ("said", "what"), [({"network": "full"}, "the full network"), ({"docker": "own"}, "an engine of")]
+)
+@pytest.mark.parametrize("name", ["runsc", "path"])
+def test_gvisor_is_not_given_a_network_that_would_not_be_there(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], what: str, name: str
+) -> None:
+    install(tools, *containers.OWN_ENGINE_PROGRAMS, *containers.PODMAN_PROGRAMS, "runsc")
+    monkeypatch.setattr(containers, "own_engine_lacking", lambda: iter(()))
+    runtime = name if name == "runsc" else str(tools / "runsc")
+    with pytest.raises(UsageError, match=f"{what}.*does not go with the runtime") as raised:
+        contain(settings(mode="container", runtime=runtime, **said), Heard())
+    assert "--runtime crun" in (raised.value.resolution or "")
+    assert "--mode namespace" in (raised.value.resolution or "")
+    crun = contain(settings(mode="container", runtime="crun", **said), Heard())
+    assert crun is IsolationMode.CONTAINER
+    # A file may name it for container mode; in another one it plays no part.
+    assert contain(settings(Layer.USER_FILE, runtime=runtime, **said), Heard()) is IsolationMode.NAMESPACE
 
 
 def test_docker_takes_runtimes_by_name(tools: Path, docker: None) -> None:

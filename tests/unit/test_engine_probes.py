@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import http.server
 import json
+import os
+import pwd
 import re
 import socketserver
 import threading
@@ -18,9 +20,12 @@ import pytest
 
 from clsecure.cli.commands import doctor
 from clsecure.cli.worker_image import StoredImage
+from clsecure.errors import BackendUnavailableError
+from clsecure.images.tools import require_tools
 from clsecure.machine import advisories, containers, docker, engines
 from clsecure.machine.advisories import ADVISORIES, concerns, open_advisories, parse
-from clsecure.machine.probe import Probe, ProbeStatus
+from clsecure.machine.probe import BUILD_PROGRAMS, PLAIN_BUILD_PROGRAMS, Probe, ProbeStatus, install_command
+from clsecure.model import Engine
 
 # ------------------------------------------------------------ the table
 
@@ -188,7 +193,36 @@ def test_a_podman_that_is_too_old_is_no_engine(tools: Path) -> None:
     install(tools, **{**CURRENT, "podman": "podman version 3.4.4"})
     engine = found()["container engine"]
     assert engine.status is ProbeStatus.MISSING
-    assert "a version from 4.3 on" in engine.observed
+    assert "a podman from 4.3 on" in engine.observed
+
+
+def test_the_fix_names_the_very_programs_that_podman_lacks(tools: Path) -> None:
+    install(tools, **{name: said for name, said in CURRENT.items() if name not in ("crun", "conmon")})
+    fix = found()["container engine"].fix or ""
+    assert fix.endswith(("conmon crun", "conmon, crun"))
+    with pytest.raises(BackendUnavailableError, match="lacks conmon, crun") as raised:
+        containers.require_engine(Engine.PODMAN)
+    assert "conmon" in (raised.value.resolution or "")
+
+
+def test_the_fix_of_the_own_engine_names_all_that_it_lacks(tools: Path) -> None:
+    install(tools, podman=CURRENT["podman"], crun=CURRENT["crun"])
+    fix = found()["own engine"].fix or ""
+    assert "netavark" in fix
+    assert "aardvark-dns" in fix
+    with pytest.raises(BackendUnavailableError) as raised:
+        containers.require_own_engine()
+    assert "aardvark-dns" in (raised.value.resolution or "")
+
+
+def test_a_docker_client_without_compose_is_named_with_the_packages_that_have_it(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_program", lambda name: Path("/bin") / name)
+    monkeypatch.setattr(engines, "_PLUGINS", (tools / "docker-compose",))
+    assert "docker-compose" in (engines.probe_docker_client().fix or "")
+    (tools / "docker-compose").touch()
+    assert engines.probe_docker_client().status is ProbeStatus.OK
 
 
 def test_a_kernel_without_overlay_in_user_namespaces_is_told(
@@ -231,26 +265,61 @@ def test_restricted_user_namespaces_are_named_and_do_not_hinder(monkeypatch: pyt
 
 
 def test_subordinate_uids_are_shown_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = engines.pwd.getpwuid(engines.os.geteuid()).pw_name
-    monkeypatch.setattr(engines, "read_small", lambda _path: f"{name}:100000:65536\nother:1:1\nbroken\n")
-    assert engines.probe_subordinate_uids().observed == "65536 from 100000 on; clsecure needs none"
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(
+        "clsecure.machine.probe.read_small", lambda _path: f"{name}:100000:65536\nother:1:1\nbroken\n"
+    )
+    assert engines.probe_subordinate_uids().observed.startswith("65536 from 100000 on; only building")
+
+
+def test_what_building_an_image_lacks_is_told_with_what_installs_it(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsecure.machine.probe.SYSTEM_PATH", str(tools))
+    monkeypatch.setattr("clsecure.machine.probe.os.geteuid", lambda: 65534)
+    probe = engines.probe_image_building()
+    assert probe.status is ProbeStatus.INFO
+    for name in ("mmdebstrap", "newuidmap", "/etc/subuid"):
+        assert name in probe.observed
+    with pytest.raises(BackendUnavailableError, match="lacks mmdebstrap, apt-get, dpkg-deb, newuidmap"):
+        require_tools(npm=False)
+    install(tools, **dict.fromkeys((*BUILD_PROGRAMS, *PLAIN_BUILD_PROGRAMS), ""))
+    assert "usermod --add-subuids" in (engines.probe_image_building().fix or "")
+    with pytest.raises(BackendUnavailableError, match="no range of uids"):
+        require_tools(npm=False)
+    monkeypatch.setattr("clsecure.machine.probe.os.geteuid", lambda: 0)
+    assert engines.probe_image_building().status is ProbeStatus.OK
+    require_tools(npm=False)
+
+
+def test_packages_have_the_names_of_the_machines_own_package_manager(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsecure.machine.probe.SYSTEM_PATH", str(tools))
+    install(tools, dnf="")
+    said = "sudo dnf install shadow-utils mmdebstrap"
+    assert install_command("newuidmap", "newgidmap", "mmdebstrap") == said
 
 
 @pytest.mark.parametrize(
-    ("image", "status"),
+    ("image", "status", "fix"),
     [
-        (None, ProbeStatus.INFO),
-        (StoredImage(age=timedelta(days=2)), ProbeStatus.OK),
-        (StoredImage(age=timedelta(days=100)), ProbeStatus.WARNING),
+        (None, ProbeStatus.INFO, "clsecure images build worker"),
+        (StoredImage(age=timedelta(days=2)), ProbeStatus.OK, None),
+        # Its lock is what is old: building it again gives the same image.
+        (
+            StoredImage(age=timedelta(days=100)),
+            ProbeStatus.WARNING,
+            "update clsecure, then build; in a checkout: ./dev invoke lock-images",
+        ),
     ],
 )
-def test_an_old_image_is_named(
-    monkeypatch: pytest.MonkeyPatch, image: StoredImage | None, status: ProbeStatus
+def test_an_image_that_is_old_or_missing_is_named_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, image: StoredImage | None, status: ProbeStatus, fix: str | None
 ) -> None:
     monkeypatch.setattr(doctor, "stored_image", lambda _name, _engine: image)
     probe = doctor.probe_worker_image()
-    assert probe.status is status
-    assert probe.fix is None or "images build" in probe.fix
+    assert (probe.status, probe.fix) == (status, fix)
 
 
 # ------------------------------------------------------------ docker

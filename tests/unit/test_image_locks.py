@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clsecure.errors import ImageError, UsageError
+from clsecure.images import mirror as mirrors
 from clsecure.images.apt import file_name, from_file_name, missing_error
 from clsecure.images.build import check_outcome
 from clsecure.images.lock import (
@@ -21,7 +22,7 @@ from clsecure.images.lock import (
     read_lock,
     write_lock,
 )
-from clsecure.images.mirror import Mirror, choose_mirror
+from clsecure.images.mirror import AptSource, Mirror, choose_mirror
 from clsecure.images.npm import matches
 from clsecure.images.prune import prune_cache
 from clsecure.images.recipe import DATA, image_names, load_recipe
@@ -175,6 +176,42 @@ def test_the_machines_own_mirror_is_used_where_none_is_named() -> None:
     assert mirror.main.endswith("/debian")
 
 
+def source(
+    url: str, *, origin: str = "$(ORIGIN)", release: str = "trixie", component: str = "main"
+) -> AptSource:
+    return AptSource(url=url, origin=origin, release=release, component=component)
+
+
+def test_a_repository_of_somebody_elses_is_not_taken_for_debians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many end in /debian; their lists may sort before the machine's own."""
+    foreign = "https://apt.example.com/linux/debian"
+    mine, security = "https://mirror.example/debian", "https://mirror.example/debian-security"
+    for told, untold in (("Docker", "stable"), ("Example", "bookworm-tools")):
+        monkeypatch.setattr(
+            mirrors,
+            "_apt_sources",
+            lambda told=told: (
+                source(foreign, origin=told),
+                source(f"{foreign}-security", origin=told),
+                source(mine, origin="Debian"),
+                source(security, origin="Debian", release="trixie-security"),
+            ),
+        )
+        assert choose_mirror(None) == Mirror(main=mine, security=security)
+        monkeypatch.setattr(
+            mirrors,
+            "_apt_sources",
+            lambda untold=untold: (
+                source(foreign, release=untold, component="stable"),
+                source(mine),
+                source(security, release="trixie-security"),
+            ),
+        )
+        assert choose_mirror(None) == Mirror(main=mine, security=security)
+    monkeypatch.setattr(mirrors, "_apt_sources", lambda: (source(foreign, origin="Docker"),))
+    assert choose_mirror(None).main == mirrors.DEFAULT
+
+
 def test_a_file_has_the_integrity_that_npm_writes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     right = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw=="
@@ -202,6 +239,11 @@ def test_pruning_leaves_what_a_lock_names_and_what_is_being_made(tmp_path: Path)
     package = read_lock("worker-minimal", ARCHITECTURE).inputs.packages[0]
     keep = [reference.archive(tmp_path), tmp_path / "packages" / f"{package.sha256}.deb"]
     keep += [tmp_path / "archives/.build-x", tmp_path / "other/file"]
+    older = f"sha256:{'1' * 64}"  # a session has it
+    keep += [
+        tmp_path / "archives/worker-111111111111.tar",
+        tmp_path / "archives/worker-111111111111.cdx.json",
+    ]
     drop = [
         tmp_path / "archives/worker-000000000000.tar",
         tmp_path / "packages/0.deb",
@@ -210,7 +252,7 @@ def test_pruning_leaves_what_a_lock_names_and_what_is_being_made(tmp_path: Path)
     for file in (*keep, *drop):
         file.parent.mkdir(exist_ok=True)
         file.touch()
-    assert sorted(prune_cache(tmp_path)) == sorted(drop)
+    assert sorted(prune_cache(tmp_path, kept={older: "worker"})) == sorted(drop)
     assert all(file.exists() for file in keep)
     shutil.rmtree(tmp_path / "archives")
-    assert prune_cache(tmp_path) == []
+    assert prune_cache(tmp_path, kept={}) == []

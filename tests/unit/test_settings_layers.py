@@ -88,6 +88,8 @@ EXAMPLES = [
     ("notify", "none", ()),
     ("notify_command", "/usr/bin/true", Path("/usr/bin/true")),
     ("image_mirror", "https://mirror.example/debian/", "https://mirror.example/debian"),
+    ("image_registry", "https://r.example:5000/our/images/", "https://r.example:5000/our/images"),
+    ("image_registry", "http://r.example", "http://r.example"),
     ("record_ssh_key", "~/.ssh/id.pub", Path("/home/u/.ssh/id.pub")), ("record_notes", "yes", True),
     ("notify_after", "5m", timedelta(minutes=5)),
     ("notify_after", "0", timedelta(0)),
@@ -129,6 +131,8 @@ BAD = [
     ("notify", "mail"), ("notify", "bell,"),
     ("record_ssh_key", "id.pub"), ("record_notes", "git"),
     ("image_mirror", "mirror.example"), ("image_mirror", "file:///srv/debian"),
+    ("image_registry", "r.example/images"), ("image_registry", "https://u:p@r.example"),
+    ("image_registry", "https://r.example/../x"), ("image_registry", "https://r.example/Images"),
     ("notify_command", "notify"), ("notify_after", "none"), ("notify_after", "x"),
     ("time_limit", "0"),
     ("time_limit", "soon"), ("time_limit", "31d"), ("time_limit", "-1"), ("time_limit", "1h30"),
@@ -304,6 +308,7 @@ def test_a_misspelt_variable_is_an_error_because_it_might_have_shut_something() 
 @pytest.mark.parametrize(
     "name",
     [
+        "CLSECURE_IMAGES",
         "CLSECURE_TEST_CLAUDE",
         "CLSECURE_DEV_VENV",
         "CLSECURE_POLICY_URL",

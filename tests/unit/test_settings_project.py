@@ -81,6 +81,7 @@ WIDENING = [
     ("setup_script", "/tmp/x"), ("setup_network", "full"), ("github_token", "true"), ("notify", "bell"),
     ("notify_command", "/tmp/x"), ("notify_after", "5"), ("engine", "docker"), ("runtime", "/tmp/x"),
     ("image", "theirs"), ("docker_images", "evil:1"), ("image_mirror", "https://x.example/debian"),
+    ("image_registry", "https://x.example/them"),
     ("record_ssh_key", "/tmp/x"), ("record_notes", "true"),
 ]  # fmt: skip
 

@@ -111,6 +111,7 @@ VALUES = [
     ("skip_docker_autodetect = true", "skip_docker_autodetect", True),
     ("notify = ['bell', 'osc9']", "notify", ("bell", "osc9")),
     ("image_mirror = 'http://m.example/debian'", "image_mirror", "http://m.example/debian"),
+    ("image_registry = 'https://r.example/x'", "image_registry", "https://r.example/x"),
     ("record_ssh_key = '/k.pub'", "record_ssh_key", Path("/k.pub")),
     ("record_notes = true", "record_notes", True),
     ("notify_command = '/opt/notify'", "notify_command", Path("/opt/notify")),

@@ -19,7 +19,7 @@ from clsecure.backends.container.spec import (
     plan_container,
 )
 from clsecure.backends.local import LocalBackend, LocalSandbox
-from clsecure.errors import BackendUnavailableError, UsageError
+from clsecure.errors import BackendUnavailableError, ImageLostError, UsageError
 from clsecure.installation import STATE_DIRECTORY
 from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxSpec
@@ -137,9 +137,15 @@ def _explained(brief: str) -> Iterator[None]:
     try:
         yield
     except failures as error:
-        raise BackendUnavailableError(
+        raise (ImageLostError if _is_lost_image(error) else BackendUnavailableError)(
             brief, details=str(error), resolution="See what this machine lacks with: clsecure doctor"
         ) from error
+
+
+def _is_lost_image(error: Exception) -> bool:
+    from docker.errors import ImageNotFound
+
+    return isinstance(error, ImageNotFound)
 
 
 def _created(client: Any, plan: ContainerPlan, options: dict[str, Any]) -> Any:  # noqa: ANN401  # no types

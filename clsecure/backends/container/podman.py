@@ -15,7 +15,7 @@ from typing import Any
 from clsecure.backends.api import ContainerFacts
 from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend
-from clsecure.errors import BackendUnavailableError
+from clsecure.errors import BackendUnavailableError, ImageLostError
 from clsecure.model import IsolationMode, SandboxSpec
 from clsecure.privileged.client import HelperConnection
 
@@ -83,10 +83,11 @@ def create_and_start(address: str, plan: ContainerPlan, heard: Callable[[float],
     """Create the container and let its first process, the launcher, run; return what the engine says of it.
 
     :param heard: waits so many seconds for the launcher's word, and says whether it came.
+    :raises ImageLostError: the engine does not have the image.
     :raises BackendUnavailableError: the engine refused, with its words; or what it started ended without any.
     """
     from podman import PodmanClient
-    from podman.errors import APIError, PodmanError
+    from podman.errors import APIError, ImageNotFound, PodmanError
 
     try:
         with PodmanClient(base_url=address, timeout=_API_SECONDS) as client:
@@ -105,7 +106,8 @@ def create_and_start(address: str, plan: ContainerPlan, heard: Callable[[float],
                     )
             return inspected
     except (APIError, PodmanError, OSError) as error:
-        raise BackendUnavailableError(
+        kind = ImageLostError if isinstance(error, ImageNotFound) else BackendUnavailableError
+        raise kind(
             "podman did not start the container",
             details=str(error),
             resolution="See what this machine lacks with: clsecure doctor",

@@ -61,7 +61,7 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             names = options.arguments or (DEFAULT_IMAGE,)
             done = [_build(image_reference(_known(name)), cache, invocation, ui) for name in names]
         case ImagesAction.LOAD:
-            done = [_load(options.arguments[0], cache, ui)]
+            done = [_load(options.arguments[0], cache, invocation, ui)]
         case ImagesAction.SAVE:
             name, file = options.arguments
             done = [_save(name, Path(file), cache, ui)]
@@ -156,12 +156,18 @@ def _build(reference: ImageRef, cache: Path, invocation: Invocation, ui: Ui) -> 
     return {"name": reference.name, "image": reference.image, "archive": archive, "loaded": loaded}
 
 
-def _load(what: str, cache: Path, ui: Ui) -> dict[str, object]:
+def _load(what: str, cache: Path, invocation: Invocation, ui: Ui) -> dict[str, object]:
+    from clsecure.session.images import fetch_archive
+    from clsecure.settings.model import load
+
     expected = None
     if what in image_names():
         reference = image_reference(what)
         archive, expected = reference.archive(cache), reference.image
-        if not archive.is_file():
+        registry = load(invocation.layers).image_registry
+        if not archive.is_file() and registry is not None:
+            fetch_archive(reference, archive, registry, ui)
+        elif not archive.is_file():
             raise ImageError(f"the image {what} is not built", resolution=f"clsecure images build {what}")
     else:
         archive = Path(what)
@@ -189,7 +195,7 @@ def _load_everywhere(archive: Path, ui: Ui, *, expected: str | None) -> list[str
     def load(store: ImageStore) -> str:
         with ui.progress(f"loading the image into {store.engine}") as tell:
             image = load_checked(store, archive, tell, expected=expected)
-        remember(Store().root, store.engine, image)
+        remember(Store().root, store.key, image)
         ui.note(f"{store.engine} has {image}")
         return image
 
@@ -225,27 +231,46 @@ def _save(name: str, target: Path, cache: Path, ui: Ui) -> dict[str, object]:
 
 
 def _prune(cache: Path, ui: Ui, *, as_json: bool) -> int:
-    """Remove what we made and no lock names: images of older ids, their archives, and fetched packages."""
+    """Remove what we made and nobody needs: images of older ids, their archives, and fetched packages."""
     from clsecure.images.prune import prune_cache
 
-    wanted = {image_reference(name).image for name in image_names()}
+    kept = _of_sessions()
+    wanted = {image_reference(name).image for name in image_names()} | kept.keys()
 
     def prune(store: ImageStore) -> list[str]:
-        old = [image for image in ours(store.ids()) if image not in wanted]
-        for image in old:
-            store.remove(image)
-            forget(Store().root, store.engine, image)
-        return old
+        gone = []
+        for image in (each for each in ours(store.ids()) if each not in wanted):
+            try:
+                store.remove(image)
+            except ImageError as error:
+                ui.warn(f"{image[:19]} stays in {store.engine}: {error.details or error.brief}")
+                continue
+            forget(Store().root, store.key, image)
+            gone.append(image)
+        return gone
 
     with ui.phase("looking for old images"):
         removed = _ask_all(prune, ui)
-        files = prune_cache(cache)
+        files = prune_cache(cache, kept=kept)
     if as_json:
         render.write_json({"removed": removed, "files": files})
         return 0
     count = sum(map(len, removed.values()))
     ui.note(f"removed {number(count, 'old image')} and {number(len(files), 'file')} from the cache")
     return 0
+
+
+def _of_sessions() -> dict[str, str]:
+    """Return the images that sessions with a workspace were started with, each with its name.
+
+    Their work comes home, and they are cleaned up, in the image that they had.
+    """
+    records = [place.read() for place in Store().all()]
+    return {
+        record.image_id: record.image or ""
+        for record in records
+        if record is not None and record.image_id and record.workspace is not None
+    }
 
 
 def _ask_all(question: Callable[[ImageStore], _Answer], ui: Ui) -> dict[str, _Answer]:

@@ -38,7 +38,6 @@ def execute(invocation: Invocation, ui: Ui) -> int:
         with ThreadPoolExecutor(1) as background:
             # git is asked meanwhile, too.
             discovered = background.submit(discover, Path.cwd())
-            from clsecure.backends.choose import begin
             from clsecure.cli.companions import Companions
             from clsecure.cli.containment import confirm_host_docker
             from clsecure.session.context import Surroundings
@@ -56,8 +55,6 @@ def execute(invocation: Invocation, ui: Ui) -> int:
             return 0
         if plan.docker is DockerAccess.HOST:
             confirm_host_docker(ui, yes=options.yes)
-        if plan.mode is IsolationMode.CONTAINER:
-            begin(plan.engine)
         companions = Companions(plan, ui)
         companions.begin()
         around = Surroundings(
@@ -152,6 +149,7 @@ def _plan(settings: Settings, options: RunOptions, repository: Repository, ui: U
         runtime=settings.runtime,
         image=settings.image,
         image_mirror=settings.image_mirror,
+        image_registry=settings.image_registry,
         docker=settings.docker,
         docker_images=settings.docker_images,
         skip_docker_autodetect=settings.skip_docker_autodetect,

@@ -46,6 +46,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "notify": output.notify,
     "notify_after": durations.notify_after,
     "image_mirror": services.image_mirror,
+    "image_registry": services.image_registry,
     "record_notes": boolean,
     "output": output.output,
     "verbose": boolean,

@@ -49,6 +49,14 @@ def base_url(text: str) -> str:
     return text.strip().rstrip("/")
 
 
+def image_registry(text: str) -> str:
+    """Read the address of a registry, with the path below which images lie; without a closing slash."""
+    address = base_url(text)
+    if not re.fullmatch(r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", urlsplit(address).path):
+        raise ValueError("must be https://host[:port][/path], the path in the small letters of a repository")
+    return address
+
+
 def image_mirror(text: str) -> str:
     """Read the address of a mirror of Debian, without a closing slash."""
     return base_url(text)
