@@ -172,11 +172,13 @@ class WorkerImage:
     :param name: as the user says it, ``worker``.
     :param image_id: ``sha256:`` and the digest of its configuration; the same in every engine.
     :param agents: what agents are in it, name to version.
+    :param programs: sha256 of the agents' programs, by name, as its lock has them.
     """
 
     name: str
     image_id: str
     agents: Mapping[str, str] = field(default_factory=dict)
+    programs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from clsecure.errors import AgentError
 _FILE = "agents.json"
 _MAX_BYTES = 64 << 10
 _MAX_ENTRIES = 32
+MAX_PROGRAM = 2 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6}){1,3}(?:[-+][0-9A-Za-z.+-]{1,40})?")
 
@@ -36,11 +37,14 @@ def cache_directory(environ: Mapping[str, str], home: Path) -> Path:
     return (Path(base) if base.startswith("/") else home / ".cache") / "clsecure"
 
 
-def identity(status: os.stat_result) -> str:
-    """Return the key of one state of one file. The change time can't be set back by who writes to it."""
+def identity(status: os.stat_result, *, moves: bool = False) -> str:
+    """Return the key of one state of one file. The change time can't be set back by who writes to it.
+
+    :param moves: the file system is mounted anew each time, as another device.
+    """
+    device = "overlay" if moves else status.st_dev
     return ":".join(
-        str(part)
-        for part in (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        str(part) for part in (device, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     )
 
 
@@ -67,6 +71,29 @@ def sha256_of(path: Path, *, cache: Path) -> str:
     return digest
 
 
+def sha256_of_image(descriptor: int, *, cache: Path) -> str:
+    """Return the sha256 of a program of an image, which is open to be read and stays so.
+
+    :raises AgentError: it can't be read, is too large, or changes while it is read.
+    """
+    before = os.fstat(descriptor)
+    key = identity(before, moves=True)
+    if (known := _load(cache).get(key, Known()).sha256) is not None:
+        return known
+    if before.st_size > MAX_PROGRAM:
+        raise AgentError("the program in the image is too large", details=f"{before.st_size} bytes")
+    try:
+        # Of its own offset: somebody may look twice.
+        with open(f"/proc/self/fd/{descriptor}", "rb") as file:  # noqa: PTH123
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AgentError("the program in the image can't be read", details=str(error)) from error
+    if identity(os.fstat(descriptor), moves=True) != key:
+        raise AgentError("the program in the image changed while it was read")
+    _write(key, Known(sha256=digest), cache)
+    return digest
+
+
 def recall(status: os.stat_result, *, cache: Path) -> Known:
     """Return what is known of the file in this state."""
     return _load(cache).get(identity(status), Known())
@@ -74,9 +101,13 @@ def recall(status: os.stat_result, *, cache: Path) -> Known:
 
 def remember(status: os.stat_result, known: Known, *, cache: Path) -> None:
     """Write down what was found out. A cache that can't be written is no failure."""
+    _write(identity(status), known, cache)
+
+
+def _write(key: str, known: Known, cache: Path) -> None:
     entries = _load(cache)
-    entries.pop(identity(status), None)
-    entries[identity(status)] = known
+    entries.pop(key, None)
+    entries[key] = known
     latest = list(entries.items())[-_MAX_ENTRIES:]
     document = {key: {"sha256": entry.sha256, "version": entry.version} for key, entry in latest}
     with suppress(OSError):

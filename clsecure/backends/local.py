@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.api import Capabilities, ContainerFacts, RunningFacts
+from clsecure.backends.api import Asked, Capabilities, ContainerFacts, FileIdentity, Given, RunningFacts
 from clsecure.backends.lending import lent
 from clsecure.backends.reports import process_facts, running_facts, sandbox_end
 from clsecure.backends.streams import Streams
@@ -24,6 +24,7 @@ from clsecure.errors import BackendUnavailableError, HelperError, NotStartedErro
 from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxCommand, SandboxSpec
 from clsecure.privileged.client import HelperConnection, SandboxEnd
+from clsecure.privileged.leftovers import Found
 
 
 class LocalSandbox:
@@ -36,6 +37,7 @@ class LocalSandbox:
         fds: list[int],
         *,
         plain: bool,
+        asked: Asked,
         container: ContainerFacts | None = None,
     ) -> None:
         launcher = report["report"]
@@ -45,7 +47,11 @@ class LocalSandbox:
         self.looked: Callable[[RunningFacts], None] | None = None
         """Gets what the helper sees of the running sandbox, from :meth:`receive`: soon, then now and then."""
         self.enforced: Mapping[str, str] = report["enforced"]
-        self.facts = process_facts(report["facts"], launcher, container)
+        # They come last.
+        count = len(fds) - sum(report["facts"]["programs"].values())
+        self._programs = fds[count:]
+        del fds[count:]
+        self.facts = process_facts(report["facts"], launcher, container, self._programs, asked)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
         self.port: int | None = launcher["port"]
@@ -153,6 +159,8 @@ class LocalSandbox:
         elif self.terminal is not None:
             os.close(self.terminal)
         self.terminal = None
+        while self._programs:
+            os.close(self._programs.pop())
 
 
 class LocalBackend:
@@ -176,12 +184,17 @@ class LocalBackend:
         :param meanwhile: work of the caller's, done while the helper builds.
         :raises BackendUnavailableError: the sandbox did not come up.
         """
+        given: dict[str, Given] = {}
         with contextlib.ExitStack() as stack:
             fds = [] if spec.network_namespace is None else [spec.network_namespace]
             for mount in spec.mounts:
                 fd = _open_source(mount)
                 stack.callback(os.close, fd)
                 fds.append(fd)
+                given[str(mount.target)] = _given(fd)
+            table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+            # Of all that ends a line elsewhere, the kernel escapes this one alone.
+            asked = Asked(given=given, mountinfo=tuple(table.split("\n")[:-1]))
             request = {
                 "mode": spec.mode.value,
                 "listener": spec.listener,
@@ -190,6 +203,7 @@ class LocalBackend:
                 "terminal": list(spec.terminal) if spec.terminal else None,
                 "agent": spec.program.sha256 if spec.program else None,
                 "agent_name": spec.program.name if spec.program else None,
+                "image_programs": sorted(spec.container.image.programs) if spec.container else [],
                 "limits": _limits(spec.limits),
                 "disk_reserve": spec.disk_reserve,
                 "mounts": [{"target": str(m.target), "read_only": m.read_only} for m in spec.mounts],
@@ -210,7 +224,7 @@ class LocalBackend:
             except BaseException:
                 self._give_up()
                 raise
-        sandbox = self._built(spec)
+        sandbox = self._built(spec, asked)
         try:
             with contextlib.ExitStack() as stack:
                 if sandbox.engine_socket is not None:
@@ -218,6 +232,11 @@ class LocalBackend:
                 yield sandbox
         finally:
             sandbox.close()
+
+    def containers_left(self, spec: SandboxSpec) -> Found | None:
+        """Return what an engine that outlives the session has of it; None where there is none to ask."""
+        del spec
+        return None
 
     def _prepared(
         self, spec: SandboxSpec, request: dict[str, Any], fds: list[int]
@@ -242,7 +261,7 @@ class LocalBackend:
             return error.details or ""
         return str(report.get("log", ""))
 
-    def _built(self, spec: SandboxSpec) -> LocalSandbox:
+    def _built(self, spec: SandboxSpec, asked: Asked) -> LocalSandbox:
         try:
             report, received = self._connection.receive()
             if report["event"] != "ready":
@@ -254,7 +273,7 @@ class LocalBackend:
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
         sandbox = LocalSandbox(
-            self._connection, report, received, plain=spec.is_gvisor, container=self._container
+            self._connection, report, received, plain=spec.is_gvisor, asked=asked, container=self._container
         )
         sandbox.looked = lambda facts: None if self.watch(facts, spec) else sandbox.kill()
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
@@ -299,6 +318,13 @@ def _open_source(mount: Mount) -> int:
             resolution="take the link away, or leave it out (a shared Homebrew: toolchains = false)",
         )
     return fd
+
+
+def _given(fd: int) -> Given:
+    """Return what was opened."""
+    path, status = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)  # noqa: PTH115  # no path, a name
+    identity = FileIdentity(device=status.st_dev, inode=status.st_ino, uid=status.st_uid, mode=status.st_mode)
+    return Given(path=path, identity=identity)
 
 
 def _limits(limits: ResourceLimits) -> dict[str, int | float]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 from clsecure.errors import ImageError
 from clsecure.images.archive import configuration, image_id, write_archive
@@ -18,6 +21,8 @@ from clsecure.images.rootfs import make_root
 from clsecure.images.sbom import PATH as SBOM_PATH
 from clsecure.images.sbom import bill_of_materials
 
+AGENTS = "opt/clsecure/bin"
+"""Where an image has them."""
 WORK = Path("/var/tmp")  # noqa: S108  # directories of our own in it
 """Where a root file system is made: open to the account that mmdebstrap uses, and on a disk."""
 
@@ -60,6 +65,7 @@ def build(
         outcome = Outcome(
             image=image_id(config),
             layers=tuple(LockedLayer(name=e.name, diff_id=e.diff_id, size=e.size) for e in layers),
+            agents=_programs(recipe, layers),
         )
         if compare:
             check_outcome(lock, outcome)
@@ -78,7 +84,14 @@ def check_outcome(lock: Lock, outcome: Outcome) -> None:
 
     :raises ImageError: names the layers that differ.
     """
-    if lock.outcome is None or lock.outcome.image == outcome.image:
+    if lock.outcome is None:
+        return
+    if lock.outcome.image == outcome.image:
+        if lock.outcome.agents != outcome.agents:
+            raise ImageError(
+                f"the lock of the image {lock.image} names other programs than the image has",
+                details=f"built {dict(outcome.agents)}, locked {dict(lock.outcome.agents)}",
+            )
         return
     expected = {layer.name: layer.diff_id for layer in lock.outcome.layers}
     found = {layer.name: layer.diff_id for layer in outcome.layers}
@@ -111,6 +124,18 @@ def _layers(
         npm_layer(each, archives[each.name], work / f"{each.name}.tar", epoch=epoch) for each in recipe.layers
     ]
     return base, *thin, files_layer("sbom", {SBOM_PATH: sbom}, work / "sbom.tar", epoch=epoch)
+
+
+def _programs(recipe: Recipe, layers: Sequence[Layer]) -> dict[str, str]:
+    """Return the sha256 of each agent's program, as it lies in its layer."""
+    found = {}
+    for agent in recipe.agents:
+        (layer,) = (each for each in layers if each.name == agent.name)
+        with tarfile.open(layer.path, "r:") as tar:
+            program = tar.extractfile(f"{AGENTS}/{agent.name}")
+            assert program is not None  # noqa: S101  # a layer of npm's has regular files
+            found[agent.name] = hashlib.file_digest(cast(BufferedReader, program), "sha256").hexdigest()
+    return found
 
 
 def _labels(recipe: Recipe, lock: Lock, sbom: bytes) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,12 @@ class Outcome:
     """The image that comes of the inputs.
 
     :param image: the image's id: ``sha256:`` and the hash of its configuration.
+    :param agents: name of each agent to the sha256 of its program, hexadecimal.
     """
 
     image: str
     layers: tuple[LockedLayer, ...]
+    agents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +181,11 @@ def _inputs(table: dict[str, Any]) -> Inputs:
 
 
 def _outcome(table: dict[str, Any]) -> Outcome:
-    return Outcome(image=table["image"], layers=tuple(LockedLayer(**each) for each in table["layers"]))
+    return Outcome(
+        image=table["image"],
+        layers=tuple(LockedLayer(**each) for each in table["layers"]),
+        agents=dict(table.get("agents", {})),
+    )
 
 
 def _text(value: Any, indent: str = "") -> str:  # noqa: ANN401  # JSON

@@ -45,7 +45,9 @@ from clsecure.privileged.root.accounts import ensure_account, remove_account, re
 from clsecure.privileged.root.agents import SHA256, keep_agent
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import PODMAN, given_listener
+from clsecure.privileged.root.kernel import own_keyring
 from clsecure.privileged.root.killing import quiesce
+from clsecure.privileged.root.listing import Listing, forget
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
@@ -195,7 +197,10 @@ class Service:
         store = ImageStore(entry, given_listener(fds), tty=self.registry.config["range_first"])
         with contextlib.closing(store):
             with locked(f"{self.registry.locks}/{entry['name']}", wait=LOCK_SECONDS):
+                forget(self.caller)
                 self._fill(store)
+                with contextlib.closing(Listing(self.caller)) as listing:
+                    listing.noted()
             send(self.conn, {"event": "exit", "log": store.said()})
 
     def _fill(self, store: ImageStore) -> None:
@@ -218,7 +223,8 @@ class Service:
         workspace = text(message, "workspace", 255)
         if "/" in workspace:
             raise Refused("the workspace must be a plain name")
-        send(self.conn, remains(self._leased(), rules=message.get("rules") is True, workspace=workspace))
+        rules, images = (message.get(name) is True for name in ("rules", "images"))
+        send(self.conn, remains(self._leased(), rules=rules, images=images, workspace=workspace))
 
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
@@ -258,8 +264,10 @@ def on_its_own() -> None:
     """Shed what the caller could have set up to stop or cut this process in the middle.
 
     A key on the caller's terminal (Ctrl-Z while the shared lock is held), a timer that survives exec, a limit
-    on the size of files while useradd writes /etc/passwd.
+    on the size of files while useradd writes /etc/passwd. The caller's keys go, too: sandboxes come of this
+    process, and have none of them even before they take a keyring of their own.
     """
+    own_keyring()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in INHERITED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

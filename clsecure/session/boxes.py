@@ -15,8 +15,8 @@ from clsecure.model import (
     NetworkPolicy,
     SandboxSpec,
     WorkerAccount,
-    WorkerImage,
 )
+from clsecure.session.images import locked_image
 from clsecure.session.store import SessionRecord
 from clsecure.settings.limits import defaults
 
@@ -32,7 +32,7 @@ def recorded_spec(record: SessionRecord, account: WorkerAccount) -> SandboxSpec:
         if mode is IsolationMode.CONTAINER:
             container = ContainerSpec(
                 engine=Engine(record.engine or ""),
-                image=WorkerImage(name=record.image or "", image_id=record.image_id or ""),
+                image=locked_image(record.image or "", record.image_id or ""),
                 runtime=record.runtime,
             )
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from clsecure.images.fetch import Sources, cache_directory
 from clsecure.images.known import is_known, remember
 from clsecure.images.lock import read_lock
 from clsecure.images.recipe import load_recipe
-from clsecure.images.reference import ImageRef, image_reference
+from clsecure.images.reference import ImageRef, image_reference, machine_architecture
 from clsecure.images.store import load_checked
 from clsecure.installation import Installation
 from clsecure.model import ContainerSpec, Engine, WorkerImage
@@ -52,13 +53,22 @@ def container_for(
         store = image_store(wanted.engine, installation)
         _have(reference, store, wanted, environ, ui)
         remember(state, store.engine, reference.image)
-    npm = read_lock(wanted.image, reference.architecture).inputs.npm
-    image = WorkerImage(
-        name=wanted.image,
-        image_id=reference.image,
-        agents={each.layer: each.version for each in npm if each.kind == "agent"},
-    )
+    image = locked_image(wanted.image, reference.image)
     return ContainerSpec(engine=wanted.engine, image=image, runtime=wanted.runtime)
+
+
+def locked_image(name: str, image_id: str) -> WorkerImage:
+    """Return an image with what its lock says of the agents in it: nothing, of one that is not locked."""
+    with contextlib.suppress(ImageError):
+        lock = read_lock(name, machine_architecture())
+        if lock.outcome is not None and lock.outcome.image == image_id:
+            return WorkerImage(
+                name=name,
+                image_id=image_id,
+                agents={each.layer: each.version for each in lock.inputs.npm if each.kind == "agent"},
+                programs=lock.outcome.agents,
+            )
+    return WorkerImage(name=name, image_id=image_id)
 
 
 def image_store(engine: Engine, installation: Installation) -> ImageStore:

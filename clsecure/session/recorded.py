@@ -99,6 +99,7 @@ def sandbox_of(spec: SandboxSpec) -> Json:
             "name": container.image.name,
             "id": container.image.image_id,
             "agents": dict(container.image.agents),
+            "programs": dict(container.image.programs),
         },
         "engine": None if container is None else container.engine.value,
         "runtime": None if container is None else container.runtime,

@@ -19,6 +19,7 @@ from clsecure.model import (
     CheckResult,
     CheckStatus,
     DockerAccess,
+    Engine,
     NetworkPolicy,
     Phase,
     SandboxSpec,
@@ -35,6 +36,7 @@ from clsecure.settings.sources import settings_directory
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.changes import differences, not_compared
 from clsecure.verify.checks import require
+from clsecure.verify.engines import check_engine
 from clsecure.verify.fresh import check_fresh
 from clsecure.verify.host import check_barrier
 from clsecure.verify.inside import check_inside, unanswered
@@ -157,7 +159,11 @@ class Verifier:
             looking = beside.submit(user_side) if user_side else None
             self._fresh_at_end(_fresh(spec))
             rules = spec.network is NetworkPolicy.FULL
-            self._take(check_leftovers(self._connection.inspect(workspace, rules=rules), spec))
+            images = spec.container is not None and spec.container.engine is Engine.PODMAN
+            left = self._connection.inspect(workspace, rules=rules, images=images)
+            self._take(check_leftovers(left, spec))
+            if (containers := self._backend.containers_left(spec)) is not None:
+                self._take(check_engine(containers, spec))
             if looking is not None:
                 self._take(check_user_side(looking.result(), spec))
 

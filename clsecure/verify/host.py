@@ -6,23 +6,37 @@ A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
-from clsecure.agents.digests import cache_directory, sha256_of
+from clsecure.agents.digests import cache_directory, sha256_of, sha256_of_image
 from clsecure.backends.api import ProcessFacts
 from clsecure.errors import AgentError
 from clsecure.machine.kernel import landlock_abi
 from clsecure.model import CheckResult, Engine, IsolationMode, Phase, SandboxSpec, Vantage
 from clsecure.verify.checks import EVERY_MODE, LOCAL, Area, Check, Observation
 from clsecure.verify.containers import CONTAINER_CHECKS, OWN_KERNEL
+from clsecure.verify.maps import MAP_CHECKS
 from clsecure.verify.mounts import MOUNT_CHECKS
 from clsecure.verify.network import NETWORK_CHECKS, PACKET_FILTER
 
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-_PROGRAM = "agent-program"
+_PROGRAM, _KEYRING = "agent-program", "session-keyring"
+_NAMELESS = "_ses"
+_PYTHON = re.compile(r"/usr/bin/python3(?:\.[0-9]{1,3})?")
 _OF_GVISOR = frozenset(
-    {"account", "groups", "no-new-privileges", "seccomp", "namespaces", OWN_KERNEL, "image", "engine-plan"}
+    {
+        "account",
+        "groups",
+        "no-new-privileges",
+        "seccomp",
+        "namespaces",
+        OWN_KERNEL,
+        "image",
+        "engine-plan",
+        _KEYRING,
+    }
 )
 
 
@@ -109,17 +123,56 @@ def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     return Observation.equal("only its own", "; ".join(foreign) or "only its own")
 
 
-def _executable(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    right = facts.executable.startswith("/usr/bin/python3")
+def _executable(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """By the very file, where that is the machine's; which one an image has is the business of its digest."""
+    if spec.mode in LOCAL:
+        expected = "this machine's /usr/bin/python3"
+        observed = f"{'the same' if facts.interpreter else 'another'} file, {facts.executable}"
+        return Observation(expected=expected, observed=observed, holds=facts.interpreter)
+    right = _PYTHON.fullmatch(facts.executable) is not None
     return Observation(expected="/usr/bin/python3", observed=facts.executable, holds=right)
+
+
+def _keyring(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
+    """One with a name was made by somebody, or is all that a uid has: the kernel's ``_uid_ses``."""
+    expected, found = "a new one", facts.keyring
+    if found is None:
+        return Observation.equal(expected, "the kernel was not asked")
+    if found.serial == found.helper:
+        return Observation.equal(expected, "that of the process from which the sandbox comes")
+    return Observation.equal(
+        expected, expected if found.name == _NAMELESS else f"the one called {found.name[:60]}"
+    )
 
 
 def _engine(spec: SandboxSpec) -> Engine | None:
     return spec.container.engine if spec.container else None
 
 
+def _programs(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """Judge by their bytes those that a session brings along, or that its image has."""
+    return _program(facts, spec) if spec.program is not None else _image_programs(facts, spec)
+
+
+def _image_programs(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    assert spec.container is not None  # noqa: S101  # the check concerns no other sandbox
+    found = []
+    for name in sorted(spec.container.image.programs):
+        descriptor = facts.image_programs.get(name)
+        if descriptor is None:
+            found.append(f"{name}: nothing that everybody may read is in its place")
+            continue
+        try:
+            digest = sha256_of_image(descriptor, cache=cache_directory(os.environ, Path.home()))
+            found.append(f"{name} {digest}")
+        except AgentError as error:
+            found.append(f"{name}: {error.details or error.brief}")
+    expected = [f"{name} {digest}" for name, digest in sorted(spec.container.image.programs.items())]
+    return Observation.equal(", ".join(expected), ", ".join(found))
+
+
 def _program(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    assert spec.program is not None  # noqa: S101  # the check concerns no other sandbox
+    assert spec.program is not None  # noqa: S101  # the caller's word
     expected = f"root's copy, {spec.program.sha256}"
     found = facts.program
     if found is None or found.inside is None:
@@ -225,15 +278,26 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
         observe=_executable,
     ),
     Check(
+        check_id=_KEYRING,
+        property="its processes have a session keyring of their own, and none of your keys",
+        modes=EVERY_MODE,
+        vantage=Vantage.HOST,
+        area=Area.PRIVILEGES,
+        threats=("A9",),
+        residuals=("R36",),
+        observe=_keyring,
+    ),
+    Check(
         check_id=_PROGRAM,
-        property="the agent's program is root's copy of the planned one",
+        property="the agent's program is root's copy of the planned one, or the one in its image's lock",
         modes=EVERY_MODE,
         vantage=Vantage.HOST,
         area=Area.FILES,
         threats=("C11", "I2"),
         residuals=("R39",),
-        observe=_program,
+        observe=_programs,
     ),
+    *MAP_CHECKS,
     *MOUNT_CHECKS,
     *NETWORK_CHECKS,
     *CONTAINER_CHECKS,
@@ -242,11 +306,14 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
 
 def _concerns(check: Check[ProcessFacts], spec: SandboxSpec) -> bool:
     """Tell whether a check is one of this sandbox."""
+    if check.check_id == _KEYRING and _engine(spec) is Engine.DOCKER:
+        # Its daemon starts the container, and has no keys of the user's.
+        return False
     if spec.is_gvisor:
         # What the host sees is gVisor's own process: what the agent may is that kernel's business.
         return check.check_id in _OF_GVISOR
     if check.check_id == _PROGRAM and spec.program is None:
-        return False
+        return spec.container is not None and bool(spec.container.image.programs)
     if check.check_id == PACKET_FILTER and spec.network_namespace is None:
         return False
     return spec.mode in check.modes and check.check_id != OWN_KERNEL

@@ -50,9 +50,10 @@ def _listeners(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     expected = f"port {planned[0]}, the gateway's" if planned else "none"
     if facts.network is None:
         return Observation.equal(expected, _UNSEEN)
-    if list(facts.network.ports) == planned and not facts.network.sockets:
+    others = (*facts.network.sockets, *facts.network.datagrams)
+    if list(facts.network.ports) == planned and not others:
         return Observation.equal(expected, expected)
-    seen = [*(f"port {port}" for port in facts.network.ports), *facts.network.sockets]
+    seen = [*(f"port {port}" for port in facts.network.ports), *others]
     return Observation.equal(expected, ", ".join(seen) or "none at all")
 
 

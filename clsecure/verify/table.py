@@ -6,6 +6,7 @@ from typing import Any
 
 from clsecure.verify.changes import TWICE_CHECKS
 from clsecure.verify.checks import Check
+from clsecure.verify.engines import ENGINE_CHECKS
 from clsecure.verify.fresh import FRESH_CHECKS
 from clsecure.verify.host import BARRIER_CHECKS
 from clsecure.verify.inside import INSIDE_CHECKS
@@ -20,6 +21,7 @@ ALL_CHECKS: tuple[Check[Any], ...] = (
     *FRESH_CHECKS,
     *TWICE_CHECKS,
     *MACHINE_CHECKS,
+    *ENGINE_CHECKS,
     *USER_CHECKS,
 )
 """In the order in which they look."""

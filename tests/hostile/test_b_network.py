@@ -65,6 +65,11 @@ for name in ("AF_VSOCK", "AF_PACKET", "AF_ALG", "AF_BLUETOOTH", "AF_CAN", "AF_TI
         said[name] = "made"
     except OSError as error:
         said[name] = errno.errorcode[error.errno]
+    try:
+        socket.socketpair(getattr(socket, name))
+        said[f"pair of {name}"] = "made"
+    except OSError as error:
+        said[f"pair of {name}"] = errno.errorcode[error.errno]
 said["vsock"] = attempt(socket.AF_VSOCK, socket.SOCK_STREAM, (plan["vsock"][0], plan["vsock"][1]))
 open_ports = []
 for port in range(1, 65536):
@@ -255,6 +260,8 @@ def test_b1_families_beside_ip_are_closed(world):
         assert end in ("EPERM", "EAFNOSUPPORT", "ENOTSUP", "EOPNOTSUPP"), name
     for network in NETWORKS:
         assert world.said[network]["AF_VSOCK"] == world.said[network]["AF_PACKET"] == "EPERM"
+    # Of a pair the kernel makes both sockets before it says that the family has none.
+    assert {end for _, end in world.about("pair")} == {"EPERM"}
 
 
 def test_b2_the_hosts_addresses_are_refused(world):

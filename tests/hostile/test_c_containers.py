@@ -17,6 +17,7 @@ from tests.support.built_images import Image
 from tests.support.containers import engine_of, in_engine, inspected, words_of
 from tests.support.hostile import Target
 from tests.support.person import CHECKOUT
+from tests.support.sabotage import DOCKER, Patch, Scene, replaced
 
 pytestmark = pytest.mark.root
 by_podman = pytest.mark.xdist_group("hostile-container")
@@ -121,6 +122,36 @@ def test_c8_docker_made_the_container_that_is_promised(person, worker_image, doc
         assert client.containers.list(all=True) == []
     (person.home / ".docker/config.json").unlink()
     person.clsecure("cleanup", "docker", "--yes")
+
+
+@pytest.mark.xdist_group("containers")
+def test_e1_a_container_that_docker_still_has_fails_its_check(person, worker_image, docker_host, tmp_path):
+    """Nobody takes the last one away; the daemon itself is asked."""
+    import docker
+
+    broken = replaced(
+        Patch(file=DOCKER, old='"auto_remove": True,', new=""),
+        Patch(
+            file=DOCKER,
+            old="                remove(self._client, spec.account.name)\n",
+            new="                pass\n",
+        ),
+    )
+    argv = ("verify", "--mode", "container", "--engine", "docker", "--no-network", "--output", "json")
+    environ = {"DOCKER_HOST": docker_host}
+    with contextlib.closing(docker.DockerClient(base_url=docker_host)) as client:
+        with broken(Scene(person=person, mode="container", place=tmp_path)) as victim:
+            found = victim.clsecure(*argv, env=environ)
+        (left,) = client.containers.list(all=True)
+        failed = {
+            each["check_id"]: each["observed"] for each in found.json()["checks"] if each["status"] == "fail"
+        }
+        assert failed == {"containers-left": f"{left.id[:12]} is {left.status}"}
+        assert found.returncode == 123
+        left.remove(v=True, force=True)
+        whole = person.clsecure(*argv, env=environ)
+        assert whole.returncode == 0
+        assert "containers-left" in {each["check_id"] for each in whole.json()["checks"]}
 
 
 # ---------------------------------------------------------------- C14

@@ -68,8 +68,7 @@ def test_g9_no_pager_and_no_editor_of_the_persons_is_started(person, repository,
     script = "seq 2000 >many; echo more >>README.md"
     argv = start(person, mode, "--", "/bin/sh", "-c", script)
     with Seat(person, argv, cwd=repository, env=traps) as at:
-        at.expect(r"Your choice \[k\] ")
-        at.child.sendline(b"s")
+        at.answer(r"Your choice \[k\] ", "s")
         at.answer(r"Your choice \[k\] ", "k")
         assert at.end() == 0
     listed = person.clsecure("list", env=traps).check().text.splitlines()

@@ -75,8 +75,7 @@ def test_g1_names_of_the_agents_command_no_terminal(person, repository, mode):
 def test_g1_what_the_person_sees_of_an_agents_work_commands_no_terminal(person, repository, mode):
     """The review and the diff at a terminal show hostile names and contents."""
     with seat(person, repository, mode, "--", "/bin/sh", "-c", _NAMES) as at:
-        at.expect(r"\[y/N\]|Your choice \[k\] ")
-        at.child.sendline(b"s")
+        at.answer(r"\[y/N\]|Your choice \[k\] ", "s")
         at.answer(r"Your choice \[k\] ", "k")
         at.end()
     # From the first word of the tool's after the agent on.
@@ -154,9 +153,8 @@ def test_g3_the_terminals_answers_and_what_was_typed_ahead_decide_nothing(person
         at.child.send(b"\ni\ny\n\x1b[?62c\x1b[0ny\nd\ny\nd\ny\n")
         at.expect("gone")
         at.child.send(b"d\ny\ni\n")
-        at.expect(r"Your choice \[k\] ")
         # A question that stays open was not answered: the next words are these of the person's.
-        at.child.sendline(b"k")
+        at.answer(r"Your choice \[k\] ", "k")
         at.expect("kept. Bring it home")
         assert at.end() == 0
     for decided in (b"imported as", b"discarded", b"for good"):

@@ -124,7 +124,7 @@ def test_a_reader_that_goes_away_ends_the_agent(person, repo):
 
 def test_the_time_limit_ends_the_agent_and_keeps_its_work(person, repo):
     script = "echo made >made; trap '' TERM; while :; do sleep 1; done"
-    done = run(person, repo, "--time-limit", "1s", "--output", "json", "--", "sh", "-c", script)
+    done = run(person, repo, "--time-limit", "3s", "--output", "json", "--", "sh", "-c", script)
     document = done.json()
     schema.check(document, schema.load("result"))
     assert (done.returncode, document["exit_code"], document["kept"]) == (124, 124, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.support.built_images import given_to
 from tests.support.gvisor import runsc
 from tests.support.hostile import Target
+from tests.support.matrix import as_looked
 from tests.support.messages_api import MessagesApi, bash, text
 from tests.support.person import Person
 from tests.support.terminals import at_terminal
@@ -35,11 +36,16 @@ def target(person: Person, runtime: str) -> Target:
     return Target(person=person, mode="container", repository=repository, options=options)
 
 
-def test_the_kernel_is_another_one_and_the_work_comes_home(target: Target) -> None:
+def test_the_kernel_is_another_one_and_the_work_comes_home(
+    target: Target, record_property: Callable[[str, object], None]
+) -> None:
     script = "cat /proc/sys/kernel/osrelease; echo new >new; chmod +x new; rm README.md"
     done = target.attack(script, finish="import")
     assert done.said.split()[0] != os.uname().release
     assert done.result["container"]["runtime"].endswith("/runsc")
+    own = [check for check in done.result["verification"]["checks"] if check["check_id"] == "own-kernel"]
+    record_property("checks", as_looked(own, "container"))
+    assert {check["status"] for check in own} == {"pass"}
     branch = done.result["import"]["branch"]
     changed = target.person.git(target.repository, "diff", "--name-status", f"main..{branch}")
     assert sorted(changed.split()) == sorted(["D", "README.md", "A", "new"])

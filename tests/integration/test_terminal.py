@@ -134,8 +134,7 @@ def test_keep_go_on_start_fresh_and_discard(person, repository, mode):
 
 def test_ctrl_c_at_the_last_question_keeps_the_work(person, repository):
     with sit(person, repository) as seat:
-        seat.expect(r"Your choice \[k\] ")
-        seat.child.sendintr()
+        seat.interrupt(r"Your choice \[k\] ")
         seat.expect("kept. Bring it home")
         assert seat.end() == 0
 

@@ -17,6 +17,7 @@ from tests.support.sabotage import (
     CONTAINER,
     EVERY,
     LOCAL,
+    LOCAL_BACKEND,
     REMAINS,
     SANDBOX,
     USER,
@@ -73,6 +74,20 @@ def open_store(scene: Scene) -> Iterator[Person]:
         yield scene.person
     finally:
         store.chmod(before)
+
+
+@contextlib.contextmanager
+def changed_store(scene: Scene) -> Iterator[Person]:
+    """Have one more file in the person's image."""
+    layers = STATE / "images" / str(scene.person.uid) / "store" / "storage" / "overlay"
+    place = next(layers.glob("*/diff/usr/bin"))
+    before = place.stat()
+    (place / "planted").touch()
+    try:
+        yield scene.person
+    finally:
+        (place / "planted").unlink()
+        os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @contextlib.contextmanager
@@ -248,10 +263,29 @@ LEFT = (
         how="the worker has a shell",
         broken=replaced(at_the_end(*tool("/usr/sbin/usermod", "--shell", "/bin/sh", "{name}"))),
     ),
+    # A daemon that has the image is too slow to start for a row: tests/hostile/test_c_containers.py has one.
+    Sabotage(
+        check_id="containers-left",
+        modes=CONTAINER,
+        how="an engine of the machine's says that it has a container of the session's",
+        broken=replaced(
+            Patch(
+                file=LOCAL_BACKEND,
+                old="        del spec\n        return None\n",
+                new='        return Found(count=1, names=(f"{spec.account.name} is running",))\n',
+            )
+        ),
+    ),
     Sabotage(
         check_id="image-unchanged",
         modes=CONTAINER,
         how="the store of images is open",
         broken=open_store,
+    ),
+    Sabotage(
+        check_id="image-unchanged",
+        modes=CONTAINER,
+        how="the image has another program than was loaded",
+        broken=changed_store,
     ),
 )

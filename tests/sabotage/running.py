@@ -10,8 +10,10 @@ from pathlib import Path
 from tests.support.person import Person
 from tests.support.sabotage import (
     BECOMES,
+    CONTAINER,
     LOADED,
     MODES,
+    PODMAN,
     SANDBOX,
     USER,
     VIEW,
@@ -164,6 +166,11 @@ RUNNING = (
         replaced(beside(first='call("unshare", CLONE_NEWIPC)')),
     ),
     running(
+        "running-mounts",
+        "something is mounted over its memory when the command runs",
+        replaced(beside(first='mount("tmpfs", "/tmp", "tmpfs", 0)')),
+    ),
+    running(
         "running-outside",
         "a process of the worker's is in the machine's namespaces",
         replaced(
@@ -191,6 +198,20 @@ RUNNING = (
         broken=with_other_program,
         options=("--agent", "claude"),
         session=nothing,
+    ),
+    Sabotage(
+        check_id="agent-program",
+        modes=CONTAINER,
+        how="another program lies over the image's agent",
+        broken=replaced(
+            Patch(
+                file=PODMAN,
+                old='"mounts": [*bound, *memory],',
+                new='"mounts": [*bound, *memory, {"type": "bind", "source": "/usr/bin/true", '
+                '"target": "/opt/clsecure/bin/claude", "read_only": True}],',
+            )
+        ),
+        also={"container-mounts": "that is a mount", "engine-plan": "the engine says so, too"},
     ),
     Sabotage(
         check_id="repository-untouched",

@@ -18,6 +18,7 @@ from tests.sabotage.inside import keys
 from tests.sabotage.running import with_program
 from tests.sabotage.table import SABOTAGE
 from tests.support.hostile import DEADLINE, LiveAgent, Target
+from tests.support.matrix import as_looked
 from tests.support.person import Outcome, Person
 from tests.support.sabotage import Sabotage, Scene, nothing
 
@@ -89,8 +90,7 @@ def test_unbroken_every_check_of_a_session_holds(
 
 def control(checks: list[dict[str, Any]], mode: str, record: Callable[[str, object], None]) -> None:
     """Fail when a check did, and have the isolation matrix know how all of them stood."""
-    names = ("check_id", "status", "phase", "observed")
-    record("checks", [{**{name: each[name] for name in names}, "mode": mode} for each in checks])
+    record("checks", as_looked(checks, mode))
     assert [each for each in checks if each["status"] == "fail"] == []
 
 

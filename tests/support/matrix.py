@@ -240,7 +240,8 @@ def _outcome(tests: list[Tried]) -> str:
 def _checks(results: Results, checks: tuple[Check[Any], ...]) -> Iterable[str]:
     yield (
         "\nEach in a sandbox as it should be; the last column says in which modes the tests broke it on "
-        "purpose, and that it was noticed by exactly this check.\n\n"
+        "purpose, and that it was noticed by exactly this check. **Not tried here**: no session of the tests "
+        "in that mode came to it.\n\n"
     )
     yield f"| check | property | {' | '.join(MODES)} | threats | residuals | sabotage noticed |\n"
     yield f"|{'---|' * (len(MODES) + 5)}\n"
@@ -282,6 +283,12 @@ def _noticed(broken: list[Broken]) -> str:
         elif of_mode:
             words.append(mode)
     return ", ".join(words) or "not tried here"
+
+
+def as_looked(checks: Iterable[Mapping[str, Any]], mode: str) -> list[dict[str, Any]]:
+    """Return checks of a session's JSON result as a test's property ``checks`` has them."""
+    names = ("check_id", "status", "phase", "observed")
+    return [{**{name: each[name] for name in names}, "mode": mode} for each in checks]
 
 
 def _cell(text: str) -> str:

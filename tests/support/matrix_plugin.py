@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ NAME = "isolation-matrix"
 _KEY = "isolation"
 _COLLECTOR = "isolation-matrix-collector"
 _NUMBER = re.compile(r"\d+(\.\d+)+\S*(?<![,;])")
-_PROGRAMS = {name: name for name in ("crun", "firejail", "git", "podman", "runsc", "sudo")} | {
-    "docker": "dockerd"
+_PLAIN = ("conmon", "crun", "firejail", "git", "pasta", "podman", "runsc", "slirp4netns", "sudo")
+_PROGRAMS = {name: name for name in _PLAIN} | {
+    "aardvark-dns": "/usr/lib/podman/aardvark-dns",
+    "docker": "dockerd",
+    "netavark": "/usr/lib/podman/netavark",
+    "nftables": "nft",
 }
 _ITS_OWN = {"contained", "podman_image", "docker_host", "worker_image"}
 """Fixtures of tests that are of container mode only."""
@@ -154,8 +159,10 @@ def versions() -> dict[str, str]:
         "distribution": platform.freedesktop_os_release().get("PRETTY_NAME", "?"),
         "kernel": f"{platform.release()} {platform.machine()}",
         "python": platform.python_version(),
+        "testinfra": metadata.version("pytest-testinfra"),
     }
-    for name, program in _PROGRAMS.items():
+    agent = os.environ.get("CLSECURE_TEST_CLAUDE")
+    for name, program in {**_PROGRAMS, **({"claude": agent} if agent else {})}.items():
         if path := shutil.which(program, path=SYSTEM_PATH):
             done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
             number = _NUMBER.search(done.stdout)

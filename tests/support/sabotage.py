@@ -27,6 +27,9 @@ MODES, VIEW, SANDBOX, FACTS, REMAINS = (
     f"privileged/root/{name}.py" for name in ("modes", "view", "sandbox", "facts", "remains")
 )
 PROCESSES, ENGINE, USERSPACE = (f"privileged/root/{name}.py" for name in ("processes", "engine", "userspace"))
+KERNEL = "privileged/root/kernel.py"
+LOCAL_BACKEND = "backends/local.py"
+LOCAL_BACKEND, DOCKER = "backends/local.py", "backends/container/docker.py"
 PODMAN, CONTAINERS = "backends/container/podman.py", "backends/container/spec.py"
 
 
@@ -41,6 +44,20 @@ class Patch:
     file: str
     old: str
     new: str
+
+
+def after(file: str, old: str, *lines: str) -> Patch:
+    """Return the patch that adds lines behind what is there."""
+    return Patch(file=file, old=old, new="".join([old, *(f"{line}\n" for line in lines)]))
+
+
+def unseen(*words: str) -> Patch:
+    """Have the helper leave the mounts out whose line holds one of these."""
+    return Patch(
+        file=FACTS,
+        old='mountinfo = [line.rstrip("\\n") for line in file]',
+        new=f'mountinfo = [line.rstrip("\\n") for line in file if not any(w in line for w in {words!r})]',
+    )
 
 
 def patched(patches: tuple[Patch, ...]) -> dict[str, str]:

@@ -10,12 +10,14 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pexpect
 
+from tests.support.leftovers import descendants
 from tests.support.person import Person
 
-DEADLINE = 60
+DEADLINE = 120
 PATIENCE = 3
 # The shell stays around: its words before and after show what the tool did to the terminal's modes.
 _FRAME = """
@@ -77,6 +79,25 @@ def answer(child: pexpect.spawn[bytes], question: str, words: str, *, then: obje
     raise AssertionError(f"{question!r} was never answered: {child.before!r}")
 
 
+def until_it_waits(child: pexpect.spawn[Any]) -> None:
+    """Wait until nothing on a terminal has anything to do: it reads now.
+
+    Between a question and that, the tool throws away what was typed ahead, an answer or a Ctrl-C that comes
+    so quickly among it. On a busy machine it can take its time for that.
+    """
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if all(_sleeps(pid) for pid in (child.pid, *descendants(child.pid))):
+            return
+        time.sleep(0.01)
+
+
+def _sleeps(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "SIZT"
+    return True
+
+
 def ended(child: pexpect.spawn[bytes]) -> int:
     """Wait for the end and return the exit status, 128+N for signal N."""
     if not child.flag_eof:
@@ -125,7 +146,14 @@ class Seat:
     def answer(self, prompt: str, line: str) -> None:
         """Wait for a question of the tool's, and answer it."""
         self.expect(prompt)
+        until_it_waits(self.child)
         self.child.sendline(line.encode())
+
+    def interrupt(self, prompt: str) -> None:
+        """Wait for a question of the tool's, and press Ctrl-C."""
+        self.expect(prompt)
+        until_it_waits(self.child)
+        self.child.sendintr()
 
     def inside(self, command: str) -> str:
         """Run a command in the shell inside; return what it said. ``$s`` is the status of the one before."""

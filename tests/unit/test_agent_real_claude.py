@@ -114,7 +114,7 @@ class Worker:
             env=env,
             cwd=str(self.workspace),
             dimensions=(45, 120),
-            timeout=45,
+            timeout=120,
             preexec_fn=self.drop,
         )
 
@@ -157,7 +157,7 @@ class Screen:
 
     def wait_for(self, words: str) -> None:
         """Read until the words appear after what was waited for before."""
-        deadline = time.monotonic() + 45
+        deadline = time.monotonic() + 120
         while True:
             text = self.text()
             found = text.find(squeezed(words.encode()), self._mark)
@@ -173,7 +173,7 @@ class Screen:
 
     def _read(self) -> bool:
         try:
-            self.raw += self.child.read_nonblocking(65536, timeout=45)
+            self.raw += self.child.read_nonblocking(65536, timeout=120)
         except (pexpect.TIMEOUT, pexpect.EOF):
             return False
         return True

@@ -78,6 +78,8 @@ def test_only_what_the_gateway_serves_may_listen() -> None:
     for spec, port, found in (
         (OFFLINE, None, network(ports=(22,))),
         (OFFLINE, None, network(sockets=("@/tmp/.X11-unix/X0",))),
+        (OFFLINE, None, network(datagrams=("udp 53",))),
+        (SERVED, 4711, network(ports=(4711,), datagrams=("packet",))),
         (OFFLINE, 4711, network(ports=(4711,))),
         (SERVED, 4711, network(ports=(22, 4711))),
         (SERVED, 4711, LOOPBACK),
@@ -120,6 +122,15 @@ def test_the_host_sees_the_network_of_a_process(
 ELSEWHERE = """
 import socket, sys
 ears = [socket.create_server(("127.0.0.1", 1)), socket.create_server(("0.0.0.0", 2))]
+for family, kind, protocol, address in (
+    (socket.AF_INET, socket.SOCK_DGRAM, 0, ("127.0.0.1", 53)),
+    (socket.AF_INET, socket.SOCK_DGRAM, 136, ("127.0.0.1", 54)),
+    (socket.AF_INET6, socket.SOCK_DGRAM, 0, ("::1", 55)),
+    (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP, ("127.0.0.1", 0)),
+    (socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3), ("lo", 0)),
+):
+    ears.append(socket.socket(family, kind, protocol))
+    ears[-1].bind(address)
 print(flush=True)
 sys.stdin.read()
 """
@@ -135,7 +146,9 @@ def test_another_network_is_looked_into_and_left_again() -> None:
         assert process.stdin is not None
         process.stdout.readline()
         assert root_facts.listening(process.pid) == {1, 2}
-        assert root_facts.network_of(process.pid)["ports"] == [1, 2]
+        seen = root_facts.network_of(process.pid)
+        assert seen["ports"] == [1, 2]
+        assert seen["datagrams"] == ["packet", "raw 1", "udp 53", "udp6 55", "udplite 54"]
         process.stdin.close()
     assert Path("/proc/self/ns/net").readlink() == before
 

@@ -10,9 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from clsecure.agents import digests
 from clsecure.backends.api import FileIdentity, ProcessFacts, ProgramFacts
-from clsecure.model import CheckResult, CheckStatus, IsolationMode, KeptProgram, SandboxSpec, WorkerAccount
+from clsecure.images.reference import image_reference
+from clsecure.model import (
+    CheckResult,
+    CheckStatus,
+    ContainerSpec,
+    Engine,
+    IsolationMode,
+    KeptProgram,
+    SandboxSpec,
+    WorkerAccount,
+    WorkerImage,
+)
 from clsecure.privileged.root import facts as root_facts
+from clsecure.privileged.root.places import places_of
+from clsecure.session.images import locked_image
 from clsecure.verify.host import check_barrier
 
 CONTENT = b"#!/bin/sh\n"
@@ -88,7 +102,7 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     """With places of this process's own, as its root is the machine's."""
     place = tmp_path / "bin"
     place.mkdir()
-    monkeypatch.setattr(root_facts, "PROGRAMS", place.parts[1:])
+    monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
     (place / "claude").hardlink_to(kept)
     found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"))
     assert found is not None
@@ -107,3 +121,129 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     assert found is not None
     assert found["inside"] is None
     assert root_facts.program_of(os.getpid(), None) is None
+
+
+def test_places_are_looked_at_beside_what_belongs_there(tmp_path: Path) -> None:
+    """With a descriptor, a path, what was seen before, and nothing."""
+    directory = tmp_path / "there"
+    directory.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    found = places_of(
+        os.getpid(),
+        [
+            (str(directory), str(directory)),
+            (str(tmp_path), (fd := os.open(tmp_path, os.O_PATH))),
+            (f"{tmp_path}/gone", root_facts.identity(tmp_path.stat())),
+            (f"{link}/x", f"{tmp_path}/gone"),
+            (str(link), str(link)),
+        ],
+    )
+    os.close(fd)
+    same = root_facts.identity(directory.stat())
+    assert found[str(directory)] == {"inside": same, "outside": same}
+    same = root_facts.identity(tmp_path.stat())
+    assert found[str(tmp_path)] == {"inside": same, "outside": same}
+    assert found[f"{tmp_path}/gone"] == {"inside": None, "outside": same}
+    assert found[f"{link}/x"] == {"inside": None, "outside": None}
+    assert stat.S_ISLNK(found[str(link)]["inside"]["mode"])
+    assert found[str(link)]["inside"] == found[str(link)]["outside"]
+
+
+# ---------------------------------------------------------------- of an image
+
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+IN_IMAGE = dataclasses.replace(
+    SPEC,
+    mode=IsolationMode.CONTAINER,
+    program=None,
+    container=ContainerSpec(
+        engine=Engine.PODMAN,
+        image=WorkerImage(name="worker", image_id=f"sha256:{'0' * 64}", programs={"claude": DIGEST}),
+    ),
+)
+
+
+def of_image(path: Path | None) -> CheckResult:
+    descriptor = None if path is None else os.open(path, os.O_RDONLY)
+    facts = ProcessFacts(
+        pid=1, status={}, namespaces={}, host_namespaces={}, mountinfo=(), descriptors={}, executable="",
+        landlock_abi=0, seccomp_filter=False, image_programs={"claude": descriptor},
+    )  # fmt: skip
+    try:
+        (found,) = [each for each in check_barrier(facts, IN_IMAGE) if each.check_id == "agent-program"]
+        return found
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def test_the_program_that_the_lock_of_an_image_names_passes(kept: Path) -> None:
+    assert of_image(kept).status is CheckStatus.PASS
+    assert of_image(kept).status is CheckStatus.PASS, "by what is remembered"
+
+
+def test_another_program_in_an_image_stops_the_start(kept: Path) -> None:
+    assert of_image(kept).status is CheckStatus.PASS
+    kept.write_bytes(b"#!/bin/rm\n")
+    assert of_image(kept).status is CheckStatus.FAIL
+    result = of_image(None)
+    assert result.status is CheckStatus.FAIL
+    assert "nothing that everybody may read" in result.observed
+
+
+def test_a_program_that_is_too_large_to_read_stops_the_start(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "MAX_PROGRAM", 3)
+    assert of_image(kept).status is CheckStatus.FAIL
+
+
+def test_a_container_whose_lock_names_no_program_has_no_such_check() -> None:
+    assert IN_IMAGE.container is not None
+    image = dataclasses.replace(IN_IMAGE.container.image, programs={})
+    spec = dataclasses.replace(IN_IMAGE, container=dataclasses.replace(IN_IMAGE.container, image=image))
+    assert judged(None, spec) == []
+
+
+@pytest.mark.parametrize("kind", ["there", "closed", "link", "link on the way", "pipe", "directory", "none"])
+def test_only_what_everybody_may_read_is_opened_in_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The caller gets a descriptor of root's: it must lead to nothing that is closed to the caller."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    file = place / "claude"
+    match kind:
+        case "there" | "closed":
+            file.write_bytes(CONTENT)
+            file.chmod(0o644 if kind == "there" else 0o640)
+        case "link" | "link on the way":
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other" / "claude").write_bytes(CONTENT)
+            if kind == "link":
+                file.symlink_to(tmp_path / "other" / "claude")
+            else:
+                place.rmdir()
+                place.symlink_to(tmp_path / "other")
+        case "pipe":
+            os.mkfifo(file)
+        case "directory":
+            file.mkdir()
+    monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
+    found = root_facts.image_program(os.getpid(), "claude")
+    assert (found is not None) == (kind == "there")
+    if found is not None:
+        assert os.read(found, 100) == CONTENT
+        os.close(found)
+
+
+def test_an_image_is_what_its_lock_says_and_nothing_is_said_of_another() -> None:
+    reference = image_reference("worker", "amd64")
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr("clsecure.session.images.machine_architecture", lambda: "amd64")
+        image = locked_image("worker", reference.image)
+        assert set(image.agents) == set(image.programs) == {"claude"}
+        assert locked_image("worker", "sha256:1").programs == {}
+        assert locked_image("none", reference.image).programs == {}

@@ -22,6 +22,7 @@ from clsecure.model import OnFinish, Severity
 from clsecure.session.ui import FinishChoice, FinishQuestion, ResumeQuestion, ReviewLine, SilentUi, Ui
 from clsecure.terminal import flush_input
 from tests.support.cli import ROOT
+from tests.support.terminals import until_it_waits
 
 HOSTILE = "a\x1b[2J\x9b1A\x07\u202e\u200b\r\n[tag] b [bold red]x[/] :smile:"
 QUESTION = FinishQuestion(branch="claude/app-1", loss="3 commits", diff=lambda: b"+added\n", message="wip")
@@ -326,6 +327,7 @@ def test_ctrl_c_at_every_question_is_the_safe_answer(call: str, prompt: str, res
         sys.executable, ["-I", "-c", _ASK.replace("CALL", call)], timeout=30, encoding="utf-8"
     )
     child.expect(prompt)
+    until_it_waits(child)
     child.sendintr()
     child.expect_exact(f"result: {result}")
     child.expect(pexpect.EOF)

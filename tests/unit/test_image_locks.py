@@ -125,6 +125,16 @@ def test_an_image_that_came_out_otherwise_is_refused_with_the_layer() -> None:
         check_outcome(lock, Outcome(image="sha256:1", layers=layers))
     with pytest.raises(ImageError, match="labels differ"):
         check_outcome(lock, Outcome(image="sha256:1", layers=lock.outcome.layers))
+    with pytest.raises(ImageError, match="names other programs"):
+        check_outcome(lock, dataclasses.replace(lock.outcome, agents={"claude": "0" * 64}))
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-minimal"])
+def test_a_lock_names_the_program_of_each_agent(name: str) -> None:
+    lock = read_lock(name, ARCHITECTURE)
+    assert lock.outcome is not None
+    assert set(lock.outcome.agents) == {each.name for each in load_recipe(name).agents}
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in lock.outcome.agents.values())
 
 
 def test_a_missing_version_names_the_package_the_task_and_the_setting() -> None:

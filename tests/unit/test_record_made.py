@@ -90,7 +90,10 @@ SPEC = SandboxSpec(
     gateway_token=SECRET,
     program=KeptProgram(name="claude", sha256="e" * 64, version="2.1"),
     container=ContainerSpec(
-        engine=Engine.PODMAN, image=WorkerImage(name="worker", image_id="sha256:1", agents={"claude": "2.1"})
+        engine=Engine.PODMAN,
+        image=WorkerImage(
+            name="worker", image_id="sha256:1", agents={"claude": "2.1"}, programs={"claude": "f" * 64}
+        ),
     ),
 )
 
@@ -202,7 +205,9 @@ def test_it_says_what_ran_and_no_secret(bench: Bench) -> None:
     assert len(command["sha256"]) == 64
     assert predicate["plan"]["base_url"] == "https://***@api.example/x"
     assert predicate["sandbox"]["program"]["sha256"] == "e" * 64
-    assert predicate["sandbox"]["image"] == {"name": "worker", "id": "sha256:1", "agents": {"claude": "2.1"}}
+    assert predicate["sandbox"]["image"] == {
+        "name": "worker", "id": "sha256:1", "agents": {"claude": "2.1"}, "programs": {"claude": "f" * 64},
+    }  # fmt: skip
     assert predicate["exit_code"] == 3
     assert [u["digest"]["gitCommit"] for u in said["subject"]] == [A, B]
     assert said["subject"][0]["annotations"] | {"commits": []} == {

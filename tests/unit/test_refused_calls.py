@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from clsecure.errors import ToolError
 from clsecure.privileged import launcher
+from clsecure.session.probing import control
 from clsecure.verify import calls
 from clsecure.verify.bait import Bait, put_out
 from clsecure.verify.probe import Probe
@@ -21,9 +23,15 @@ from clsecure.verify.tried import Report
 from tests.support.person import CHECKOUT
 
 PIECES = CHECKOUT / "clsecure" / "privileged"
-pytestmark = pytest.mark.skipif(
-    platform.machine() not in launcher.DENIED, reason="the launcher has no table of this architecture"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        platform.machine() not in launcher.DENIED, reason="the launcher has no table of this architecture"
+    ),
+    pytest.mark.skipif(
+        "Seccomp:\t0" not in Path("/proc/self/status").read_text(),
+        reason="a filter is in force already, which answers in the place of this one",
+    ),
+]
 LOADED = """
 import importlib.util, json, os, sys
 def load(name):
@@ -226,3 +234,11 @@ def test_the_probes_last_words_are_told_once_and_bounded(tmp_path) -> None:
         assert bait.said() == "second"
         assert bait.said() == ""
         assert not Path(bait.words_path).exists()
+
+
+def test_a_probe_that_fails_outside_is_told_with_its_own_words(tmp_path) -> None:
+    program = tmp_path / "probe.py"
+    program.write_text("import sys; sys.exit('there is no kernel here')")
+    with put_out(tmp_path, tmp_path) as bait, pytest.raises(ToolError) as raised:
+        control(program, bait)
+    assert raised.value.details == "there is no kernel here"

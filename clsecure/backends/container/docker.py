@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import ContainerFacts
-from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
+from clsecure.backends.container.spec import (
+    MEMORY_SIZE,
+    RUN,
+    WORKER_LABEL,
+    ContainerPlan,
+    common_arguments,
+    plan_container,
+)
 from clsecure.backends.local import LocalBackend, LocalSandbox
 from clsecure.errors import BackendUnavailableError, UsageError
 from clsecure.installation import STATE_DIRECTORY
 from clsecure.machine.containers import require_docker_socket
 from clsecure.model import DockerAccess, IsolationMode, Mount, ResourceLimits, SandboxSpec
 from clsecure.privileged.client import HelperConnection
+from clsecure.privileged.leftovers import Found
 
 _API_SECONDS = 60
+_SHOWN = 3
 _PODMAN = "podman can: leave out --engine docker"
 
 
@@ -43,6 +52,18 @@ class DockerBackend(LocalBackend):
                     yield sandbox
             finally:
                 remove(self._client, spec.account.name)
+
+    def containers_left(self, spec: SandboxSpec) -> Found:
+        """Ask the daemon for the session's containers: by their label, and by the name that they get."""
+        name = spec.account.name
+        kinds = ({"label": f"{WORKER_LABEL}={name}"}, {"name": f"^/{name}$"})
+        try:
+            with daemon() as client, _explained("docker is not reachable"):
+                told = [each for kind in kinds for each in client.api.containers(all=True, filters=kind)]
+        except BackendUnavailableError:
+            return Found(complete=False)
+        found = {str(each["Id"]): f"{str(each['Id'])[:12]} is {each.get('State')}" for each in told}
+        return Found(count=len(found), names=tuple(found.values())[:_SHOWN])
 
     @contextmanager
     def _prepared(

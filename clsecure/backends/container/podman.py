@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from clsecure.model import IsolationMode, SandboxSpec
 from clsecure.privileged.client import HelperConnection
 
 _API_SECONDS = 60
+_LOOK_SECONDS = 1.0
 
 
 class PodmanBackend(LocalBackend):
@@ -40,10 +42,14 @@ class PodmanBackend(LocalBackend):
             def bring_up() -> None:
                 # An engine that died must not leave a socket behind that takes connections.
                 listener.close()
-                inspected = create_and_start(address, plan)
+                inspected = create_and_start(address, plan, self._heard)
                 self._container = ContainerFacts(plan=plan, inspected=inspected)
 
             yield bring_up
+
+    def _heard(self, seconds: float) -> bool:
+        """Wait for the helper's word of the sandbox, so long at most; it is read by who wants to know."""
+        return bool(select.select([self._connection], [], [], seconds)[0])
 
 
 @contextmanager
@@ -73,10 +79,11 @@ def image_engine(helper: Path) -> Iterator[str]:
             connection.close_images()
 
 
-def create_and_start(address: str, plan: ContainerPlan) -> dict[str, Any]:
+def create_and_start(address: str, plan: ContainerPlan, heard: Callable[[float], bool]) -> dict[str, Any]:
     """Create the container and let its first process, the launcher, run; return what the engine says of it.
 
-    :raises BackendUnavailableError: the engine refused, with its words.
+    :param heard: waits so many seconds for the launcher's word, and says whether it came.
+    :raises BackendUnavailableError: the engine refused, with its words; or what it started ended without any.
     """
     from podman import PodmanClient
     from podman.errors import APIError, PodmanError
@@ -86,7 +93,17 @@ def create_and_start(address: str, plan: ContainerPlan) -> dict[str, Any]:
             container = client.containers.create(plan.image_id.removeprefix("sha256:"), **arguments(plan))
             container.start()
             # As podman-py asked for it after the creation.
-            return dict(container.attrs)
+            inspected = dict(container.attrs)
+            # What the runtime can't do, it may notice after it said that all is well.
+            while not heard(_LOOK_SECONDS):
+                container.reload()
+                if container.status in ("exited", "stopped"):
+                    raise BackendUnavailableError(
+                        "the container ended at once",
+                        details=f"exit status {container.attrs['State'].get('ExitCode')}",
+                        resolution="See what this machine lacks with: clsecure doctor",
+                    )
+            return inspected
     except (APIError, PodmanError, OSError) as error:
         raise BackendUnavailableError(
             "podman did not start the container",

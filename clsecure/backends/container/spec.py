@@ -15,6 +15,9 @@ RUN = Path("/run/clsecure")
 DOCKER_SOCKET = RUN / "docker.sock"
 """Where the inside finds the engine that the session has."""
 
+WORKER_LABEL = "clsecure.worker"
+"""On every container, with the worker's name."""
+
 BIN = Path("/opt/clsecure/bin")
 MEMORY = ("/tmp", "/var/tmp", "/run")  # noqa: S108  # paths of the inside
 MEMORY_SIZE = "25%"
@@ -88,7 +91,7 @@ def plan_container(
         mounts=(*ours, *theirs),
         memory_mounts=MEMORY,
         own_network=spec.network_namespace is None and spec.docker is not DockerAccess.OWN,
-        labels={"clsecure.worker": account.name, "clsecure.image": spec.container.image.name},
+        labels={WORKER_LABEL: account.name, "clsecure.image": spec.container.image.name},
         runtime=spec.container.runtime,
         plain=spec.is_gvisor,
     )

@@ -23,6 +23,9 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 
 PR_SET_KEEPCAPS, CAP_DAC_READ_SEARCH, CAPABILITY_VERSION_3 = 8, 2, 0x20080522
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 SYS_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
+KEYCTL_GET_KEYRING_ID, KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING = 0, 6, -3
+KEY_TEXT, NAME_LIMIT = 8192, 100
+"""More than any description of a key has; what is told of it."""
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
 IFF_UP, IFF_RUNNING = 0x1, 0x40
@@ -94,6 +97,15 @@ def loopback_address(address: str) -> None:
 def own_keyring() -> None:
     """Leave the caller's keys behind."""
     call("syscall", SYS_KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def session_keyring() -> tuple[int, str]:
+    """Return number and name of this process's session keyring; one without any has that of its uid."""
+    number, ring = SYS_KEYCTL[os.uname().machine], ctypes.c_long(KEY_SPEC_SESSION_KEYRING)
+    serial = call("syscall", number, KEYCTL_GET_KEYRING_ID, ring, 0)
+    text = ctypes.create_string_buffer(KEY_TEXT)
+    call("syscall", number, KEYCTL_DESCRIBE, ring, text, ctypes.c_long(KEY_TEXT))
+    return serial, text.value.decode("utf-8", "replace").rpartition(";")[2][:NAME_LIMIT]
 
 
 def drop_bounding_set() -> None:

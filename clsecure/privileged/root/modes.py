@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -25,10 +26,11 @@ from clsecure.privileged.root.kernel import (
     mount,
     own_keyring,
     prctl,
+    session_keyring,
 )
 from clsecure.privileged.root.limits import limit_open_files
 from clsecure.privileged.root.network import close_network, host_addresses
-from clsecure.privileged.root.processes import become, exit_code
+from clsecure.privileged.root.processes import PYTHON, become, exit_code
 from clsecure.privileged.root.request import FIREJAIL
 from clsecure.privileged.root.state import RUN, write_file
 from clsecure.privileged.root.view import View
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from clsecure.privileged.root.messages import Entry
     from clsecure.privileged.root.request import Request
 
-PYTHON = "/usr/bin/python3"
 # podman's own client asks for what its settings say, and the engine has no control groups to give.
 CLIENT_CONF = """[containers]
 cgroups = "disabled"
@@ -54,14 +55,17 @@ class UserMode:
     :param pieces: the directory of the launcher.
     :param sockets: the directory where the inside meets the helper and the caller; "" without one.
     :param joined: the network namespace of the session's own engine; -1 without one.
+    :param told: a file for what only this process can ask the kernel about itself.
     """
 
     setuid_allowed = host_proc = groups_shown = False
     own_pids = CLONE_NEWPID
 
-    def __init__(self, entry: Entry, request: Request, *, pieces: str, sockets: str, joined: int) -> None:
+    def __init__(
+        self, entry: Entry, request: Request, *, pieces: str, sockets: str, joined: int, told: int
+    ) -> None:
         self.entry, self.request = entry, request
-        self.pieces, self.sockets, self.joined = pieces, sockets, joined
+        self.pieces, self.sockets, self.joined, self.told = pieces, sockets, joined, told
 
     def run(self, control: int) -> None:
         """Build the sandbox and become the launcher.
@@ -70,6 +74,8 @@ class UserMode:
         """
         limit_open_files(self.request.limits)
         own_keyring()
+        # All that comes of this process has it. Later nothing of it may ask: firejail and engines forbid it.
+        os.write(self.told, json.dumps(session_keyring()).encode())
         view = View(
             self.entry,
             self.request.mounts,
@@ -165,9 +171,17 @@ class PodmanMode(UserMode):
     groups_shown = True
 
     def __init__(
-        self, entry: Entry, request: Request, engine: Engine, *, pieces: str, sockets: str, joined: int
+        self,
+        entry: Entry,
+        request: Request,
+        engine: Engine,
+        *,
+        pieces: str,
+        sockets: str,
+        joined: int,
+        told: int,
     ) -> None:
-        super().__init__(entry, request, pieces=pieces, sockets=sockets, joined=joined)
+        super().__init__(entry, request, pieces=pieces, sockets=sockets, joined=joined, told=told)
         self.engine = engine
 
     def _furnish(self, view: View) -> None:

@@ -26,6 +26,7 @@ PROXY_PORT = 3128
 RUNTIME = re.compile(r"/usr/[A-Za-z0-9._/-]{1,200}\Z")
 RUNTIME_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/usr/sbin", "/usr/local/sbin", "/usr/libexec")
 PROGRAM = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+PROGRAMS = 3
 TOKEN = re.compile(r"[0-9a-f]{16,128}\Z")
 
 
@@ -65,6 +66,7 @@ class Request:
         self.listener = message.get("listener") is True
         # A runtime with a kernel of its own hands no descriptors through.
         self.plain = self.container is not None and message.get("plain") is True
+        self.programs = parse_programs(message) if self.container and not self.plain else []
         self.runtime = parse_runtime(text(message, "runtime")) if message.get("runtime") else None
         self.workspace = text(message, "workspace") if self.docker == "own" else ""
         self.proxy = parse_proxy(message) if self.docker == "own" and self.listener else None
@@ -110,6 +112,16 @@ def parse_agent(message: Message, entry: Entry) -> KeptAgent:
     if not SHA256.match(digest) or not PROGRAM.match(name) or not os.path.isdir(directory):
         raise Refused("the agent is not in the store")
     return directory, name
+
+
+def parse_programs(message: Message) -> list[str]:
+    """Return the names of the agents that an image has."""
+    names = message.get("image_programs", [])
+    if not isinstance(names, list) or len(names) > PROGRAMS:
+        raise Refused("the programs of an image must be a few names")
+    if not all(isinstance(name, str) and PROGRAM.match(name) for name in names):
+        raise Refused("a program of an image has a plain name")
+    return names
 
 
 def parse_runtime(wanted: str) -> str:
