@@ -68,7 +68,7 @@ def bill_of_materials(wheels: Mapping[str, tuple[Wheel, ...]], release: Release)
 
 
 def _component(wheel: Path) -> Component:
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
