@@ -47,8 +47,8 @@ class Piece:
 _PACKAGES = {
     "root": (
         "__init__", "accounts", "agents", "channel", "disk", "engine", "facts", "kernel", "killing", "limits",
-        "looking", "messages", "modes", "network", "processes", "registry", "remains", "request", "sandbox",
-        "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
+        "listing", "looking", "messages", "modes", "network", "places", "processes", "registry", "remains",
+        "request", "sandbox", "seccomp", "sidecar", "state", "stores", "userspace", "view", "walk",
     ),
     "exporter": (
         "__init__", "files", "history", "homesize", "index", "lfs", "outgoing", "refusals", "repository",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clsecure import process
-from clsecure.errors import BackendUnavailableError, StateError, ToolError, UsageError
+from clsecure.errors import StateError, UsageError
 from clsecure.installation import (
     DIRECTORIES,
     GROUP,
@@ -33,8 +33,10 @@ from clsecure.installation import (
     strangers,
 )
 from clsecure.process import Command
+from clsecure.sudoers import check_sudoers, known_settings, sudoers_text
 
-_STATE_DIRECTORIES = ("agents", "engines", "images", "locks", "view")
+_STATE_DIRECTORIES = ("agents", "engines", "images", "locks", "removal", "view")
+"""``removal`` is a package's, which was removed."""
 _SUDOERS_MODE = 0o440
 _MAKER = "Made by `clsecure setup`, taken away by `clsecure setup --remove`."
 # Lower case only: sudoers takes a name of capitals for an alias. Anything else is named by its uid.
@@ -128,7 +130,7 @@ def plan_setup(users: Sequence[str], layout: Layout | None = None) -> SetupPlan:
             ) from error
         files.append(_planned(str(source), layout.directory / piece.target, piece.mode, data))
     names = sorted({*_allowed_users(layout), *(_sudoers_name(user) for user in users)})
-    text = sudoers_text(names, layout)
+    text = sudoers_for(names, layout)
     files.append(_planned("(generated)", layout.sudoers, _SUDOERS_MODE, text.encode()))
     return SetupPlan(
         layout=layout,
@@ -140,26 +142,11 @@ def plan_setup(users: Sequence[str], layout: Layout | None = None) -> SetupPlan:
     )
 
 
-def sudoers_text(names: Sequence[str], layout: Layout, *, maker: str = _MAKER) -> str:
-    """Return the drop-in: one program, no arguments, for the group and the given users.
-
-    :param maker: the comment at its top.
-    """
+def sudoers_for(names: Sequence[str], layout: Layout) -> str:
+    """Return the drop-in for the group and the given users, of what this machine's sudo knows."""
     helper = layout.directory / "helper"
-    # log_input would put a pipe in the place of the socket that is the helper's standard input; noexec would
-    # keep it from running useradd. The environment is emptied of what the machine's sudoers lets through.
-    defaults = (
-        "env_reset, !setenv, !env_keep, !env_check, !noexec, !requiretty, !use_pty, !log_input, !log_output, "
-        "closefrom=3"
-    )
     who = [*((f"%{layout.group}",) if layout.group else ()), *names]
-    return "".join(
-        (
-            f"# {maker}\n",
-            f"Defaults!{helper} {defaults}\n",
-            *(f'{name} ALL=(root) NOPASSWD: {helper} ""\n' for name in who),
-        )
-    )
+    return sudoers_text(who, helper, maker=_MAKER, settings=known_settings(helper))
 
 
 def apply_setup(plan: SetupPlan) -> None:
@@ -173,7 +160,7 @@ def apply_setup(plan: SetupPlan) -> None:
     sudoers = plan.files[-1]
     for parent in (layout.directory.parent, layout.sudoers.parent):
         require_trusted(parent, layout.trusted_root)
-    _check_sudoers(sudoers.data)
+    check_sudoers(sudoers.data)
     if plan.makes_group and layout.group is not None:
         process.run(Command(argv=("groupadd", "--system", "--", layout.group))).check()
     for path in plan.leftovers:
@@ -330,20 +317,6 @@ def _sudoers_name(user: str) -> str:
             resolution="Name the account: clsecure setup --user NAME",
         )
     return user if _PLAIN_NAME.fullmatch(user) else f"#{entry.pw_uid}"
-
-
-def _check_sudoers(data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(prefix="clsecure-sudoers-") as file:
-        file.write(data)
-        file.flush()
-        try:
-            process.run(Command(argv=("visudo", "-cqf", file.name), timeout=30)).check()
-        except ToolError as error:
-            if "not installed" in error.brief:
-                raise BackendUnavailableError(
-                    "sudo is not installed", resolution="Install the package sudo first."
-                ) from error
-            raise
 
 
 def _write(file: PlannedFile) -> None:

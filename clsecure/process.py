@@ -33,6 +33,7 @@ class Command:
     :param env: the whole environment of the child.
     :param stderr: a descriptor that it goes to, None to collect it.
     :param timeout: seconds; every wait has an end.
+    :param pass_fds: descriptors that it inherits by their numbers.
     """
 
     argv: tuple[str | bytes, ...]
@@ -41,6 +42,7 @@ class Command:
     input: bytes | None = None
     stderr: int | None = None
     timeout: float = 600.0
+    pass_fds: tuple[int, ...] = ()
 
     def display(self) -> str:
         """Return a line that can be pasted into a shell."""
@@ -87,6 +89,7 @@ def run(command: Command) -> CommandResult:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if command.stderr is None else command.stderr,
             timeout=command.timeout,
+            pass_fds=command.pass_fds,
             check=False,
         )
     except FileNotFoundError as error:

@@ -43,6 +43,58 @@ class FileIdentity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceFacts:
+    """What a sandbox has in a place of its plan, and what belongs there; None for nothing."""
+
+    inside: FileIdentity | None
+    outside: FileIdentity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What this process opened, to be mounted.
+
+    :param path: where it is, through no link.
+    """
+
+    path: str
+    identity: FileIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What this process knew by itself when it asked for a sandbox.
+
+    :param given: by target.
+    :param mountinfo: the lines of its own /proc/self/mountinfo.
+    """
+
+    given: Mapping[str, Given] = field(default_factory=dict)
+    mountinfo: tuple[str, ...] = ()
+
+
+Map = tuple[tuple[int, ...], ...]
+"""Lines of user_namespaces(7): first number inside, first outside, how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapFacts:
+    """Who the numbers of user namespaces are to the machine.
+
+    :param uids, gids: of the sandbox's.
+    :param host_uids, host_gids: of the helper's own.
+    :param images, tty: the uid, and the gid, that an engine maps besides the worker's; None for none.
+    """
+
+    uids: Map
+    gids: Map
+    host_uids: Map
+    host_gids: Map
+    images: int | None = None
+    tty: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramFacts:
     """The agent's program.
 
@@ -88,6 +140,7 @@ class ProcessFacts:
     :param mountinfo: the lines of /proc/PID/mountinfo.
     :param descriptors: number to link target.
     :param executable: target of /proc/PID/exe.
+    :param interpreter: that is the very file which this machine has as /usr/bin/python3.
     :param landlock_abi: what the launcher applied, 0 for none.
     :param seccomp_filter: the launcher's own filter is on.
     :param kernel: release and version of the kernel that the launcher sees (uname(2)).
@@ -96,6 +149,8 @@ class ProcessFacts:
     :param program: None where the sandbox has none of its own.
     :param packet_filter: that of a full network, as nft(8) lists it; "" where there is none.
     :param container: None in the other modes.
+    :param places: by path inside.
+    :param maps: None where it was not seen.
     :param image_programs: name of each agent that its image has to a descriptor of what is in its place; None
         for nothing that everybody may read. They are the sandbox's, and closed with it.
     :param keyring: None where the sandbox does not come of the root helper.
@@ -110,12 +165,16 @@ class ProcessFacts:
     executable: str
     landlock_abi: int
     seccomp_filter: bool
+    interpreter: bool = False
     kernel: str = ""
     network: NetworkFacts | None = None
     port: int | None = None
     program: ProgramFacts | None = None
     packet_filter: str | None = None
     container: ContainerFacts | None = None
+    places: Mapping[str, PlaceFacts] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
+    maps: MapFacts | None = None
     keyring: KeyringFacts | None = None
     image_programs: Mapping[str, int | None] = field(default_factory=dict)
 
@@ -158,6 +217,18 @@ class RunningKind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherMount:
+    """A mount of a running sandbox that was not there at the barrier, or was and is not.
+
+    :param on: kind of the file system that it is mounted on.
+    """
+
+    target: str
+    kind: str
+    on: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunningFacts:
     """What the host sees in /proc of the worker's processes while the command runs.
 
@@ -165,6 +236,7 @@ class RunningFacts:
     :param cut: there were more than a look takes; the next one begins with them.
     :param further: first and number of the further uids that a session's own engine has.
     :param shared: namespaces that the sandbox at the barrier had in common with the host.
+    :param new_mounts, gone_mounts: the first few; None where they were not seen.
     """
 
     kinds: tuple[RunningKind, ...]
@@ -172,6 +244,8 @@ class RunningFacts:
     cut: bool = False
     further: tuple[int, int] | None = None
     shared: frozenset[str] = frozenset()
+    new_mounts: tuple[OtherMount, ...] | None = None
+    gone_mounts: tuple[OtherMount, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

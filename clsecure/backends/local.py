@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from clsecure.backends.api import Capabilities, ContainerFacts, RunningFacts
+from clsecure.backends.api import Asked, Capabilities, ContainerFacts, FileIdentity, Given, RunningFacts
 from clsecure.backends.lending import lent
 from clsecure.backends.reports import process_facts, running_facts, sandbox_end
 from clsecure.backends.streams import Streams
@@ -46,6 +46,7 @@ class LocalSandbox:
         fds: list[int],
         *,
         plain: bool,
+        asked: Asked,
         container: ContainerFacts | None = None,
     ) -> None:
         launcher = report["report"]
@@ -59,7 +60,7 @@ class LocalSandbox:
         count = len(fds) - sum(report["facts"]["programs"].values())
         self._programs = fds[count:]
         del fds[count:]
-        self.facts = process_facts(report["facts"], launcher, container, self._programs)
+        self.facts = process_facts(report["facts"], launcher, container, self._programs, asked)
         self.listener: socket.socket | None = None
         self.terminal: int | None = None
         self.port: int | None = launcher["port"]
@@ -195,14 +196,14 @@ class LocalBackend:
         :raises BackendUnavailableError: the sandbox did not come up.
         """
         try:
-            self._come_up(spec, meanwhile)
+            asked = self._come_up(spec, meanwhile)
         except ImageLostError:
             if self.image_lost is None:
                 raise
             self.image_lost()
             # The caller's work is done already.
-            self._come_up(spec, None)
-        sandbox = self._built(spec)
+            asked = self._come_up(spec, None)
+        sandbox = self._built(spec, asked)
         try:
             with contextlib.ExitStack() as stack:
                 if sandbox.engine_socket is not None:
@@ -211,14 +212,19 @@ class LocalBackend:
         finally:
             sandbox.close()
 
-    def _come_up(self, spec: SandboxSpec, meanwhile: Callable[[], None] | None) -> None:
+    def _come_up(self, spec: SandboxSpec, meanwhile: Callable[[], None] | None) -> Asked:
         """Ask the helper for the sandbox, and an engine for its container, if any."""
+        given: dict[str, Given] = {}
         with contextlib.ExitStack() as stack:
             fds = [] if spec.network_namespace is None else [spec.network_namespace]
             for mount in spec.mounts:
                 fd = _open_source(mount)
                 stack.callback(os.close, fd)
                 fds.append(fd)
+                given[str(mount.target)] = _given(fd)
+            table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+            # Of all that ends a line elsewhere, the kernel escapes this one alone.
+            asked = Asked(given=given, mountinfo=tuple(table.split("\n")[:-1]))
             request = {
                 "mode": spec.mode.value,
                 "listener": spec.listener,
@@ -248,6 +254,7 @@ class LocalBackend:
             except BaseException:
                 self._give_up()
                 raise
+        return asked
 
     def containers_left(self, spec: SandboxSpec) -> Found | None:
         """Return what an engine that outlives the session has of it; None where there is none to ask."""
@@ -277,7 +284,7 @@ class LocalBackend:
             return error.details or ""
         return str(report.get("log", ""))
 
-    def _built(self, spec: SandboxSpec) -> LocalSandbox:
+    def _built(self, spec: SandboxSpec, asked: Asked) -> LocalSandbox:
         try:
             report, received = self._connection.receive()
             if report["event"] != "ready":
@@ -289,7 +296,7 @@ class LocalBackend:
                 resolution="See what this machine lacks with: clsecure doctor",
             ) from error
         sandbox = LocalSandbox(
-            self._connection, report, received, plain=spec.is_gvisor, container=self._container
+            self._connection, report, received, plain=spec.is_gvisor, asked=asked, container=self._container
         )
         sandbox.looked = lambda facts: None if self.watch(facts, spec) else sandbox.kill()
         lacking = sorted(spec.required_limits - sandbox.enforced.keys())
@@ -334,6 +341,13 @@ def _open_source(mount: Mount) -> int:
             resolution="take the link away, or leave it out (a shared Homebrew: toolchains = false)",
         )
     return fd
+
+
+def _given(fd: int) -> Given:
+    """Return what was opened."""
+    path, status = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)  # noqa: PTH115  # no path, a name
+    identity = FileIdentity(device=status.st_dev, inode=status.st_ino, uid=status.st_uid, mode=status.st_mode)
+    return Given(path=path, identity=identity)
 
 
 def _limits(limits: ResourceLimits) -> dict[str, int | float]:

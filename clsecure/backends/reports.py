@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from clsecure.backends.api import (
+    Asked,
     ContainerFacts,
     FileIdentity,
     KeyringFacts,
+    MapFacts,
     NetworkFacts,
+    OtherMount,
     Place,
+    PlaceFacts,
     ProcessFacts,
     ProgramFacts,
     RunningFacts,
@@ -20,13 +24,18 @@ from clsecure.privileged.client import SandboxEnd
 
 
 def process_facts(
-    facts: dict[str, Any], launcher: dict[str, Any], container: ContainerFacts | None, programs: list[int]
+    facts: dict[str, Any],
+    launcher: dict[str, Any],
+    container: ContainerFacts | None,
+    programs: list[int],
+    asked: Asked,
 ) -> ProcessFacts:
     """Return what was seen at the barrier.
 
     :param launcher: that one's own report.
     :param container: what its engine said.
     :param programs: descriptors of those of the image's that are there, in order.
+    :param asked: what this side knew.
     """
     there = iter(programs)
     return ProcessFacts(
@@ -37,6 +46,7 @@ def process_facts(
         mountinfo=tuple(facts["mountinfo"]),
         descriptors={int(number): target for number, target in facts["descriptors"].items()},
         executable=facts["executable"],
+        interpreter=facts["interpreter"],
         kernel=launcher["kernel"],
         landlock_abi=launcher["landlock"],
         seccomp_filter=launcher["seccomp"],
@@ -47,6 +57,12 @@ def process_facts(
         container=container,
         keyring=_keyring(facts["keyrings"]),
         image_programs={name: next(there) if found else None for name, found in facts["programs"].items()},
+        places={
+            target: PlaceFacts(inside=_identity(said["inside"]), outside=_identity(said["outside"]))
+            for target, said in facts["places"].items()
+        },
+        asked=asked,
+        maps=_maps(facts),
     )
 
 
@@ -57,11 +73,25 @@ def _keyring(said: dict[str, Any]) -> KeyringFacts | None:
     return KeyringFacts(serial=serial, name=name, helper=said["helper"])
 
 
+def _maps(facts: dict[str, Any]) -> MapFacts:
+    uids, gids, host_uids, host_gids = (
+        tuple(tuple(line) for line in facts[whose][name])
+        for whose in ("maps", "host_maps")
+        for name in ("uid_map", "gid_map")
+    )
+    others = facts["mapped"] or {}
+    return MapFacts(uids=uids, gids=gids, host_uids=host_uids, host_gids=host_gids, **others)
+
+
+def _identity(said: dict[str, Any] | None) -> FileIdentity | None:
+    return FileIdentity(**said) if said else None
+
+
 def _program(said: dict[str, Any] | None) -> ProgramFacts | None:
     if said is None:
         return None
-    inside = FileIdentity(**said["inside"]) if said["inside"] else None
-    return ProgramFacts(path=Path(said["path"]), kept=FileIdentity(**said["kept"]), inside=inside)
+    kept = FileIdentity(**said["kept"])
+    return ProgramFacts(path=Path(said["path"]), kept=kept, inside=_identity(said["inside"]))
 
 
 def running_facts(reply: dict[str, Any]) -> RunningFacts:
@@ -80,12 +110,18 @@ def running_facts(reply: dict[str, Any]) -> RunningFacts:
     )
     first, count = reply["range"] or (0, 0)
     further = (first, count) if count else None
+    new, gone = (
+        None if reply["mounts"] is None else tuple(OtherMount(**each) for each in reply["mounts"][name])
+        for name in ("new", "gone")
+    )
     return RunningFacts(
         kinds=kinds,
         processes=reply["processes"],
         cut=reply["cut"],
         further=further,
         shared=frozenset(reply["shared"]),
+        new_mounts=new,
+        gone_mounts=gone,
     )
 
 

@@ -134,13 +134,16 @@ class HelperConnection:
         """Have an agent's executable copied into root's store, unless it is there."""
         self._call({"verb": "agent", "sha256": sha256}, [executable])
 
-    def inspect(self, workspace: str, *, rules: bool = False) -> Leftovers:
+    def inspect(self, workspace: str, *, rules: bool = False, images: bool = False) -> Leftovers:
         """Return what is left of the held account's session on the machine, after its sandbox has ended.
 
         :param workspace: name of the directory in the home that the work comes home from.
+        :param images: hold the user's image store against what was noted when it was filled.
         :param rules: look, too, for a full network's rules in the machine's own network.
         """
-        return Leftovers.parse(self._call({"verb": "inspect", "rules": rules, "workspace": workspace}))
+        return Leftovers.parse(
+            self._call({"verb": "inspect", "rules": rules, "images": images, "workspace": workspace})
+        )
 
     def reset(self) -> None:
         """Empty the held account's home."""

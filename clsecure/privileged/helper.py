@@ -41,12 +41,13 @@ if __name__ == "__main__":
     # ``clsecure setup`` must not mix two versions.
     sys.path.append(HERE)
 
-from clsecure.privileged.root.accounts import ensure_account, remove_account, wipe_home
+from clsecure.privileged.root.accounts import ensure_account, remove_account, require_own, wipe_home
 from clsecure.privileged.root.agents import SHA256, keep_agent
 from clsecure.privileged.root.disk import Disk
 from clsecure.privileged.root.engine import PODMAN, given_listener
 from clsecure.privileged.root.kernel import own_keyring
 from clsecure.privileged.root.killing import quiesce
+from clsecure.privileged.root.listing import Listing, forget
 from clsecure.privileged.root.messages import MESSAGE_LIMIT, Busy, Refused, close_all, receive, send, text
 from clsecure.privileged.root.processes import INHERITED_SIGNALS
 from clsecure.privileged.root.registry import Registry, known
@@ -144,6 +145,7 @@ class Service:
                 send(self.conn, {"error": f"{entry['name']} is running", "busy": True})
                 return
         try:
+            require_own(entry)
             reaped = quiesce(entry)
             # Of a session whose helper was killed.
             remove_directory(f"{RUN}/{entry['name']}")
@@ -195,7 +197,10 @@ class Service:
         store = ImageStore(entry, given_listener(fds), tty=self.registry.config["range_first"])
         with contextlib.closing(store):
             with locked(f"{self.registry.locks}/{entry['name']}", wait=LOCK_SECONDS):
+                forget(self.caller)
                 self._fill(store)
+                with contextlib.closing(Listing(self.caller)) as listing:
+                    listing.noted()
             send(self.conn, {"event": "exit", "log": store.said()})
 
     def _fill(self, store: ImageStore) -> None:
@@ -218,7 +223,8 @@ class Service:
         workspace = text(message, "workspace", 255)
         if "/" in workspace:
             raise Refused("the workspace must be a plain name")
-        send(self.conn, remains(self._leased(), rules=message.get("rules") is True, workspace=workspace))
+        rules, images = (message.get(name) is True for name in ("rules", "images"))
+        send(self.conn, remains(self._leased(), rules=rules, images=images, workspace=workspace))
 
     def late(self, _message: Message, _fds: list[int]) -> None:
         """Take no notice of what was meant for a sandbox that has ended meanwhile."""
@@ -287,7 +293,10 @@ def main() -> None:
     on_its_own()
     conn = socket.socket(fileno=os.dup(0))
     conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_LIMIT)
-    service = Service(conn, int(caller))
+    try:
+        service = Service(conn, int(caller))
+    except Refused as refused:
+        sys.exit(f"clsecure helper: {refused}")
     with service.held:
         service.serve()
 

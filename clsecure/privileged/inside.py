@@ -61,6 +61,7 @@ OPENED = {
     os.O_RDONLY: ("/dev/mem", "/dev/port", "/dev/kmsg", "/proc/kcore", "/proc/kmsg"),
 }  # fmt: skip
 """What a way out of containers begins with. Only opened: neither read, nor written, nor made."""
+RESOLVER = "resolver "
 RAISING = ("/usr/bin/su", "/bin/su", "/usr/bin/sudo", "/usr/bin/passwd")
 FAR = {
     "IPv4": ((socket.AF_INET, "192.0.2.1"),),  # nobody's: RFC 5737
@@ -173,53 +174,75 @@ def noded() -> str | None:
     return tried(make)
 
 
-def reached(wanted: Message, patience: float) -> tuple[dict[str, str | None], list[str]]:
-    """Try to connect to listening sockets, and to be answered by resolv.conf's name servers; all at once."""
+def attempts(order: Message) -> Iterable[tuple[str, int, int, Any]]:
+    """Give label, family, kind and address of what is to be come to: listeners, services, name servers."""
+    families = {"inet": socket.AF_INET, "inet6": socket.AF_INET6, "unix": socket.AF_UNIX}
+    for label, (family, address) in {**order["sockets"], **order["services"]}.items():
+        place = tuple(address) if isinstance(address, list) else address
+        yield label, families[family], socket.SOCK_STREAM, place
+    for server in nameservers():
+        family = socket.AF_INET6 if ":" in server else socket.AF_INET
+        yield f"{RESOLVER}{server}", family, socket.SOCK_DGRAM, (server, 53)
+
+
+def reached(order: Message) -> dict[str, str | None]:
+    """Try to connect to listening sockets, and to be answered by resolv.conf's name servers; all at once.
+
+    To the host's own listeners the order's word is said: so they know who it was. To services nothing is.
+    """
     results: dict[str, str | None] = {}
-    answering: list[str] = []
     waiting: dict[int, tuple[str, socket.socket]] = {}
     poll = select.poll()
 
-    def begin(label: str, each: socket.socket, address: Any, event: int) -> None:
+    def came(label: str, each: socket.socket, code: int) -> None:
+        results[label] = errno.errorcode.get(code, str(code)) if code else None
+        if not code and label in order["sockets"]:
+            with contextlib.suppress(OSError):
+                each.send(order["word"].encode())
+        each.close()
+
+    def begin(label: str, each: socket.socket, address: Any) -> None:
         each.settimeout(0)
         code = each.connect_ex(address)
-        if event == select.POLLIN and not code:
+        asks = each.type == socket.SOCK_DGRAM
+        if asks and not code:
             with contextlib.suppress(OSError):
                 each.send(QUESTION)
         elif code != errno.EINPROGRESS:
-            results[label] = errno.errorcode.get(code, str(code)) if code else None
-            each.close()
+            came(label, each, code)
             return
         waiting[each.fileno()] = (label, each)
-        poll.register(each, event)
+        poll.register(each, select.POLLIN if asks else select.POLLOUT)
 
-    kinds = {"inet": socket.AF_INET, "inet6": socket.AF_INET6, "unix": socket.AF_UNIX}
-    for label, (kind, address) in wanted.items():
-        place = tuple(address) if isinstance(address, list) else address
+    for label, family, kind, place in attempts(order):
         try:
-            begin(label, socket.socket(kinds[kind], socket.SOCK_STREAM), place, select.POLLOUT)
+            begin(label, socket.socket(family, kind), place)
         except OSError as error:
             results[label] = errno.errorcode.get(error.errno or 0, "?")
-    for server in nameservers():
-        with contextlib.suppress(OSError):
-            family = socket.AF_INET6 if ":" in server else socket.AF_INET
-            begin(f"resolver {server}", socket.socket(family, socket.SOCK_DGRAM), (server, 53), select.POLLIN)
-    deadline = time.monotonic() + patience
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        for fd, _ in poll.poll(left * 1000):
+    deadline, late = time.monotonic() + order.get("patience", PATIENCE), False
+    while waiting and not late:
+        left = deadline - time.monotonic()
+        # On a busy machine the time may be over before anything was looked at: once it is.
+        late = left <= 0
+        for fd, _ in poll.poll(max(0.0, left) * 1000):
             label, each = waiting.pop(fd)
             poll.unregister(fd)
-            if each.type == socket.SOCK_DGRAM:
-                if tried(lambda each=each: each.recv(512)) is None:  # type: ignore[misc]
-                    answering.append(label.partition(" ")[2])
-            else:
-                code = each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                results[label] = errno.errorcode.get(code, str(code)) if code else None
-            each.close()
+            came(label, each, failed(each))
     for label, each in waiting.values():
         results[label] = "ETIMEDOUT"
         each.close()
-    return {label: error for label, error in results.items() if label in wanted}, sorted(answering)
+    return results
+
+
+def failed(each: socket.socket) -> int:
+    """Return the error of a connection, or of the answer to a question; 0 for none."""
+    if each.type == socket.SOCK_STREAM:
+        return each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    try:
+        each.recv(512)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def nameservers() -> list[str]:
@@ -243,14 +266,14 @@ def routed(places: Iterable[tuple[socket.AddressFamily, str]]) -> str | None:
     return error
 
 
-def sent(kind: str, address: str) -> str | None:
-    """Try to send an empty datagram that nobody answers: a packet filter says at once that it may not go."""
+def sent(kind: str, address: str, port: int = 9, *, word: bytes = b"") -> str | None:
+    """Try to send a datagram that nobody answers: a packet filter says at once that it may not go."""
 
     def send() -> None:
         family = socket.AF_INET6 if kind == "inet6" else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))
-            probe.send(b"")
+            probe.connect((address, port))
+            probe.send(word)
             if code := probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(code, "refused")
 
@@ -424,7 +447,11 @@ def battery(order: Message) -> Message:
     # First: what this opens itself must not be among it.
     descriptors = inherited()
     count, seen, foreign = processes(order["marker"])
-    connected, resolvers = reached(order["sockets"], order.get("patience", PATIENCE))
+    results = reached(order)
+    connected = {label: error for label, error in results.items() if not label.startswith(RESOLVER)}
+    answering = {label for label in results.keys() - connected.keys() if results[label] is None}
+    word = order["word"].encode()
+    connected.update((label, sent(*place, word=word)) for label, place in order["datagrams"].items())
     connected.update((label, usable(path)) for label, path in order["looked_at"].items())
     program, euid = raised()
     return {
@@ -436,7 +463,7 @@ def battery(order: Message) -> Message:
         "connected": connected,
         "sent": {label: sent(*where) for label, where in order["packets"].items()},
         "routes": {label: routed(places) for label, places in FAR.items()},
-        "resolvers": resolvers,
+        "resolvers": sorted(label.removeprefix(RESOLVER) for label in answering),
         "interfaces": sorted(name for _, name in socket.if_nameindex())[:LISTED],
         "addresses6": addresses6(),
         "listening": listening(),

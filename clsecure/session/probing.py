@@ -48,7 +48,14 @@ def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -
     """
     order = json.dumps(bait.order(outside=True, patience=patience)).encode() + b"\n"
     bait.said()
-    command = Command(argv=(*_ARGV, str(program)), input=order, stderr=bait.words, timeout=_SECONDS)
+    command = Command(
+        argv=(*_ARGV, str(program)),
+        input=order,
+        stderr=bait.words,
+        timeout=_SECONDS,
+        # One more than the standard three: that it finds such ones is shown here.
+        pass_fds=(bait.words,),
+    )
     done = process.run(command)
     if done.returncode != 0:
         raise ToolError("the probe outside failed", details=bait.said())
@@ -58,7 +65,8 @@ def control(program: Path, bait: Bait, *, patience: float = _PATIENCE_OUTSIDE) -
         raise ToolError("the probe outside gave no report", details=str(error)) from error
     if "error" in reply:
         raise ToolError("the probe outside failed", details=str(reply["error"]))
-    return Control(report=Report.parse(reply), heard=bait.heard())
+    report = Report.parse(reply)
+    return Control(report=report, heard=bait.ears.heard(_came(report)))
 
 
 @contextmanager
@@ -107,7 +115,7 @@ def try_inside(
 
     :raises VerificationError: it gave no report.
     """
-    bait.heard()
+    bait.ears.heard()
     full = spec.network is NetworkPolicy.FULL
     patience = _PATIENCE_FILTER if full else None
     inside = probe.battery(bait.order(full=full, private=full and not spec.allow_private, patience=patience))
@@ -115,6 +123,7 @@ def try_inside(
         spec=spec,
         files=bait.files,
         services=bait.services,
+        addresses=bait.ears.addresses,
         port=sandbox.port if sandbox.listener else None,
         limits=built_limits(spec.limits, sandbox.enforced),
         landlock=sandbox.facts.landlock_abi,
@@ -122,8 +131,13 @@ def try_inside(
         inside=inside,
         outside=outside.report,
         heard_outside=outside.heard,
-        heard_inside=bait.heard(),
+        heard_inside=bait.ears.heard(_came(inside)),
     )
+
+
+def _came(report: Report) -> list[str]:
+    """Return the listeners to which a probe says that it came; the host's ears know better."""
+    return [label for label, error in report.connected.items() if error is None]
 
 
 def built_limits(limits: ResourceLimits, enforced: Mapping[str, str]) -> dict[str, Limit]:

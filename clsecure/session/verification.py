@@ -18,6 +18,7 @@ from clsecure.model import (
     CheckResult,
     CheckStatus,
     DockerAccess,
+    Engine,
     NetworkPolicy,
     Phase,
     SandboxSpec,
@@ -157,9 +158,11 @@ class Verifier:
             looking = beside.submit(user_side) if user_side else None
             self._fresh_at_end(_fresh(spec))
             rules = spec.network is NetworkPolicy.FULL
-            self._take(check_leftovers(self._connection.inspect(workspace, rules=rules), spec))
-            if (left := self._backend.containers_left(spec)) is not None:
-                self._take(check_engine(left, spec))
+            images = spec.container is not None and spec.container.engine is Engine.PODMAN
+            left = self._connection.inspect(workspace, rules=rules, images=images)
+            self._take(check_leftovers(left, spec))
+            if (containers := self._backend.containers_left(spec)) is not None:
+                self._take(check_engine(containers, spec))
             if looking is not None:
                 self._take(check_user_side(looking.result(), spec))
 

@@ -24,11 +24,9 @@ from types import MappingProxyType
 from clsecure import process
 from clsecure.process import Command
 from clsecure.verify import calls
+from clsecure.verify.ears import Ears, listening
 from clsecure.verify.services import services
 
-OWN_ADDRESS = "this machine's address"
-LOOPBACK = ("127.0.0.1", "::1")
-ABSTRACT, NAMED = "an abstract socket", "a socket in /tmp"
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 """Where clouds tell a machine its secrets."""
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
@@ -36,10 +34,6 @@ _TEMPORARY = ("/var/tmp", "/dev/shm")  # noqa: S108  # besides what TMPDIR names
 _YOUNG = 60.0
 """Seconds in which one may be on its way still."""
 _WORDS_LIMIT = 4000
-_ANYWHERE = ("192.0.2.1", 9)  # RFC 5737: nobody's; connecting a datagram socket sends nothing
-
-
-Place = tuple[str, str | tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +41,7 @@ class Bait:
     """What was put out.
 
     :param files: label to a file or directory of the host's.
-    :param sockets: label to family and address of a listener of ours.
+    :param ears: listeners of ours.
     :param services: label to path of sockets that services of this machine listen on.
     :param marker: a word in the argument vector of a process of ours.
     :param own: a directory of the user's.
@@ -57,13 +51,12 @@ class Bait:
     """
 
     files: Mapping[str, str]
-    sockets: Mapping[str, Place]
+    ears: Ears
     services: Mapping[str, str]
     marker: str
     own: str
     words: int
     words_path: str
-    _listeners: Mapping[str, socket.socket]
 
     def order(
         self,
@@ -82,12 +75,16 @@ class Bait:
         :param patience: seconds for all connections together, None for the probe's own.
         """
         services = {label: ("unix", path) for label, path in self.services.items()}
+        datagrams = self.ears.places(socket.SOCK_DGRAM)
         far = {label: (family, label) for label, family in zip(METADATA, ("inet", "inet6"), strict=True)}
         nobody = {label: ("inet", f"{label.partition('/')[0][:-1]}9") for label in PRIVATE}
         return {
             "do": "try",
             "files": self.files,
-            "sockets": {**self.sockets, **({} if outside else services)},
+            "word": self.ears.word,
+            "sockets": self.ears.places(socket.SOCK_STREAM),
+            "datagrams": {label: (family, *place) for label, (family, place) in datagrams.items()},
+            "services": {} if outside else services,
             "looked_at": self.services if outside else {},
             "packets": {**(far if full else {}), **(nobody if private else {})},
             "marker": self.marker,
@@ -101,16 +98,6 @@ class Bait:
         words = os.pread(self.words, _WORDS_LIMIT, 0).decode("utf-8", "replace").strip()
         os.ftruncate(self.words, 0)
         return words
-
-    def heard(self) -> frozenset[str]:
-        """Return the listeners to which somebody has connected since this was last asked."""
-        found = set()
-        for label, listener in self._listeners.items():
-            with contextlib.suppress(OSError):
-                while True:
-                    listener.accept()[0].close()
-                    found.add(label)
-        return frozenset(found)
 
 
 @contextmanager
@@ -142,7 +129,7 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
             (directory / "bait").chmod(0o644)
             # Held as long as somebody needs it.
             fcntl.flock(file, fcntl.LOCK_EX)
-        listeners = {label: stack.enter_context(each) for label, each in _listeners(shared)}
+        ears = stack.enter_context(listening(shared))
         words = _nameless(shared / "words")
         stack.callback(os.close, words)
         marker = f"clsecure-info-{secrets.token_hex(8)}"
@@ -151,13 +138,12 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
             files={"home": str(home), "state": str(own / "bait"), "temporary": str(shared / "bait"),
                    "root's home": "/root", "passwords": "/etc/shadow",
                    **{str(each.parent): str(each / "bait") for each in others}},
-            sockets={label: (_FAMILIES[each.family], _address(each)) for label, each in listeners.items()},
+            ears=ears,
             services=services(environ),
             marker=marker,
             own=str(own),
             words=words,
             words_path=str(shared / "words"),
-            _listeners=listeners,
         )  # fmt: skip
 
 
@@ -199,51 +185,6 @@ def _is_left(path: Path) -> bool:
 
 def _writable(places: Iterable[str]) -> list[str]:
     return [place for place in places if os.access(place, os.W_OK | os.X_OK)]
-
-
-_FAMILIES = {socket.AF_INET: "inet", socket.AF_INET6: "inet6", socket.AF_UNIX: "unix"}
-
-
-def _listeners(directory: Path) -> Iterator[tuple[str, socket.socket]]:
-    """Give what this machine has of each kind: one without IPv6 has no listener there."""
-    wanted: list[tuple[str, int, str | tuple[str, int]]] = [
-        (LOOPBACK[0], socket.AF_INET, (LOOPBACK[0], 0)),
-        (LOOPBACK[1], socket.AF_INET6, (LOOPBACK[1], 0)),
-        (ABSTRACT, socket.AF_UNIX, f"\0clsecure-info-{secrets.token_hex(8)}"),
-        (NAMED, socket.AF_UNIX, str(directory / "socket")),
-    ]
-    own = _own_address()
-    if own is not None:
-        wanted.append((OWN_ADDRESS, socket.AF_INET, (own, 0)))
-    for label, family, address in wanted:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.bind(address)
-            listener.listen(16)
-            listener.settimeout(0)
-        except OSError:
-            listener.close()
-            continue
-        if label == NAMED:
-            (directory / "socket").chmod(0o777)
-        yield label, listener
-
-
-def _own_address() -> str | None:
-    """Return the address from which this machine speaks to others, None when it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(_ANYWHERE)
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
-
-
-def _address(listener: socket.socket) -> str | tuple[str, int]:
-    found = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        return found if isinstance(found, str) else found.decode()
-    return str(found[0]), int(found[1])
 
 
 @contextmanager

@@ -8,63 +8,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from clsecure.backends.api import ContainerFacts, ProcessFacts
-from clsecure.backends.container.spec import DOCKER_SOCKET
-from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
-from clsecure.model import GVISOR, DockerAccess, Engine, ResourceLimits, SandboxSpec, Vantage
+from clsecure.model import GVISOR, Engine, ResourceLimits, SandboxSpec, Vantage
 from clsecure.verify.checks import CONTAINER, Area, Check, Observation
-from clsecure.verify.mounts import PSEUDO, MountLine, below, is_device, machine_devices
+from clsecure.verify.container_mounts import CONTAINER_MOUNT_CHECKS
 
 OWN_KERNEL = "own-kernel"
 _PRIVATE = frozenset({"", "private", "shareable"})
 """What engines call a namespace that nobody was given. podman's others could ask for a shareable one."""
-_PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
-_ENGINE_FILES = (
-    "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv",
-)  # fmt: skip
-_MEMORY = ("/tmp", "/var/tmp", "/run", "/dev/shm")  # noqa: S108  # paths of the inside
-_KERNEL = ("/proc", "/sys", "/dev")
-_GROUPS = frozenset({"cgroup", "cgroup2"})
-# Each sandbox has ones of its own: one whose number is mounted outside, too, is the machine's. Of control
-# groups there is only one.
-_OF_ONE = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "mqueue"})
-
-
-def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    roots = [line for line in map(MountLine.parse, facts.mountinfo) if line.target == "/"]
-    observed = "; ".join(f"{line.kind} {'ro' if line.read_only else 'rw'}" for line in roots)
-    return Observation.equal("overlay ro", observed)
-
-
-def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    """Every mount is the image, one of the plan's, or one that engines make; and no more is writable."""
-    home = str(spec.account.home)
-    writable = [home, *(str(m.target) for m in spec.mounts if not m.read_only)]
-    sockets = ["/run/clsecure/control"]
-    if spec.docker is not DockerAccess.NONE:
-        sockets.append(str(DOCKER_SOCKET))
-    known = [*_PIECES, *_ENGINE_FILES, *writable, *sockets, *(str(m.target) for m in spec.mounts)]
-    if spec.program is not None:
-        known.append(f"/opt/clsecure/bin/{spec.program.name}")
-    machines = machine_devices()
-    wrong = []
-    effective = {}
-    for line in map(MountLine.parse, facts.mountinfo):
-        effective[line.target] = line
-        shared = line.kind in _OF_ONE and line.device in machines
-        if shared and not is_device(line) and not below(line.target, known):
-            wrong.append(f"{line.target} is the machine's")
-        own = line.kind in PSEUDO - _GROUPS and (below(line.target, _MEMORY) or line.target in _KERNEL)
-        hidden = line.kind in ("tmpfs", "devtmpfs", "proc", "sysfs") and below(line.target, ("/proc", "/sys"))
-        device = line.kind in ("devtmpfs", "tmpfs", "devpts", "mqueue") and below(line.target, ("/dev",))
-        groups = line.kind in _GROUPS and below(line.target, ("/sys/fs/cgroup",)) and line.read_only
-        if not (own or groups or hidden or device or line.target == "/" or below(line.target, known)):
-            wrong.append(line.target)
-    wrong += [
-        f"{line.target} is writable"
-        for line in effective.values()
-        if not line.read_only and line.kind not in PSEUDO and not below(line.target, [*writable, *sockets])
-    ]
-    return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
 
 
 def _own_kernel(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
@@ -171,26 +121,7 @@ def _other_config(container: ContainerFacts) -> Iterator[str]:
 
 
 CONTAINER_CHECKS: tuple[Check[ProcessFacts], ...] = (
-    Check(
-        check_id="container-root",
-        property="the root is the image, read-only",
-        modes=CONTAINER,
-        vantage=Vantage.HOST,
-        area=Area.FILES,
-        threats=("A1", "C8"),
-        residuals=("R37",),
-        observe=_container_root,
-    ),
-    Check(
-        check_id="container-mounts",
-        property="the mounts are those of the plan",
-        modes=CONTAINER,
-        vantage=Vantage.HOST,
-        area=Area.FILES,
-        threats=("A1", "A11", "C8"),
-        residuals=("R13", "R29", "R35", "R36"),
-        observe=_container_mounts,
-    ),
+    *CONTAINER_MOUNT_CHECKS,
     Check(
         check_id=OWN_KERNEL,
         property="the kernel inside is gVisor's",

@@ -6,6 +6,7 @@ A table: one row, one property. ``threats`` are the ids of docs/threat-model.md.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from clsecure.machine.kernel import landlock_abi
 from clsecure.model import CheckResult, Engine, IsolationMode, Phase, SandboxSpec, Vantage
 from clsecure.verify.checks import EVERY_MODE, LOCAL, Area, Check, Observation
 from clsecure.verify.containers import CONTAINER_CHECKS, OWN_KERNEL
+from clsecure.verify.maps import MAP_CHECKS
 from clsecure.verify.mounts import MOUNT_CHECKS
 from clsecure.verify.network import NETWORK_CHECKS, PACKET_FILTER
 
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _PROGRAM, _KEYRING = "agent-program", "session-keyring"
 _NAMELESS = "_ses"
+_PYTHON = re.compile(r"/usr/bin/python3(?:\.[0-9]{1,3})?")
 _OF_GVISOR = frozenset(
     {
         "account",
@@ -120,8 +123,13 @@ def _descriptors(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     return Observation.equal("only its own", "; ".join(foreign) or "only its own")
 
 
-def _executable(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
-    right = facts.executable.startswith("/usr/bin/python3")
+def _executable(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
+    """By the very file, where that is the machine's; which one an image has is the business of its digest."""
+    if spec.mode in LOCAL:
+        expected = "this machine's /usr/bin/python3"
+        observed = f"{'the same' if facts.interpreter else 'another'} file, {facts.executable}"
+        return Observation(expected=expected, observed=observed, holds=facts.interpreter)
+    right = _PYTHON.fullmatch(facts.executable) is not None
     return Observation(expected="/usr/bin/python3", observed=facts.executable, holds=right)
 
 
@@ -289,6 +297,7 @@ BARRIER_CHECKS: tuple[Check[ProcessFacts], ...] = (
         residuals=("R39",),
         observe=_programs,
     ),
+    *MAP_CHECKS,
     *MOUNT_CHECKS,
     *NETWORK_CHECKS,
     *CONTAINER_CHECKS,

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from clsecure.errors import ClsecureError
 from clsecure.model import CheckResult, CheckStatus, NetworkPolicy, Phase, SandboxSpec, Vantage
 from clsecure.verify import calls, power, reach
-from clsecure.verify.bait import ABSTRACT, LOOPBACK, NAMED, OWN_ADDRESS
 from clsecure.verify.checks import EVERY_MODE, Area, Check, Observation
+from clsecure.verify.ears import ABSTRACT, LOOPBACK, NAMED
 from clsecure.verify.tried import Tried
 
 _ANSWERS = "inside-answers"
@@ -64,7 +64,7 @@ INSIDE_CHECKS: tuple[Check[Tried], ...] = (
     _check("loopback", Area.NETWORK, "services on this machine's loopback are out of reach",
            reach.unheard(*LOOPBACK), threats=("B2",), residuals=("R26",)),
     _check("own-address", Area.NETWORK, "services on this machine's other addresses, too",
-           reach.unheard(OWN_ADDRESS), threats=("B2",), residuals=("R23",)),
+           reach.own_addresses, threats=("B2",), residuals=("R23",)),
     _check("local-sockets", Area.NETWORK, "local sockets of this machine are out of reach",
            reach.unheard(ABSTRACT, NAMED), threats=("B4",)),
     _check("service-sockets", Area.NETWORK, "engines, agents, buses, desktops and whatever else listens, too",

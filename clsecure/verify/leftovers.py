@@ -240,7 +240,7 @@ MACHINE_CHECKS: tuple[Check[Leftovers], ...] = (
     ),
     Check(
         check_id=IMAGE_UNCHANGED,
-        property="the store of images is closed, and of an account that is nobody else's",
+        property="the store of images is closed, of an account that is nobody else's, and as it was filled",
         modes=CONTAINER,
         vantage=Vantage.HOST,
         area=Area.FILES,

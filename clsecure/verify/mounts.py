@@ -1,113 +1,227 @@
-"""The checks on what a sandbox of the helper's own making sees of files: its root and its mounts."""
+"""The checks on what a sandbox of the helper's own making sees of files: its root and its mounts.
+
+What lies in the places of the plan is told by device and inode, as the host sees both ends. What lies
+elsewhere is told by the table of mounts: each line is the plan's, or shows nothing of the machine's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
-from clsecure.backends.api import ProcessFacts
-from clsecure.backends.container.spec import DOCKER_SOCKET
+from clsecure.backends.api import FileIdentity, ProcessFacts
+from clsecure.backends.container.spec import BIN, DOCKER_SOCKET
+from clsecure.installation import STATE_DIRECTORY
 from clsecure.model import DockerAccess, IsolationMode, SandboxSpec, Vantage
 from clsecure.verify.checks import LOCAL, Area, Check, Observation
-
-PSEUDO = frozenset({"tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "nsfs"})
-_MEMORY_KINDS = frozenset({"tmpfs", "devtmpfs", "mqueue"})
-_DEVICES = frozenset({"/null", "/zero", "/full", "/random", "/urandom", "/tty"})
-_SYSTEM = (
-    "/usr",
-    "/etc",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/opt/clsecure",
-    "/run/firejail",
+from clsecure.verify.mountinfo import (
+    DEVICES,
+    MEMORY,
+    PSEUDO,
+    SYSTEM,
+    MountLine,
+    Table,
+    below,
+    inner,
+    is_device,
+    joined,
+    machine_devices,
+    machine_table,
 )
+
+_OURS = "/opt/clsecure/etc"
+_LAYERS = f"lowerdir={STATE_DIRECTORY}/view{_OURS}:/etc"
+_FIREJAIL = "/run/firejail"
+_BLINDS = frozenset({f"{_FIREJAIL}/firejail.ro.dir", f"{_FIREJAIL}/firejail.ro.file"})
+"""Empty, and closed to everybody: firejail mounts them over what nobody is to see."""
+_FIREJAILS_LIBRARIES = re.compile(r"/usr/(local/)?lib(32|64|x32)?/([^/]+/)?firejail")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MountLine:
-    """One line of mountinfo. Source: proc_pid_mountinfo(5).
+class Bound:
+    """A file or directory of the machine's that the plan has in a place.
 
-    :param device: number of the file system.
-    :param root: what of it is mounted.
+    :param source: where it is outside, when what is mounted below it there belongs to it.
+    :param closed: no device counts in there, and no set-uid program.
     """
 
-    device: str
-    root: str
-    target: str
-    kind: str
     read_only: bool
-    options: frozenset[str] = frozenset()
-
-    @classmethod
-    def parse(cls, line: str) -> MountLine:
-        """Parse one line; octal escapes of the target stay as they are."""
-        left, _, right = line.partition(" - ")
-        fields = left.split(" ")
-        return cls(
-            device=fields[2],
-            root=fields[3],
-            target=fields[4],
-            kind=right.split(" ")[0],
-            read_only="ro" in fields[5].split(","),
-            options=frozenset(fields[5].split(",")),
-        )
+    source: str | None = None
+    closed: bool = True
 
 
-def below(path: str, roots: Iterable[str]) -> bool:
-    """Tell whether a path is one of these, or below one."""
-    return any(PurePosixPath(path).is_relative_to(root) for root in roots)
+def given_places(facts: ProcessFacts, spec: SandboxSpec) -> dict[str, Bound]:
+    """Return what the plan of a session has from the machine, in every mode, by place."""
+    # docker takes what is mounted as it is outside: nothing set-uid raises anybody in there.
+    closed = spec.mode in LOCAL
+    found = {str(spec.account.home): Bound(read_only=False, closed=closed)}
+    for mount in spec.mounts:
+        given = facts.asked.given.get(str(mount.target))
+        source = str(mount.source) if given is None else given.path
+        found[str(mount.target)] = Bound(read_only=mount.read_only, source=source, closed=closed)
+    if spec.docker is not DockerAccess.NONE:
+        is_user = spec.mode is IsolationMode.USER
+        found[str(DOCKER_SOCKET)] = Bound(read_only=spec.mode in LOCAL, closed=is_user)
+    return found
 
 
-def machine_devices() -> frozenset[str]:
-    """Return the device numbers of the file systems that are mounted outside."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return frozenset(MountLine.parse(line).device for line in lines.splitlines())
+def other_places(facts: ProcessFacts, targets: Iterable[str]) -> Iterator[str]:
+    """Say in which places there is not what belongs there."""
+    for target in targets:
+        place, given = facts.places.get(target), facts.asked.given.get(target)
+        if place is None or place.outside is None:
+            yield f"{target} was not looked at"
+        elif place.inside is None:
+            yield f"{target} is not there"
+        elif stat.S_ISLNK(place.outside.mode) and stat.S_ISLNK(place.inside.mode):
+            # Made anew: where it leads is in the plan, too, or nothing is there.
+            continue
+        elif _which(place.inside) != _which(place.outside):
+            yield f"{target} is another"
+        elif given is not None and _which(place.inside) != _which(given.identity):
+            yield f"{target} is not what was given"
 
 
-def is_device(line: MountLine) -> bool:
-    """Tell whether a mount is one of the plain devices, which engines take from the machine's /dev."""
-    return line.root in _DEVICES and below(line.target, ("/dev", "/proc", "/sys"))
+def _which(identity: FileIdentity) -> tuple[int, int, int]:
+    return identity.device, identity.inode, stat.S_IFMT(identity.mode)
+
+
+class Places:
+    """Which mounts are those of a plan.
+
+    :param bound: all that it has from the machine, by place.
+    """
+
+    def __init__(self, facts: ProcessFacts, bound: Mapping[str, Bound]) -> None:
+        self.bound = bound
+        self.table = Table.parse(facts.mountinfo)
+        self.machines = machine_devices()
+        outside = (*machine_table(), *map(MountLine.parse, facts.asked.mountinfo))
+        self._outside = {(line.target, line.device, line.root) for line in outside}
+
+    def at(self, path: str) -> tuple[str, Bound] | None:
+        """Return the place that a path is in, or below."""
+        return next(((at, each) for at, each in self.bound.items() if below(path, [at])), None)
+
+    def foreign(self, is_made: Callable[[MountLine], bool]) -> Iterator[str]:
+        """Say what is mounted that is not of the plan.
+
+        :param is_made: tells of a mount that it is the sandbox's own, with nothing of the machine's.
+        """
+        taken: set[str] = set()
+        for line in self.table.lines:
+            if self.table.shows_the_same(line):
+                continue
+            if line.target in self.bound:
+                if line.target in taken:
+                    yield f"{line.target} is mounted twice"
+                taken.add(line.target)
+            elif not self._comes_along(line) and not is_made(line):
+                yield f"{line.target} is {line.kind} {line.root}"
+
+    def _comes_along(self, line: MountLine) -> bool:
+        """Tell whether a mount is there outside, at the same place below what the plan has."""
+        place = self.at(line.target)
+        if place is None or place[1].source is None:
+            return False
+        return self.is_outside(line, joined(place[1].source, inner(line.target, place[0])))
+
+    def is_outside(self, line: MountLine, path: str) -> bool:
+        """Tell whether the same is mounted at a path outside."""
+        return (path, line.device, line.root) in self._outside
+
+    def open(self, *, all_closed: bool) -> Iterator[str]:
+        """Say what allows more than the plan.
+
+        :param all_closed: nothing of the machine's has set-uid programs that count.
+        """
+        for line in self.table.visible():
+            place = self.at(line.target)
+            if place is None and line.kind in PSEUDO:
+                continue
+            bound = place[1] if place else Bound(read_only=True, closed=all_closed)
+            if bound.read_only and not line.read_only:
+                yield f"{line.target} is writable"
+            if bound.closed:
+                yield from (f"{line.target} is not {o}" for o in ("nosuid", "nodev") if o not in line.options)
 
 
 def _mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
-    """Every mount of a real file system is one of the plan's, and read-only unless the plan says not."""
-    writable = [str(spec.account.home), *(str(m.target) for m in spec.mounts if not m.read_only)]
-    known = [*_SYSTEM, *writable, *(str(m.target) for m in spec.mounts)]
-    if spec.docker is not DockerAccess.NONE:
-        known.append(str(DOCKER_SOCKET))
-    machines = machine_devices()
-    wrong = []
-    effective = {}
-    for line in map(MountLine.parse, facts.mountinfo):
-        shared = line.kind in _MEMORY_KINDS and line.device in machines and not is_device(line)
-        if shared and not below(line.target, known):
-            wrong.append(f"{line.target} is the machine's")
-        if line.kind in PSEUDO and not below(line.target, ["/home", "/root", "/srv"]):
-            continue
-        if line.kind in PSEUDO and line.target == "/home":
-            continue
-        if not below(line.target, known):
-            wrong.append(line.target)
-        effective[line.target] = line
-    wrong += [
-        f"{line.target} is writable"
-        for line in effective.values()
-        if not line.read_only and not below(line.target, [*writable, "/run/firejail"])
+    """Every mount is one of the plan's, shows what it should and allows no more; none is missing."""
+    is_user = spec.mode is IsolationMode.USER
+    given = given_places(facts, spec)
+    system = {
+        target: Bound(read_only=True, source=target, closed=is_user)
+        for target in SYSTEM
+        if (place := facts.places.get(target)) and place.outside and stat.S_ISDIR(place.outside.mode)
+    }
+    devices = {f"/dev{name}": Bound(read_only=False, closed=False) for name in DEVICES} if is_user else {}
+    program = {} if spec.program is None else {str(BIN / spec.program.name): Bound(read_only=True)}
+    places = Places(facts, {**given, **system, **devices, **program})
+    own = _Own(places, is_user=is_user)
+    wrong = [
+        *other_places(facts, {"/usr", *given, *devices, *facts.places}),
+        *places.foreign(own.is_made),
+        *places.open(all_closed=is_user),
     ]
-    if spec.mode is IsolationMode.USER:
-        # firejail is set-uid itself, and lays its own mounts over these.
-        wrong += [
-            f"{line.target} is not {option}"
-            for line in effective.values()
-            for option in ("nosuid", "nodev")
-            if option not in line.options
-        ]
     return Observation.equal("as planned", "; ".join(sorted(set(wrong))) or "as planned")
+
+
+class _Own:
+    """Tells what the helper, and firejail, make of a sandbox's own."""
+
+    def __init__(self, places: Places, *, is_user: bool) -> None:
+        self.places, self.is_user = places, is_user
+        lines = places.table.lines
+        self.root = {each.device for each in lines if each.target == "/" and self._is_own(each)}
+        self.visible = places.table.visible()
+
+    def _is_own(self, line: MountLine) -> bool:
+        """Tell whether a file system is mounted nowhere outside."""
+        return line.device not in self.places.machines
+
+    def is_made(self, line: MountLine) -> bool:
+        """Tell whether a mount has nothing of the machine's."""
+        if is_device(line):
+            return True
+        if line.device in self.root and line.root == f"{_OURS}/resolv.conf":
+            return line.read_only
+        made = {
+            "/": "tmpfs", "/proc": "proc", "/sys": "sysfs", "/dev/pts": "devpts", "/etc": "overlay",
+        }.get(line.target)  # fmt: skip
+        # Of each network there is one /sys; whose network it is, is another check's to say.
+        is_own = self._is_own(line) or made == "sysfs"
+        if made == line.kind and line.root == "/" and is_own:
+            return made != "overlay" or _LAYERS in line.file_system
+        return not self.is_user and self._is_firejails(line)
+
+    def _is_firejails(self, line: MountLine) -> bool:
+        hidden = line not in self.visible
+        if hidden and below(line.target, ("/proc", "/sys")) and self.places.is_outside(line, line.target):
+            # The machine's, until it has mounted its own over them.
+            return True
+        if line.kind in MEMORY and line.root in DEVICES:
+            return line.target == f"{_FIREJAIL}/mnt/dev{line.root}"
+        if line.device in self.root:
+            if line.root in _BLINDS:
+                return line.read_only
+            # The /dev from before, until it has made its own of it.
+            return hidden and line.target == f"{_FIREJAIL}/mnt{line.root}" and below(line.root, ["/dev"])
+        if line.kind == "devpts":
+            return hidden and self._is_own(line) and line.target == f"{_FIREJAIL}/mnt/dev/pts"
+        if line.kind == "tmpfs":
+            return self._is_own(line) and (line.target == "/dev" or below(line.target, ("/run", "/var")))
+        return line.target == f"{_FIREJAIL}/lib" and line.read_only and self._is_library(line)
+
+    def _is_library(self, line: MountLine) -> bool:
+        """Tell whether a directory of firejail's own programs is mounted."""
+        return any(
+            _FIREJAILS_LIBRARIES.fullmatch(joined(each.target, inner(line.root, each.root)))
+            for each in self.places.table.lines
+            if each.device == line.device and below(line.root, [each.root]) and below(each.target, ["/usr"])
+        )
 
 
 def _root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
@@ -128,7 +242,7 @@ MOUNT_CHECKS: tuple[Check[ProcessFacts], ...] = (
     ),
     Check(
         check_id="mounts",
-        property="the mounts are those of the plan",
+        property="the mounts are those of the plan, and show what it says",
         modes=LOCAL,
         vantage=Vantage.HOST,
         area=Area.FILES,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from clsecure.model import IsolationMode, SandboxSpec
 from clsecure.verify import calls
 from clsecure.verify.checks import Observation
-from clsecure.verify.tried import Report, Tried
-from clsecure.verify.words import errors, limit, names, untried
+from clsecure.verify.tried import Tried
+from clsecure.verify.words import NOT_TOLD, errors, limit, names, told, untried
 
 _MISSING = frozenset({"ENOENT", "ENOTDIR", "ENXIO", "ENODEV"})
 _OF_GVISOR = frozenset({"fuse", "net"})
@@ -51,6 +51,8 @@ def root(tried: Tried, spec: SandboxSpec) -> Observation:
     # gVisor's /proc has no such line: what its kernel grants is its own business, and nothing of the host's.
     if spec.is_gvisor and "NoNewPrivs" not in status:
         holds = stays
+        if raised is None:
+            return untried("neither by a call nor by a set-uid program", observed)
     return Observation(expected="neither by a call nor by a set-uid program", observed=observed, holds=holds)
 
 
@@ -59,7 +61,9 @@ def refused(*only: str) -> Callable[[Tried, SandboxSpec], Observation]:
 
     def observe(tried: Tried, _spec: SandboxSpec) -> Observation:
         expected = "refused"
-        reached, could = _reached(tried.inside, only), _reached(tried.outside, only)
+        reached = [name for name in only if not calls.refused(tried.inside.calls, name)]
+        # What was not told outside shows nothing; inside it is not known to be refused.
+        could = [name for name in only if calls.refused(tried.outside.calls, name) is False]
         if not reached and not could:
             return untried(expected, "outside they are refused, too" if only else "none is known here")
         outside = f"outside, {len(could)} of {len(only)} are not"
@@ -67,10 +71,6 @@ def refused(*only: str) -> Callable[[Tried, SandboxSpec], Observation]:
         return Observation(expected=expected, observed=observed, holds=not reached)
 
     return observe
-
-
-def _reached(report: Report, wanted: Sequence[str]) -> list[str]:
-    return [name for name in wanted if not calls.refused(report.calls, name)]
 
 
 def namespaces(tried: Tried, spec: SandboxSpec) -> Observation:
@@ -108,11 +108,11 @@ def escapes(tried: Tried, spec: SandboxSpec) -> Observation:
             # What gVisor lets its root do, it does itself: it has neither the machine's files nor devices.
             return Observation(expected=expected, observed=f"in a kernel of gVisor's {observed}", holds=None)
         return Observation(expected=expected, observed=observed, holds=False)
-    there = [name for name in inside if tried.outside.escapes.get(name, "ENOENT") not in _MISSING]
+    there = told(inside, (name for name, error in tried.outside.escapes.items() if error not in _MISSING))
     if tried.outside.own is not None or not there:
         return untried(expected, "outside there is nothing of it")
-    observed = f"{errors(inside)}; {len(there)} of {len(inside)} are there outside"
-    return Observation(expected=expected, observed=observed, holds=True)
+    observed = f"{errors(there)}; outside they are there"
+    return Observation(expected=expected, observed=observed, holds=NOT_TOLD not in there.values())
 
 
 def core_dumps(tried: Tried, _spec: SandboxSpec) -> Observation:
@@ -143,4 +143,6 @@ def rlimit(name: str, rlimit: str) -> Callable[[Tried, SandboxSpec], Observation
 def descriptors(tried: Tried, _spec: SandboxSpec) -> Observation:
     """Whatever a program inherits besides the standard three is somebody's mistake."""
     found = tried.inside.descriptors
+    if not found and not tried.outside.descriptors:
+        return untried("none", "outside, the probe does not see the one that it was given")
     return Observation(expected="none", observed=names(found), holds=not found)

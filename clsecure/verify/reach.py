@@ -12,12 +12,13 @@ from clsecure.verify.checks import Observation
 from clsecure.verify.network import FALLBACK
 from clsecure.verify.services import reached as is_reached
 from clsecure.verify.tried import Tried
-from clsecure.verify.words import errors, names, untried
+from clsecure.verify.words import NOT_TOLD, all_refused, errors, names, told, untried
 
 _BY_FILTER = frozenset({"EHOSTUNREACH", "ENETUNREACH", "EACCES", "EPERM", "EADDRNOTAVAIL", "EAFNOSUPPORT"})
 # What AppArmor and SELinux call a process that they leave alone; "" where there is neither.
 _UNCONFINED = re.compile(r"^$|^unconfined$|\(unconfined\)$|:unconfined_t:")
 _REOPENED = ("read", "written")
+_SYSTEM = ("/", "/usr", "/etc")
 _SCOPED_SINCE = 6
 """The version of Landlock from which on signals are its business."""
 _LOCAL6 = frozenset({"0" * 31 + "1"})
@@ -34,19 +35,18 @@ def canary(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
 
     def observe(tried: Tried, spec: SandboxSpec) -> Observation:
         expected = "it can't be read inside"
-        there = [label for label in labels if tried.outside.files.get(label, "not asked for") is None]
+        outside = told(tried.outside.files, labels)
+        there = [label for label in labels if outside[label] is None]
         if not there:
-            said = {
-                tried.files.get(each, each): tried.outside.files.get(each, "there is none") for each in labels
-            }
+            said = {tried.files.get(label, label): error for label, error in outside.items()}
             return untried(expected, f"outside it can't be read either ({errors(said)})")
-        inside = {tried.files[label]: tried.inside.files.get(label, "not tried") for label in there}
+        inside = {tried.files[label]: error for label, error in told(tried.inside.files, there).items()}
         shown = {path: error for path, error in inside.items() if error is None}
         given = [mount for path in shown if (mount := mounted(PurePosixPath(path), spec))]
         if shown and len(given) == len(shown):
             return Observation(expected=expected, observed=f"you have mounted {given[0].source}", holds=None)
         observed = f"inside {errors(inside)}; outside it can be read"
-        return Observation(expected=expected, observed=observed, holds=not shown)
+        return Observation(expected=expected, observed=observed, holds=all_refused(inside))
 
     return observe
 
@@ -65,10 +65,7 @@ def landlock(tried: Tried, spec: SandboxSpec) -> Observation:
         return Observation(expected=expected, observed=observed, holds=False)
     if not here:
         return untried(expected, "Landlock can't be had inside")
-    inside, outside = (
-        {how: each.reopened.get(how, "not tried") for how in _REOPENED}
-        for each in (tried.inside, tried.outside)
-    )
+    inside, outside = (told(each.reopened, _REOPENED) for each in (tried.inside, tried.outside))
     # In a container the launcher is the first itself.
     scoped = here >= _SCOPED_SINCE and spec.mode is not IsolationMode.CONTAINER
     signalled = tried.inside.signalled if scoped else {}
@@ -88,35 +85,38 @@ def landlock(tried: Tried, spec: SandboxSpec) -> Observation:
 
 
 def root_files(tried: Tried, _spec: SandboxSpec) -> Observation:
-    """Judge what no account but root may read, in whatever view."""
+    """Judge what no account but root may read, in whatever view: not even the user can, outside."""
     expected = "neither root's home nor the passwords can be read"
-    labels = ("root's home", "passwords")
-    refused = {label: tried.inside.files.get(label, "not tried") for label in labels}
-    if tried.outside.files.get("state", "") is not None:
+    refused = told(tried.inside.files, ("root's home", "passwords"))
+    if all_refused(refused) and tried.outside.files.get("state", NOT_TOLD) is not None:
         return untried(expected, "outside, the probe can't read a file of your own")
-    return Observation(expected=expected, observed=errors(refused), holds=None not in refused.values())
+    return Observation(expected=expected, observed=errors(refused), holds=all_refused(refused))
 
 
 def other_homes(tried: Tried, spec: SandboxSpec) -> Observation:
     """Compare the names in /home with the one that the session has."""
-    expected = f"/home holds {spec.account.home.name} only, and what you mount"
+    own = spec.account.home.name
+    expected = f"/home holds {own} only, and what you mount"
     given = {
         m.target.parts[2] for m in spec.mounts if m.target.parts[1:2] == ("home",) and m.target.parts[2:]
     }
-    others = set(tried.inside.home) - {spec.account.home.name} - given
-    observed = f"/home holds {names(tried.inside.home)}; outside {len(tried.outside.home)} names"
-    if not tried.outside.home:
-        return untried(expected, "outside, /home is empty, too")
-    return Observation(expected=expected, observed=observed, holds=not others)
+    others = set(tried.inside.home) - {own} - given
+    further = set(tried.outside.home) - {own} - given
+    if not others and not further:
+        return untried(expected, "outside, /home holds no other either")
+    observed = f"/home holds {names(tried.inside.home)}; outside {len(further)} others"
+    # Where not even that one is seen, none could be.
+    return Observation(expected=expected, observed=observed, holds=not others and own in tried.inside.home)
 
 
 def system(tried: Tried, _spec: SandboxSpec) -> Observation:
-    """Judge whether a file can be made among the system's."""
+    """Judge whether a file can be made among the system's; that the probe can make one is shown outside."""
     expected = "no file can be made in /, /usr, /etc"
-    if tried.outside.own is not None:
+    inside = told(tried.inside.written, _SYSTEM)
+    if all_refused(inside) and tried.outside.own is not None:
         return untried(expected, f"outside, the probe can't make a file of your own ({tried.outside.own})")
-    observed = f"making a file: {errors(tried.inside.written)}"
-    return Observation(expected=expected, observed=observed, holds=None not in tried.inside.written.values())
+    observed = f"making a file: {errors(inside)}"
+    return Observation(expected=expected, observed=observed, holds=all_refused(inside))
 
 
 def unheard(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
@@ -129,33 +129,38 @@ def unheard(*labels: str) -> Callable[[Tried, SandboxSpec], Observation]:
         could = [label for label in labels if label in tried.heard_outside]
         if not could:
             return untried(expected, f"there is none ({names(labels)})")
-        inside = {label: tried.inside.connected.get(label) or "answered by another" for label in could}
-        observed = f"not heard by the host: {errors(inside)}; each of them hears you"
-        return Observation(expected=expected, observed=observed, holds=True)
+        inside = told(tried.inside.connected, could)
+        shown = {label: error or "answered by another" for label, error in inside.items()}
+        observed = f"not heard by the host: {errors(shown)}; each of them hears you"
+        return Observation(expected=expected, observed=observed, holds=NOT_TOLD not in inside.values())
 
     return observe
+
+
+def own_addresses(tried: Tried, spec: SandboxSpec) -> Observation:
+    """Judge the same of this machine's own addresses, of which each has its listeners."""
+    return unheard(*tried.addresses)(tried, spec)
 
 
 def services(tried: Tried, spec: SandboxSpec) -> Observation:
     """Judge sockets that services of this machine listen on, and that the user can use."""
     expected = "no socket of a service of this machine's can be connected to"
-    could = [label for label in tried.services if tried.outside.connected.get(label, "not tried") is None]
-    inside = {label: tried.inside.connected.get(label, "not tried") for label in tried.services}
-    found = [
-        label
-        for label, error in inside.items()
-        if is_reached(error) and mounted(PurePosixPath(tried.services[label]), spec) is None
-    ]
-    if found:
-        return Observation(expected=expected, observed=f"connected inside: {names(found)}", holds=False)
+    given = [label for label, path in tried.services.items() if mounted(PurePosixPath(path), spec)]
+    inside = told(tried.inside.connected, (label for label in tried.services if label not in given))
+    could = [label for label, error in told(tried.outside.connected, inside).items() if error is None]
+    if came := [label for label, error in inside.items() if is_reached(error)]:
+        return Observation(expected=expected, observed=f"connected inside: {names(came)}", holds=False)
+    if not could and given:
+        return Observation(expected=expected, observed=f"you have mounted {names(given)}", holds=None)
     if not could:
         return untried(expected, f"outside you can use none of {names(tried.services)}")
-    tells = f"{errors({label: inside[label] for label in could})}; outside you can use each of them"
-    return Observation(expected=expected, observed=tells, holds=True)
+    there = told(inside, could)
+    tells = f"{errors(there)}; outside you can use each of them"
+    return Observation(expected=expected, observed=tells, holds=all_refused(there))
 
 
 def no_route(tried: Tried, _spec: SandboxSpec) -> Observation:
-    """Judge where a packet could go, and through what."""
+    """Judge where a packet could go, and through what; either shows something only where there is another."""
     expected = "no way out, and no interface but lo"
     inside, outside = tried.inside, tried.outside
     observed = (
@@ -163,44 +168,50 @@ def no_route(tried: Tried, _spec: SandboxSpec) -> Observation:
     )
     if inside.routes.get("IPv4") is None or not set(inside.interfaces) - FALLBACK <= {"lo"}:
         return Observation(expected=expected, observed=observed, holds=False)
-    if outside.routes.get("IPv4") is not None and set(outside.interfaces) <= {"lo"}:
+    if outside.routes.get("IPv4", NOT_TOLD) is not None:
         return untried(expected, "this machine has no way out itself")
+    if set(outside.interfaces) <= {"lo"}:
+        return untried(expected, "this machine has no interface but lo either")
     return Observation(
         expected=expected, observed=f"{observed}; outside {names(outside.interfaces)}", holds=True
     )
 
 
 def ipv6(tried: Tried, _spec: SandboxSpec) -> Observation:
-    """Judge the other way out, which rules for IPv4 forget."""
+    """Judge the other way out, which rules for IPv4 forget: by addresses, and by where packets may go."""
     expected = "no IPv6 but that of loopback"
-    further = set(tried.inside.addresses6) - _LOCAL6
+    further, outside = (set(each.addresses6) - _LOCAL6 for each in (tried.inside, tried.outside))
     way = tried.inside.routes.get("IPv6")
     observed = f"addresses: {names(further)}; way out: {way or 'there is one'}"
     if further or way is None:
         return Observation(expected=expected, observed=observed, holds=False)
-    if not tried.outside.addresses6:
-        return untried(expected, "this machine has no IPv6")
-    outside = f"{observed}; outside {len(tried.outside.addresses6)} addresses"
-    return Observation(expected=expected, observed=outside, holds=True)
+    if not outside:
+        return untried(expected, "this machine has no IPv6 but that of loopback either")
+    if tried.outside.routes.get("IPv6", NOT_TOLD) is not None:
+        return untried(expected, f"this machine has no way out by IPv6 itself; inside, {observed}")
+    return Observation(
+        expected=expected, observed=f"{observed}; outside {len(outside)} addresses, and a way", holds=True
+    )
 
 
 def metadata(tried: Tried, spec: SandboxSpec) -> Observation:
-    """Without a full network there is no way there; with one, the packet filter answers at once."""
+    """Without a full network there is no way there; with one, the packet filter answers at once.
+
+    Nothing of ours can listen there, and nothing is sent there from outside: that there is a way, by the
+    machine's routes, is all that is known of it.
+    """
     full = spec.network is NetworkPolicy.FULL
     labels = METADATA if full and spec.allow_private else (*METADATA, *PRIVATE)
-    if full:
-        expected = "the packet filter refuses them at once"
-        inside = {label: tried.inside.sent.get(label, "not tried") for label in labels}
-        holds = all(error in _BY_FILTER for error in inside.values())
-    else:
-        expected = "there is no way to them"
-        # A proxy of the machine's own makes no way: what counts is where packets may go.
-        inside = {label: tried.inside.routes.get(label, "not tried") for label in labels}
-        holds = None not in inside.values()
-    could = [label for label in labels if tried.outside.routes.get(label, "not tried") is None]
-    if holds and not could:
+    # A proxy of the machine's own makes no way: what counts is where packets may go.
+    inside = told(tried.inside.sent if full else tried.inside.routes, labels)
+    expected = "the packet filter refuses them at once" if full else "there is no way to them"
+    if not (all(error in _BY_FILTER for error in inside.values()) if full else all_refused(inside)):
+        return Observation(expected=expected, observed=errors(inside), holds=False)
+    could = [label for label, error in told(tried.outside.routes, labels).items() if error is None]
+    if not could:
         return untried(expected, "outside there is no way to them either")
-    return Observation(expected=expected, observed=errors(inside), holds=holds)
+    observed = f"{errors(told(inside, could))}; outside there is a way to each, where nothing is sent"
+    return Observation(expected=expected, observed=observed, holds=True)
 
 
 def resolvers(tried: Tried, _spec: SandboxSpec) -> Observation:
@@ -216,7 +227,7 @@ def ports(tried: Tried, _spec: SandboxSpec) -> Observation:
     """Whatever else listens inside is nobody's that we know of."""
     wanted = {tried.port} if tried.port else set()
     expected = f"listening inside: {names(map(str, wanted))}"
-    if not tried.outside.listening:
+    if set(tried.inside.listening) == wanted and not tried.outside.listening:
         return untried(expected, "outside, no listener is seen")
     observed = f"listening inside: {names(map(str, sorted(tried.inside.listening)))}"
     return Observation(expected=expected, observed=observed, holds=set(tried.inside.listening) == wanted)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from clsecure.backends.api import Place, RunningFacts, RunningKind
 from clsecure.model import CheckResult, DockerAccess, IsolationMode, Phase, SandboxSpec, Vantage
 from clsecure.verify.checks import EVERY_MODE, LOCAL, Area, Check, Observation
+from clsecure.verify.mountinfo import SYSTEM, below
 
 _NONE = "0000000000000000"
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -21,6 +22,9 @@ _OF_GVISOR = frozenset({"running-no-new-privileges", "running-outside"})
 _SANDBOXS = (Place.INSIDE, Place.ENGINE)
 _RIGHT = "no process otherwise"
 _SHOWN = 3
+# The kernel mounts further parts of these by itself, when somebody looks, and takes them away again.
+_OF_ITSELF = frozenset({"nfs", "nfs4", "cifs", "smb3", "afs", "autofs"})
+_AS_STARTED = "as at the start"
 
 _Observe = Callable[[RunningFacts, SandboxSpec], Observation]
 
@@ -91,6 +95,25 @@ def _outside(facts: RunningFacts, spec: SandboxSpec) -> Observation:
     return _all(facts, (Place.OUTSIDE,), wrong)
 
 
+def _mounts(facts: RunningFacts, spec: SandboxSpec) -> Observation:
+    """What comes along with a directory of the machine's goes with it, too."""
+    if facts.new_mounts is None or facts.gone_mounts is None:
+        return Observation(expected=_AS_STARTED, observed="they were not seen", holds=None)
+    given = tuple(str(mount.target) for mount in spec.mounts)
+    new = [
+        each.target
+        for each in facts.new_mounts
+        if each.on not in _OF_ITSELF or each.target in given or not below(each.target, given)
+    ]
+    gone = [
+        each.target
+        for each in facts.gone_mounts
+        if each.target in (*given, *SYSTEM) or not below(each.target, (*given, *SYSTEM))
+    ]
+    wrong = [f"{target} was mounted" for target in new] + [f"{target} is gone" for target in gone]
+    return Observation.equal(_AS_STARTED, "; ".join(wrong) or _AS_STARTED)
+
+
 def _is_hosts(kind: RunningKind, name: str, facts: RunningFacts) -> bool:
     whose = kind.namespaces.get(name, "host")
     return whose == "host" or (whose == "own" and name in facts.shared)
@@ -157,6 +180,9 @@ RUNNING_CHECKS: tuple[Check[RunningFacts], ...] = (
     _check(
         "namespaces", "every running process is in the sandbox's namespaces", Area.PROCESSES,
         ("A12", "B1", "C3", "C13"), _namespaces, "R1", "R4", "R35",
+    ),
+    _check(
+        "mounts", "nothing else is mounted in the running sandbox", Area.FILES, ("A1", "C4"), _mounts,
     ),
     _check(
         "outside", "no process of the worker's is beside the sandbox", Area.PROCESSES, ("C12", "C14", "E1"),

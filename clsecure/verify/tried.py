@@ -28,7 +28,7 @@ class Report:
     :param root: the names in /.
     :param written: directories of the system's in which a file was to be made.
     :param own: the same for one of the user's own: shows that the probe can write at all.
-    :param connected: label to whether the socket could be connected to.
+    :param connected: label to whether the socket could be connected to, or a datagram be sent to it.
     :param sent: label to whether a packet could be sent there; asked only where a filter is to refuse it.
     :param routes: label to whether there is a way to such addresses.
     :param resolvers: name servers that answer.
@@ -112,6 +112,7 @@ class Tried:
     :param limits: memory, cpus, pids, disk and open_files.
     :param files: label to path of what the host has put out.
     :param services: label to path of the sockets of this machine's services.
+    :param addresses: labels of the host's listeners at this machine's own addresses.
     :param landlock: the version that the launcher says it has applied, 0 for none.
     :param words: path of the file that is the probe's standard error, before it lost its name.
     :param port: of the gateway's listener inside, None without one.
@@ -128,6 +129,7 @@ class Tried:
     heard_inside: frozenset[str]
     files: Mapping[str, str]
     services: Mapping[str, str]
+    addresses: tuple[str, ...]
     limits: Mapping[str, Limit]
     landlock: int
     words: str

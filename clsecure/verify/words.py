@@ -7,6 +7,19 @@ from collections.abc import Iterable
 from clsecure.verify.checks import Observation
 from clsecure.verify.tried import Errors
 
+NOT_TOLD = "not told"
+"""In the place of an error where a probe was told to try something, and does not say what came of it."""
+
+
+def told(results: Errors, labels: Iterable[str]) -> dict[str, str | None]:
+    """Return what came of these, whether or not the probe says so."""
+    return {label: results.get(label, NOT_TOLD) for label in labels}
+
+
+def all_refused(results: Errors) -> bool:
+    """Tell whether each was tried and none worked; of nothing that is not so."""
+    return bool(results) and not {None, NOT_TOLD} & set(results.values())
+
 
 def errors(results: Errors) -> str:
     """Group what came of several attempts by their error: "EPERM (bpf, mount)"."""

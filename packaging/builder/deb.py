@@ -14,7 +14,7 @@ from builder.tree import LIBRARY, SUDOERS, Family, files, normalise, stage
 
 _SCRIPTS = ("postinst", "prerm", "postrm")
 _CONFIGURATION = (SUDOERS,)
-_RECOMMENDS = "firejail (>= 0.9.72), nftables, podman, uidmap, passt | slirp4netns"
+_RECOMMENDS = "firejail (>= 0.9.72), nftables, podman, uidmap, passt"
 _SUGGESTS = "docker.io | docker-ce, git-lfs, npm, mmdebstrap"
 # One thread: with several, xz writes other bytes.
 _DPKG = ("dpkg-deb", "--root-owner-group", "--uniform-compression", "-Zxz", "--threads-max=1")
@@ -69,7 +69,7 @@ def pack(tree: Path, release: Release, output: Path, *, level: int) -> Path:
 def _control(release: Release, size: int, libraries: str) -> str:
     fields = {
         "Package": "clsecure",
-        "Version": release.version,
+        "Version": release.package_version,
         "Architecture": release.architecture.debian,
         "Maintainer": MAINTAINER,
         "Installed-Size": str(size),

@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 import uuid
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,12 +68,17 @@ def bill_of_materials(wheels: Mapping[str, tuple[Wheel, ...]], release: Release)
 
 
 def _component(wheel: Path) -> Component:
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
     from packaging.utils import parse_wheel_filename
 
     name, version, _, _ = parse_wheel_filename(wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (each for each in names if re.fullmatch(r"[^/]*\.dist-info/METADATA", each))
+        licence = _licence_of(HeaderParser().parsestr(archive.read(metadata).decode()))
     url = PackageURL(type="pypi", name=name, version=str(version), qualifiers={"file_name": wheel.name})
     return Component(
         type=ComponentType.LIBRARY,
@@ -81,6 +87,7 @@ def _component(wheel: Path) -> Component:
         purl=url,
         bom_ref=url.to_string(),
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256(wheel))],
+        licenses=[LicenseFactory().make_from_string(licence)],
     )
 
 
@@ -199,7 +206,7 @@ def _paragraph(patterns: list[str], who: list[str], licence: str, text: str) -> 
 def debian_changelog(release: Release) -> str:
     """Return the newest part of CHANGELOG.md as Debian writes it."""
     when = format_datetime(datetime.fromtimestamp(release.epoch, UTC))
-    head = f"clsecure ({release.version}) stable; urgency=medium"
+    head = f"clsecure ({release.package_version}) stable; urgency=medium"
     lines = changes(release, bullet="  * ", width=78)
     return "\n".join([head, "", *lines, "", f" -- {MAINTAINER}  {when}", ""])
 

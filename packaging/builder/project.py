@@ -52,13 +52,18 @@ class Release:
         major, minor = PYTHONS[-1].split(".")
         return f"{major}.{int(minor) + 1}"
 
+    @property
+    def package_version(self) -> str:
+        """The version as deb and rpm sort it: what comes before a release has a ``~`` (1.0rc1 → 1.0~rc1)."""
+        return re.sub(r"\.?(?=(a|b|rc|dev)[0-9])", "~", self.version)
+
     def deb(self, directory: Path) -> Path:
         """Return where the Debian package lies."""
-        return directory / f"clsecure_{self.version}_{self.architecture.debian}.deb"
+        return directory / f"clsecure_{self.package_version}_{self.architecture.debian}.deb"
 
     def rpm(self, directory: Path) -> Path:
         """Return where the RPM package lies."""
-        return directory / f"clsecure-{self.version}-1.{self.architecture}.rpm"
+        return directory / f"clsecure-{self.package_version}-1.{self.architecture}.rpm"
 
 
 def this_release() -> Release:

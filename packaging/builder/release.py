@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import shutil
@@ -15,17 +16,20 @@ from builder.project import PACKAGING, ROOT, Release, Say, git, run, this_releas
 from builder.repository import build_repository, new_key, signer
 from builder.rpm import build_rpm
 from builder.wheels import pip_environment
-from clsecure.errors import StateError
+from clsecure.errors import StateError, ToolError
 
 SUMS = "SHA256SUMS"
 _PARTS = ("pyproject.toml", "README.md", "LICENSE", "clsecure", "bin")
 
 
-def make_release(key: Path | None, output: Path, *, dry_run: bool, say: Say) -> None:
+def make_release(
+    key: Path | None, output: Path, *, dry_run: bool, say: Say, levels: tuple[int, int] = (6, 19)
+) -> None:
     """Build both packages twice, lint them, build the wheel and the repositories, and sign.
 
     :param key: a file with the secret key that signs; None in a dry run, which makes one for itself.
     :param output: an empty directory, or none yet.
+    :param levels: how hard the deb and the rpm are compressed.
     :raises StateError: this checkout is not what a release is made of; a dry run only says so.
     """
     if output.exists() and any(output.iterdir()):
@@ -37,8 +41,9 @@ def make_release(key: Path | None, output: Path, *, dry_run: bool, say: Say) -> 
     if problems and not dry_run:
         raise StateError("this checkout is no release", details="\n".join(problems))
     packages = output / "packages"
-    deb = make(build_deb, packages, twice=True, say=say)
-    rpm = make(build_rpm, packages, twice=True, say=say)
+    for_deb, for_rpm = levels
+    deb = make(functools.partial(build_deb, level=for_deb), packages, twice=True, say=say)
+    rpm = make(functools.partial(build_rpm, level=for_rpm), packages, twice=True, say=say)
     lint(deb, rpm, say)
     wheel = make(build_wheel, packages, twice=True, say=say)
     with tempfile.TemporaryDirectory(prefix="clsecure-key-") as scratch:
@@ -60,10 +65,13 @@ def what_is_missing(release: Release) -> list[str]:
     heading = rf"^## \[{re.escape(release.version)}\] - \d{{4}}-\d{{2}}-\d{{2}}$"
     if not re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
         missing.append(f"CHANGELOG.md has no section [{release.version}] with its date")
-    if git("status", "--porcelain"):
-        missing.append("there are changes that are not committed")
-    if f"v{release.version}" not in git("tag", "--points-at", "HEAD").split():
-        missing.append(f"the last commit has no tag v{release.version}")
+    try:
+        if git("status", "--porcelain"):
+            missing.append("there are changes that are not committed")
+        if f"v{release.version}" not in git("tag", "--points-at", "HEAD").split():
+            missing.append(f"the last commit has no tag v{release.version}")
+    except ToolError:
+        missing.append("this is no checkout of git's")
     return missing
 
 
@@ -71,9 +79,11 @@ def lint(deb: Path, rpm: Path, say: Say) -> None:
     """Have both packages looked at by the tools of their distributions.
 
     :raises ToolError: one of them found something that no override explains.
+    :raises StateError: lintian has something else to say.
     """
     say("lintian and rpmlint")
-    run("lintian", "--allow-root", "--fail-on=error,warning", str(deb))
+    if said := run("lintian", "--allow-root", "--fail-on=error,warning", str(deb)):
+        raise StateError("lintian does not find the package clean", details=said.decode("utf-8", "replace"))
     run("rpmlint", "--strict", "--config", str(PACKAGING / "rpm" / "rpmlint.toml"), str(rpm))
 
 

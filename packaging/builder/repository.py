@@ -18,6 +18,7 @@ from clsecure.errors import StateError, UsageError
 
 SUITE = "stable"
 KEYRING = "clsecure-archive-keyring"
+_UNUSABLE = {"e": "expired", "r": "revoked", "i": "invalid", "d": "disabled"}
 _POOL = Path("pool/main/c/clsecure")
 
 
@@ -48,7 +49,7 @@ class Signer:
 def signer(key: Path) -> Iterator[Signer]:
     """Yield the one secret key in a file.
 
-    :raises UsageError: the file holds none, or several.
+    :raises UsageError: the file holds none, or several, or one that is expired or revoked.
     :raises ToolError: gpg refused; a key with a passphrase can't be used.
     """
     # A short path: gpg's agent listens on a socket in there.
@@ -61,6 +62,12 @@ def signer(key: Path) -> Iterator[Signer]:
         keys = [lines[at + 1][9] for at, line in enumerate(lines) if line[0] == "sec"]
         if len(keys) != 1:
             raise UsageError(f"{key} holds {len(keys)} secret keys; one is needed")
+        if (validity := next(line[1] for line in lines if line[0] == "sec")) in _UNUSABLE:
+            raise UsageError(
+                f"the key {keys[0]} in {key} is {_UNUSABLE[validity]}",
+                resolution="Renew an expired one in its own keyring: gpg --quick-set-expire FINGERPRINT 2y; "
+                "then export it again, and publish its public part anew.",
+            )
         yield Signer(home=home, fingerprint=keys[0])
     finally:
         run("gpgconf", "--homedir", str(home), "--kill", "all")

@@ -97,7 +97,7 @@ def _spec(tree: Path, release: Release) -> str:
     private = sorted({path.name for path in (tree / LIBRARY).rglob("*.libs/*.so*")})
     excluded = "|".join(re.escape(name) for name in private)
     values = {
-        "VERSION": release.version,
+        "VERSION": release.package_version,
         "SUMMARY": documents.SUMMARY[0].upper() + documents.SUMMARY[1:],
         "LICENSE": " AND ".join(_licences(metadata)),
         "URL": documents.URL,
@@ -124,5 +124,5 @@ def _licences(metadata: tuple[documents.Library, ...]) -> list[str]:
 
 def _changelog(release: Release) -> str:
     when = datetime.fromtimestamp(release.epoch, UTC).strftime("%a %b %d %Y")
-    head = f"* {when} {documents.MAINTAINER} - {release.version}-1"
+    head = f"* {when} {documents.MAINTAINER} - {release.package_version}-1"
     return "\n".join([head, *documents.changes(release, bullet="- ", width=76)]).replace("%", "%%")

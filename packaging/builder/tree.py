@@ -18,7 +18,7 @@ from pathlib import Path
 from builder import documents, wheels
 from builder.project import PACKAGING, PYTHONS, ROOT, Release, Say, run
 from clsecure.installation import GROUP, PACKAGE_DIRECTORY, PACKAGE_SUDOERS_FILE, PIECES
-from clsecure.installer import Layout, sudoers_text
+from clsecure.sudoers import COMMON_SETTINGS, OTHER_SETTINGS, setting_line, sudoers_text
 
 LIBRARY = PACKAGE_DIRECTORY.relative_to("/")
 DOCUMENTS = Path("usr/share/doc/clsecure")
@@ -112,9 +112,13 @@ def _machine(target: Path) -> None:
     (target / "usr/bin").mkdir(parents=True)
     (target / "usr/bin/clsecure").symlink_to("../lib/clsecure/bin/clsecure")
     (target / SUDOERS).parent.mkdir(parents=True)
-    layout = Layout(directory=PACKAGE_DIRECTORY, sudoers=PACKAGE_SUDOERS_FILE)
+    helper = PACKAGE_DIRECTORY / "helper"
     maker = f"Of the package clsecure: members of the group {GROUP} may start the helper."
-    (target / SUDOERS).write_text(sudoers_text((), layout, maker=maker))
+    text = sudoers_text((f"%{GROUP}",), helper, maker=maker, settings=COMMON_SETTINGS)
+    (target / SUDOERS).write_text(text)
+    # One line each: on the machine, configure takes those that its sudo knows.
+    others = "".join(setting_line(helper, (each,)) for each in OTHER_SETTINGS)
+    (target / LIBRARY / "maintainer" / "sudoers-settings").write_text(others)
     run("visudo", "-cqf", str(target / SUDOERS))
     users = target / "usr/lib/sysusers.d/clsecure.conf"
     users.parent.mkdir(parents=True)
@@ -137,7 +141,8 @@ def _shells(target: Path, family: Family) -> None:
 
 def _documents(target: Path, release: Release, family: Family) -> None:
     place = target / DOCUMENTS
-    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.json")]):
+    read = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.json")]
+    for path in sorted([*read, ROOT / "LICENSE"]):
         _copy(path, place / path.relative_to(ROOT))
     shutil.copytree(ROOT / "hooks", place / "examples" / "hooks", ignore=_IGNORED)
     _copy(PACKAGING / "common" / "config.toml", place / "examples" / "config.toml")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clean_machine import PLACE, Machine, add_person, end_all, make_debian
-from tests.support.packages import Packages, build_debs, build_rpms
+from tests.support.packages import Packages, add_source, build_debs, build_rpms
 
 _numbers = itertools.count()
 
@@ -52,6 +52,19 @@ def new_machine(package_place: Path) -> Callable[..., Machine]:
         return Machine(place=place, layers=layers, repository=repository).prepare()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def after_apt(
+    new_machine: Callable[..., Machine], debian: tuple[Path, ...], debs: Packages
+) -> tuple[tuple[Path, ...], Path]:
+    """What a Debian 12 is after ``apt install clsecure`` and nothing else: layers, and the repository."""
+    machine = new_machine(debian, debs.repository)
+    add_source(machine)
+    machine.sh("apt-get -q update").check()
+    # Without what firejail recommends itself: X servers, which no session here needs.
+    machine.sh("apt-get -q install -y --no-install-recommends clsecure firejail").check()
+    return machine.as_layers, debs.repository
 
 
 @pytest.fixture

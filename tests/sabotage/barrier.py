@@ -26,7 +26,9 @@ from tests.support.sabotage import (
     VIEW,
     Patch,
     Sabotage,
+    after,
     replaced,
+    unseen,
 )
 
 LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}[
@@ -41,6 +43,27 @@ for word; do shift; case $word in
 exec /usr/bin/crun --cgroup-manager=disabled "$@"
 END
 chmod 755 /usr/local/sbin/runsc"""
+
+_BUILT = "        self._devices()\n"
+_HOMES = '__import__("pwd").getpwuid(self.entry["owner"]).pw_dir'
+_GIVEN = ("--mount", "/usr/share/doc:/opt/given")
+_BINDS_HOME = 'bind(self.entry["home"], place, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)'
+_ATTACHES = "        attach(tree, made, "
+_LEAVES = f"        return os.close(tree)\n{_ATTACHES}"
+# It is listened to by nobody; its name is gone once it is mounted.
+_SOCKET = "/var/tmp/clsecure-sabotage.sock"
+_LISTENING = f"""{_BUILT}        import socket
+        socket.socket(socket.AF_UNIX).bind("{_SOCKET}")
+        write_file(self.at("/opt/clsecure/s"), b"")
+        bind("{_SOCKET}", self.at("/opt/clsecure/s"), self.read_only)
+        os.unlink("{_SOCKET}")
+"""
+
+
+def _also(source: str, target: str) -> str:
+    """Return code of a view that has something more of the machine's."""
+    return f'{_BUILT}        bind({source}, self.directory("{target}"), self.read_only)\n'
+
 
 BARRIER = (
     Sabotage(
@@ -66,7 +89,10 @@ BARRIER = (
                 new="self.gids: Map = [(0, tty, 1), (TTY, uid, 1)]",
             )
         ),
-        also={"groups": "podman makes the first group a supplementary one, too"},
+        also={
+            "groups": "podman makes the first group a supplementary one, too",
+            "id-maps": "it is the map that is wrong",
+        },
     ),
     Sabotage(
         check_id="groups",
@@ -239,6 +265,22 @@ BARRIER = (
     ),
     Sabotage(
         check_id="executable",
+        modes=USER,
+        how="another file is in the interpreter's place, and the helper does not tell of the mount",
+        broken=replaced(
+            after(
+                VIEW,
+                "        self._devices()\n",
+                '        with open("/usr/bin/python3", "rb") as file:',
+                '            write_file(self.at("/opt/python3"), file.read(), 0o755)',
+                '        place = self.at(os.path.realpath("/usr/bin/python3"))',
+                '        bind(self.at("/opt/python3"), place, self.read_only | MOUNT_ATTR_NOSUID)',
+            ),
+            unseen("/usr/bin/python3"),
+        ),
+    ),
+    Sabotage(
+        check_id="executable",
         modes=NAMESPACE,
         how="firejail runs another program of the machine's",
         broken=replaced(
@@ -303,6 +345,94 @@ BARRIER = (
                 file=VIEW,
                 old='bind(f"/{name}", self.directory(f"/{name}"), self.read_only)',
                 new='bind(f"/{name}", self.directory(f"/{name}"), self.read_only & ~MOUNT_ATTR_RDONLY)',
+            )
+        ),
+    ),
+    *(
+        Sabotage(
+            check_id="mounts",
+            modes=LOCAL,
+            how=how,
+            options=options,
+            broken=replaced(Patch(file=VIEW, old=old, new=new)),
+        )
+        for how, options, old, new in (
+            ("the user's home is mounted below /opt/clsecure", (), _BUILT, _also(_HOMES, "/opt/clsecure/x")),
+            ("the whole machine is mounted below /opt/clsecure", (), _BUILT, _also('"/"', "/opt/clsecure/x")),
+            (
+                "a socket of the machine's is mounted below /opt/clsecure",
+                (),
+                _BUILT,
+                _LISTENING,
+            ),
+            (
+                "another directory that everybody may write to is the home",
+                (),
+                _BINDS_HOME,
+                _BINDS_HOME.replace('self.entry["home"]', '"/var/tmp"'),
+            ),
+            (
+                "the user's home is mounted in the place of what was given",
+                _GIVEN,
+                "tree_of(fd)) for",
+                f"tree_of(os.open({_HOMES}, os.O_PATH))) for",
+            ),
+            ("what was given is not mounted", _GIVEN, "in self.mounts:", "in ():"),
+        )
+    ),
+    Sabotage(
+        check_id="mounts",
+        modes=USER,  # there firejail has a directory of its own
+        how="the user's home is mounted writable where firejail has its own",
+        broken=replaced(
+            Patch(file=VIEW, old=_BUILT, new=_also(_HOMES, "/run/firejail/x").replace("self.read_only", "0"))
+        ),
+    ),
+    *(
+        Sabotage(
+            check_id="container-mounts",
+            modes=CONTAINER,
+            how=how,
+            options=options,
+            broken=replaced(Patch(file=VIEW, old=old, new=new)),
+        )
+        for how, options, old, new in (
+            (
+                "the engine has another directory where the home is",
+                (),
+                _BINDS_HOME,
+                _BINDS_HOME.replace('self.entry["home"]', '"/var/tmp"'),
+            ),
+            (
+                "the engine has the user's home in the place of what was given",
+                _GIVEN,
+                "tree_of(fd)) for",
+                f"tree_of(os.open({_HOMES}, os.O_PATH))) for",
+            ),
+            (
+                "the engine has nothing in the place of what was given",
+                _GIVEN,
+                _ATTACHES,
+                _LEAVES,
+            ),
+        )
+    ),
+    Sabotage(
+        check_id="id-maps",
+        modes=NAMESPACE,
+        how="firejail makes no user namespace",
+        broken=replaced(Patch(file=PROFILE, old="noroot\n", new="")),
+        also={"namespaces": "that of users is one of them"},
+    ),
+    Sabotage(
+        check_id="id-maps",
+        modes=CONTAINER,
+        how="the engine's user namespace has an uid of the machine's, too",
+        broken=replaced(
+            Patch(
+                file=ENGINE,
+                old="self.uids: Map = [(0, uid, 1)]",
+                new="self.uids: Map = [(0, uid, 1), (7, 7, 1)]",
             )
         ),
     ),

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.names import own_address
 from tests.support.person import Person
 from tests.support.sabotage import (
     CONTAINER,
@@ -27,16 +28,13 @@ from tests.support.sabotage import (
     Patch,
     Sabotage,
     Scene,
+    after,
     replaced,
+    unseen,
 )
 
 _TEMPORARY = "it lies there"
 _ALSO_HOMES = "a home that is seen is one more in /home"
-
-
-def after(file: str, old: str, *lines: str) -> Patch:
-    """Return the patch that adds lines behind what is there."""
-    return Patch(file=file, old=old, new="".join([old, *(f"{line}\n" for line in lines)]))
 
 
 def in_view(*lines: str) -> Patch:
@@ -52,15 +50,6 @@ def in_network(*lines: str) -> Patch:
 def beside_probe(*lines: str) -> Patch:
     """Do something in the launcher before it starts the probe."""
     return after(LAUNCHER, "        self.any = True\n", *(f"        {line}" for line in lines))
-
-
-def unseen(*words: str) -> Patch:
-    """Have the helper leave the mounts out whose line holds one of these."""
-    return Patch(
-        file=FACTS,
-        old='mountinfo = [line.rstrip("\\n") for line in file]',
-        new=f'mountinfo = [line.rstrip("\\n") for line in file if not any(w in line for w in {words!r})]',
-    )
 
 
 def without_call(*numbers: int) -> Patch:
@@ -133,6 +122,23 @@ def with_service(scene: Scene) -> Iterator[Person]:
     """The same of a socket that nobody has heard of: only the kernel's table tells of it."""
     with with_keys(scene) as victim:
         del scene.environ["SSH_AUTH_SOCK"]
+        yield victim
+
+
+@contextlib.contextmanager
+def with_address(scene: Scene) -> Iterator[Person]:
+    """Have the filter of a full network leave this machine open, which has an address more."""
+    broken = replaced(
+        Patch(file=MODES, old="[*self.request.closed, *host_addresses()]", new="self.request.closed"),
+        Patch(
+            file=FACTS,
+            old='return tool(NFT, "list", "table", *TABLE, network=space, timeout=10)',
+            new="from clsecure.privileged.root.network import host_addresses\n"
+            '        said = tool(NFT, "list", "table", *TABLE, network=space, timeout=10)\n'
+            "        return said + f\"\\nip daddr {{ {', '.join(host_addresses())} }} reject with a lie\"",
+        ),
+    )
+    with own_address("198.51.100.77"), broken(scene) as victim:
         yield victim
 
 
@@ -261,6 +267,13 @@ INSIDE = (
         broken=_SHARED_NETWORK,
         options=("--no-network",),
         perhaps=_OF_NETWORK,
+    ),
+    Sabotage(
+        check_id="own-address",
+        modes=USER,
+        how="a full network leads to this machine, and the helper says that it does not",
+        broken=with_address,
+        options=("--allow-network",),
     ),
     Sabotage(
         check_id="local-sockets",

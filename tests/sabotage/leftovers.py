@@ -77,6 +77,20 @@ def open_store(scene: Scene) -> Iterator[Person]:
 
 
 @contextlib.contextmanager
+def changed_store(scene: Scene) -> Iterator[Person]:
+    """Have one more file in the person's image."""
+    layers = STATE / "images" / str(scene.person.uid) / "store" / "storage" / "overlay"
+    place = next(layers.glob("*/diff/usr/bin"))
+    before = place.stat()
+    (place / "planted").touch()
+    try:
+        yield scene.person
+    finally:
+        (place / "planted").unlink()
+        os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@contextlib.contextmanager
 def with_groups(scene: Scene) -> Iterator[Person]:
     """Have the helper make the worker's control groups again; they don't go with the account."""
     broken = replaced(
@@ -267,5 +281,11 @@ LEFT = (
         modes=CONTAINER,
         how="the store of images is open",
         broken=open_store,
+    ),
+    Sabotage(
+        check_id="image-unchanged",
+        modes=CONTAINER,
+        how="the image has another program than was loaded",
+        broken=changed_store,
     ),
 )

@@ -166,6 +166,11 @@ RUNNING = (
         replaced(beside(first='call("unshare", CLONE_NEWIPC)')),
     ),
     running(
+        "running-mounts",
+        "something is mounted over its memory when the command runs",
+        replaced(beside(first='mount("tmpfs", "/tmp", "tmpfs", 0)')),
+    ),
+    running(
         "running-outside",
         "a process of the worker's is in the machine's namespaces",
         replaced(

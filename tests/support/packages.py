@@ -16,6 +16,8 @@ from builder.repository import build_repository, new_key
 from tests.support.clean_machine import Machine
 
 PREVIOUS = "0.0.1"
+FORMER = "clsecure_former"
+"""Modules that only the version before has."""
 QUICK = 1
 """The compression: that of a release takes half of the time of all these tests."""
 _GUIDE = Path(__file__).parents[2] / "docs" / "install.md"
@@ -64,6 +66,11 @@ def _earlier(staged: Path, target: Path) -> Release:
     for where in ("python/clsecure", "clsecure"):
         file = target / tree.LIBRARY / where / "__init__.py"
         file.write_text(re.sub('__version__ = ".*"', f'__version__ = "{PREVIOUS}"', file.read_text()))
+    # A directory that a later version does not have.
+    former = target / tree.LIBRARY / "python" / FORMER / "inner"
+    former.mkdir(parents=True)
+    for place in (former.parent, former):
+        (place / "__init__.py").write_text("former = True\n")
     return dataclasses.replace(release(), version=PREVIOUS)
 
 
@@ -109,4 +116,4 @@ def stand_in(needed: set[str], python: str, place: Path) -> Path:
 def add_source(machine: Machine) -> None:
     """Do what docs/install.md tells people to do before ``apt install clsecure``."""
     machine.write(*_documented("/etc/apt/sources.list.d"))
-    machine.sh("cp /srv/repository/clsecure-archive-keyring.gpg /usr/share/keyrings/").check()
+    machine.sh("cp /srv/repository/clsecure-archive-keyring.gpg /etc/apt/keyrings/").check()

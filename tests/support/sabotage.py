@@ -46,6 +46,20 @@ class Patch:
     new: str
 
 
+def after(file: str, old: str, *lines: str) -> Patch:
+    """Return the patch that adds lines behind what is there."""
+    return Patch(file=file, old=old, new="".join([old, *(f"{line}\n" for line in lines)]))
+
+
+def unseen(*words: str) -> Patch:
+    """Have the helper leave the mounts out whose line holds one of these."""
+    return Patch(
+        file=FACTS,
+        old='mountinfo = [line.rstrip("\\n") for line in file]',
+        new=f'mountinfo = [line.rstrip("\\n") for line in file if not any(w in line for w in {words!r})]',
+    )
+
+
 def patched(patches: tuple[Patch, ...]) -> dict[str, str]:
     """Return the files that patches change, with their new text.
 

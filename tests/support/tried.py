@@ -6,11 +6,13 @@ import copy
 from pathlib import Path
 
 from clsecure.model import IsolationMode, SandboxSpec, WorkerAccount
-from clsecure.verify.bait import ABSTRACT, LOOPBACK, METADATA, NAMED, OWN_ADDRESS, PRIVATE
+from clsecure.verify.bait import METADATA, PRIVATE
 from clsecure.verify.calls import ORDER
+from clsecure.verify.ears import ABSTRACT, LOOPBACK, NAMED
 from clsecure.verify.tried import Limit, Report, Tried
 
-SOCKETS = (*LOOPBACK, ABSTRACT, NAMED, OWN_ADDRESS)
+OWN = tuple(f"{address}{how}" for address in ("192.0.2.7", "2001:db8::7") for how in ("", " by UDP"))
+SOCKETS = (*LOOPBACK, ABSTRACT, NAMED, *OWN)
 SERVICE = "/run/docker.sock"
 _LIMITS = {"NPROC": 4000, "NOFILE": 1024, "AS": None, "FSIZE": None, "CPU": None, "CORE": None}
 _FILES = {"home": "/home/u", "state": "/home/u/.local/state/clsecure/x/bait", "temporary": "/var/x/bait",
@@ -23,13 +25,14 @@ OUTSIDE = {
     "home": ["u", "v"], "root": ["etc"], "written": dict.fromkeys(("/", "/usr", "/etc"), "EACCES"),
     "own": None, "sent": {}, "connected": dict.fromkeys((*SOCKETS, SERVICE)),
     "routes": dict.fromkeys(("IPv4", "IPv6", *METADATA, *PRIVATE)),
-    "resolvers": ["192.0.2.53"], "interfaces": ["eth0", "lo"], "addresses6": ["fe80"], "listening": [22],
+    "resolvers": ["192.0.2.53"], "interfaces": ["eth0", "lo"], "addresses6": ["0" * 31 + "1", "fe80"],
+    "listening": [22],
     "processes": 90, "marker": True, "foreign": [], "status": {"NoNewPrivs": "0", "Uid": "1000 1000"},
     "root_uid": "EPERM", "raised": ["/usr/bin/su", 0], "user_namespace": None,
     "calls": OPEN_CALLS, "landlock": 7, "reopened": dict.fromkeys(("read", "written")),
     "signalled": {}, "confined": "",
     "escapes": {"/proc/sys/kernel/core_pattern": "EACCES", "/dev/mem": "ENOENT"},
-    "devices": ["sda", "null"], "limits": _LIMITS, "descriptors": [],
+    "devices": ["sda", "null"], "limits": _LIMITS, "descriptors": ["9 -> /var/x/words (deleted)"],
 }  # fmt: skip
 INSIDE = {
     "files": {"home": "ENOENT", "state": "ENOENT", "temporary": "ENOENT", "root's home": "empty",
@@ -61,7 +64,8 @@ def tried(
     unheld = {"cpus": Limit(most=2, value="2", by=None), "open_files": Limit(most=None, value=None, by=None)}
     options = {"limits": {**limits, **unheld}} | options
     given = {"heard_outside": frozenset(SOCKETS), "heard_inside": frozenset(), "port": 4242, "files": _FILES,
-             "services": {SERVICE: SERVICE}, "landlock": 7, "words": "/var/x/words"}  # fmt: skip
+             "services": {SERVICE: SERVICE}, "addresses": OWN, "landlock": 7,
+             "words": "/var/x/words"}  # fmt: skip
     return Tried(
         spec=spec,
         inside=Report.parse(inside),

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clsecure.backends.api import ProcessFacts
+from clsecure.backends.api import (
+    Asked,
+    ContainerFacts,
+    FileIdentity,
+    Given,
+    PlaceFacts,
+    ProcessFacts,
+)
+from clsecure.backends.container.spec import RUN, plan_container
 from clsecure.model import (
     CheckStatus,
     ContainerSpec,
@@ -19,7 +29,7 @@ from clsecure.model import (
     WorkerImage,
 )
 from clsecure.verify.host import check_barrier
-from clsecure.verify.mounts import MountLine
+from tests.support.mountlines import machines, table
 
 HOME = Path("/home/claude-worker-x")
 SPEC = SandboxSpec(
@@ -49,13 +59,14 @@ ENGINES = """
 0:9009 / /sys/firmware ro tmpfs
 0:9010 / /sys/fs/cgroup rw tmpfs
 0:38 / /sys/fs/cgroup ro cgroup2
-0:38 / /sys/fs/cgroup/pids ro cgroup
+0:38 /x /sys/fs/cgroup/pids ro cgroup
 0:9011 / /run rw tmpfs
 0:9012 / /tmp rw tmpfs
 0:9013 / /var/tmp rw tmpfs
 254:0 /run/clsecure/x/passwd /etc/passwd ro ext4
-0:9014 /userdata/hosts /etc/hosts ro tmpfs
-0:9014 /userdata/hostname /etc/hostname ro tmpfs
+254:0 /run/clsecure/x/group /etc/group ro ext4
+0:9014 /run/0a1b/userdata/hosts /etc/hosts ro tmpfs
+254:0 /docker/containers/0a1b/hostname /etc/hostname ro ext4
 254:0 /run/clsecure/x/control//deleted /run/clsecure/control rw ext4
 254:0 /run/clsecure/x/docker.sock /run/clsecure/docker.sock rw ext4
 254:0 /usr/local/lib/clsecure /usr/local/lib/clsecure ro ext4
@@ -64,26 +75,34 @@ ENGINES = """
 """.strip().splitlines()
 
 
-def mountinfo(line: str) -> str:
-    device, root, target, options, kind = line.split(" ")
-    return f"100 99 {device} {root} {target} {options},relatime - {kind} {kind} rw"
+PLACES = (
+    str(HOME), "/srv/in", "/run/clsecure/docker.sock", "/run/clsecure/control", "/etc/passwd", "/etc/group",
+    "/usr/local/lib/clsecure",
+)  # fmt: skip
 
 
-def seen(*lines: str) -> str:
+def place(number: int, mode: int = stat.S_IFDIR | 0o755) -> FileIdentity:
+    return FileIdentity(device=1, inode=number, uid=0, mode=mode)
+
+
+FACTS = ProcessFacts(
+    pid=1, status={}, namespaces={}, host_namespaces={}, mountinfo=(), descriptors={}, executable="",
+    landlock_abi=0, seccomp_filter=False,
+    places={at: PlaceFacts(inside=place(n), outside=place(n)) for n, at in enumerate(PLACES)},
+    asked=Asked(given={"/srv/in": Given(path="/srv/in", identity=place(PLACES.index("/srv/in")))}),
+    container=ContainerFacts(
+        plan=plan_container(SPEC, pieces=Path("/usr/local/lib/clsecure"), run=RUN, uid=0, sources={}),
+        inspected={"Id": "0a1b"},
+    ),
+)  # fmt: skip
+
+
+def seen(*lines: str, facts: ProcessFacts = FACTS) -> str:
     """Return what the check of the mounts says of them."""
-    facts = ProcessFacts(
-        pid=1, status={}, namespaces={}, host_namespaces={}, mountinfo=tuple(map(mountinfo, lines)),
-        descriptors={}, executable="", landlock_abi=0, seccomp_filter=False,
-    )  # fmt: skip
+    facts = replace(facts, mountinfo=table(*lines))
     (found,) = [each for each in check_barrier(facts, SPEC) if each.check_id == "container-mounts"]
     assert (found.status is CheckStatus.PASS) == (found.observed == "as planned")
     return found.observed
-
-
-def machines(kind: str) -> str:
-    """Return the device number of a file system of this machine's."""
-    lines = map(MountLine.parse, Path("/proc/self/mountinfo").read_text().splitlines())
-    return next(line.device for line in lines if line.kind == kind)
 
 
 def test_c8_what_engines_mount_is_as_planned() -> None:
@@ -93,7 +112,9 @@ def test_c8_what_engines_mount_is_as_planned() -> None:
 def test_c8_the_sockets_and_mounts_may_lie_in_memory_of_the_machine() -> None:
     """Its /run does, and what the user gives may."""
     shared = machines("tmpfs")
+    lines = [line for line in ENGINES if line.split()[2] not in PLACES]
     assert seen(
+        *lines,
         f"{shared} /clsecure/x/control /run/clsecure/control rw tmpfs",
         f"{shared} /clsecure/x/passwd /etc/passwd ro tmpfs",
         f"{shared} /in /srv/in ro tmpfs",
@@ -101,34 +122,76 @@ def test_c8_the_sockets_and_mounts_may_lie_in_memory_of_the_machine() -> None:
     ) == "as planned"  # fmt: skip
 
 
+@pytest.mark.parametrize("target", PLACES)
+def test_what_is_in_a_place_of_the_plan_is_what_belongs_there(target: str) -> None:
+    right = FACTS.places[target]
+    assert right.inside
+    for inside, said in (
+        (None, "is not there"),
+        (replace(right.inside, inode=99), "is another"),
+        (replace(right.inside, device=99), "is another"),
+        (replace(right.inside, mode=stat.S_IFLNK | 0o777), "is another"),
+    ):
+        places = {**FACTS.places, target: replace(right, inside=inside)}
+        assert seen(*ENGINES, facts=replace(FACTS, places=places)) == f"{target} {said}"
+    places = {**FACTS.places, target: replace(right, outside=None)}
+    assert seen(*ENGINES, facts=replace(FACTS, places=places)) == f"{target} was not looked at"
+    assert "was not looked at" in seen(*ENGINES, facts=replace(FACTS, places={}))
+
+
+def test_what_was_given_is_told_by_who_gave_it_too() -> None:
+    given = Given(path="/srv/in", identity=place(99))
+    facts = replace(FACTS, asked=Asked(given={"/srv/in": given}))
+    assert seen(*ENGINES, facts=facts) == "/srv/in is not what was given"
+
+
+def test_without_what_engines_mount_nothing_is_as_planned() -> None:
+    assert seen() == "; ".join(
+        f"{target} is not mounted" for target in ("/", "/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp")
+    )
+
+
 @pytest.mark.parametrize("target", ["/tmp", "/run", "/run/user/1000", "/dev/shm", "/dev", "/var/tmp/x"])
 def test_c14_memory_of_the_machine_is_not_taken_for_the_containers_own(target: str) -> None:
-    assert seen(*ENGINES, f"{machines('tmpfs')} / {target} rw tmpfs") == f"{target} is the machine's"
+    assert seen(*ENGINES, f"{machines('tmpfs')} / {target} rw tmpfs") == f"{target} is tmpfs /"
 
 
 def test_c14_a_device_of_the_machine_is_not_a_plain_one() -> None:
     shared = machines("tmpfs")
     assert seen(*ENGINES, f"{shared} /null /dev/null rw tmpfs") == "as planned"
-    assert seen(*ENGINES, f"{shared} /vda /dev/vda rw tmpfs") == "/dev/vda is the machine's"
+    assert seen(*ENGINES, f"{shared} /vda /dev/vda rw tmpfs") == "/dev/vda is tmpfs /vda"
+    assert seen(*ENGINES, "0:6 /vda /dev/vda rw devtmpfs") == "/dev/vda is devtmpfs /vda"
 
 
 @pytest.mark.parametrize("target", ["/proc", "/proc/sys"])
 def test_c14_the_processes_of_the_machine_are_not_shown(target: str) -> None:
-    assert seen(*ENGINES, f"{machines('proc')} / {target} rw proc") == f"{target} is the machine's"
+    assert seen(*ENGINES, f"{machines('proc')} / {target} rw proc") == f"{target} is proc /"
+
+
+def test_c14_a_file_of_the_engines_is_this_containers() -> None:
+    other = [line.replace("0a1b", "ffff") for line in ENGINES]
+    assert seen(*other) == (
+        "/etc/hostname is ext4 /docker/containers/ffff/hostname; /etc/hosts is tmpfs /run/ffff/userdata/hosts"
+    )
+    silent = replace(FACTS, container=None)
+    assert "/etc/hosts is tmpfs" in seen(*[line.replace("0a1b", "") for line in ENGINES], facts=silent)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("0:38 / /sys/fs/cgroup rw cgroup2", "/sys/fs/cgroup"),
-        ("0:38 / /sys/fs/cgroup/memory rw cgroup", "/sys/fs/cgroup/memory"),
+        ("0:39 / /sys/fs/cgroup rw cgroup2", "/sys/fs/cgroup"),
+        ("0:39 / /sys/fs/cgroup/memory rw cgroup", "/sys/fs/cgroup/memory"),
         ("0:38 / /mnt ro cgroup2", "/mnt"),
         ("0:9050 / /home ro tmpfs", "/home"),
         ("254:0 / /mnt ro ext4", "/mnt"),
         ("254:0 /run/docker.sock /run/docker.sock rw ext4", "/run/docker.sock"),
         ("254:0 /x /proc/sys/x ro ext4", "/proc/sys/x"),
         ("254:0 /sda /dev/sda rw ext4", "/dev/sda"),
-        ("254:0 /x /usr/local/lib/clsecure rw ext4", "/usr/local/lib/clsecure is writable"),
+        ("254:0 /home /home/claude-worker-x/x ro ext4", "/home/claude-worker-x/x is ext4 /home"),
+        ("254:0 /home /srv/in/x ro ext4", "/srv/in/x is ext4 /home"),
+        ("254:0 /home /srv/in ro ext4", "/srv/in is mounted twice"),
+        ("254:0 /usr/local/lib/clsecure /usr/local/lib/clsecure rw ext4", "clsecure is writable"),
         ("254:0 /srv/in /srv/in rw ext4", "/srv/in is writable"),
         ("0:9051 / / rw overlay", "/ is writable"),
     ],

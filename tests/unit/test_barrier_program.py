@@ -25,6 +25,7 @@ from clsecure.model import (
     WorkerImage,
 )
 from clsecure.privileged.root import facts as root_facts
+from clsecure.privileged.root.places import places_of
 from clsecure.session.images import locked_image
 from clsecure.verify.host import check_barrier
 
@@ -101,7 +102,7 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     """With places of this process's own, as its root is the machine's."""
     place = tmp_path / "bin"
     place.mkdir()
-    monkeypatch.setattr(root_facts, "PROGRAMS", place.parts[1:])
+    monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
     (place / "claude").hardlink_to(kept)
     found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"))
     assert found is not None
@@ -120,6 +121,33 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     assert found is not None
     assert found["inside"] is None
     assert root_facts.program_of(os.getpid(), None) is None
+
+
+def test_places_are_looked_at_beside_what_belongs_there(tmp_path: Path) -> None:
+    """With a descriptor, a path, what was seen before, and nothing."""
+    directory = tmp_path / "there"
+    directory.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    found = places_of(
+        os.getpid(),
+        [
+            (str(directory), str(directory)),
+            (str(tmp_path), (fd := os.open(tmp_path, os.O_PATH))),
+            (f"{tmp_path}/gone", root_facts.identity(tmp_path.stat())),
+            (f"{link}/x", f"{tmp_path}/gone"),
+            (str(link), str(link)),
+        ],
+    )
+    os.close(fd)
+    same = root_facts.identity(directory.stat())
+    assert found[str(directory)] == {"inside": same, "outside": same}
+    same = root_facts.identity(tmp_path.stat())
+    assert found[str(tmp_path)] == {"inside": same, "outside": same}
+    assert found[f"{tmp_path}/gone"] == {"inside": None, "outside": same}
+    assert found[f"{link}/x"] == {"inside": None, "outside": None}
+    assert stat.S_ISLNK(found[str(link)]["inside"]["mode"])
+    assert found[str(link)]["inside"] == found[str(link)]["outside"]
 
 
 # ---------------------------------------------------------------- of an image
@@ -202,7 +230,7 @@ def test_only_what_everybody_may_read_is_opened_in_an_image(
             os.mkfifo(file)
         case "directory":
             file.mkdir()
-    monkeypatch.setattr(root_facts, "PROGRAMS", place.parts[1:])
+    monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
     found = root_facts.image_program(os.getpid(), "claude")
     assert (found is not None) == (kind == "there")
     if found is not None:

@@ -42,6 +42,10 @@ def spaces(pid: int | str) -> dict[str, str]:
     return {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in looking.SPACES}
 
 
+def mounts(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+
+
 @contextmanager
 def running(*argv: str, stay: bool = False) -> Iterator[int]:
     """Start a program that says a line; yield its pid, or that of what it started."""
@@ -63,7 +67,7 @@ def in_namespaces(script: str) -> list[str]:
 
 
 def looked_at(pid: int) -> Looking:
-    main = {"namespaces": spaces(pid), "host_namespaces": spaces("self")}
+    main = {"namespaces": spaces(pid), "host_namespaces": spaces("self"), "mountinfo": mounts(pid)}
     return Looking(ENTRY, main, engine=None, sidecar=None, plain=False)
 
 
@@ -87,6 +91,38 @@ def test_what_is_in_the_sandbox_is_counted_by_what_it_is() -> None:
     assert "pid" not in said["shared"]
 
 
+def test_what_is_mounted_later_is_told_and_what_was_renamed_is_not(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    (tmp_path / "a").mkdir()
+    inner.mkdir()
+    script = (
+        f"mount --bind {tmp_path}/a {inner}; echo up; sleep 600 & read line; "
+        f"umount {inner}; mount -t tmpfs tmpfs {tmp_path}; echo up; exec sleep 600"
+    )
+    argv = in_namespaces(script)
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if not process.stdout.readline():
+                pytest.skip("nothing can be mounted here")
+            (pid,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+            looks = looked_at(pid)
+            (tmp_path / "a").rename(tmp_path / "b")
+            assert looks.look()["mounts"] == {"new": [], "gone": []}
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            said = looks.look()["mounts"]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert [(each["target"], each["kind"]) for each in said["new"]] == [(str(tmp_path), "tmpfs")]
+    assert said["new"][0]["on"] == said["gone"][0]["on"], "the file system of both is that of the machine"
+    assert [each["target"] for each in said["gone"]] == [str(inner)]
+
+
 def test_a_namespace_below_the_sandboxs_is_inside_too() -> None:
     script = f"unshare --pid --fork --kill-child sh -c '{TWO}'"
     with running(*in_namespaces(f"{script}; :")) as pid:
@@ -98,7 +134,7 @@ def test_a_namespace_below_the_sandboxs_is_inside_too() -> None:
 def test_what_an_engine_holds_is_told_apart() -> None:
     with running(*in_namespaces(TWO)) as pid:
         stage = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        main = {"namespaces": spaces("self"), "host_namespaces": spaces("self")}
+        main = {"namespaces": spaces("self"), "host_namespaces": spaces("self"), "mountinfo": []}
         whole = Looking(ENTRY, main, engine=None, sidecar=stage, plain=False)
         # Whatever is around, the sandbox's own comes first: another one it is, then.
         whole.own = {**whole.own, "pid": "pid:[1]"}

@@ -252,6 +252,18 @@ def test_a_setting_of_the_machine_that_can_not_hold_is_refused(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("content", ['{"uid_first": ', "", "[]", "\xff"])
+def test_settings_that_are_no_json_object_are_refused_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    file = tmp_path / "helper.json"
+    file.write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr(state, "CONFIG", str(file))
+    with pytest.raises(Refused, match="is no JSON"):
+        state.configuration()
+
+
+@pytest.mark.root
 def test_settings_of_the_machine_count_only_from_a_file_of_roots_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

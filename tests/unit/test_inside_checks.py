@@ -20,11 +20,12 @@ from clsecure.model import (
     Vantage,
     WorkerImage,
 )
-from clsecure.verify.bait import LOOPBACK, METADATA, OWN_ADDRESS, PRIVATE
+from clsecure.verify.bait import METADATA, PRIVATE
 from clsecure.verify.changes import differences
+from clsecure.verify.ears import ABSTRACT, LOOPBACK, NAMED
 from clsecure.verify.inside import INSIDE_CHECKS, check_inside, unanswered
 from clsecure.verify.tried import Limit, Report, Tried
-from tests.support.tried import ACCOUNT, INSIDE, OUTSIDE, SERVICE, SOCKETS, tried
+from tests.support.tried import ACCOUNT, INSIDE, OUTSIDE, OWN, SERVICE, SOCKETS, tried
 
 FULL = replace(tried().spec, network=NetworkPolicy.FULL, listener=False)
 
@@ -64,8 +65,8 @@ BREAKS: list[tuple[str, dict[str, object], dict[str, object]]] = [
     ("system-read-only", {"written": {"/": "EROFS", "/usr": None, "/etc": "EROFS"}}, {}),
     ("inherited-descriptors", {"descriptors": ["7 -> /etc/shadow"]}, {}),
     ("loopback", {}, {"heard_inside": frozenset({LOOPBACK[1]})}),
-    ("own-address", {}, {"heard_inside": frozenset({OWN_ADDRESS})}),
-    ("local-sockets", {}, {"heard_inside": frozenset({SOCKETS[2]})}),
+    *(("own-address", {}, {"heard_inside": frozenset({label})}) for label in OWN),
+    ("local-sockets", {}, {"heard_inside": frozenset({ABSTRACT})}),
     ("service-sockets", {"connected": {**INSIDE["connected"], SERVICE: None}}, {}),
     # It takes datagrams; it has callers enough: both were come to.
     ("service-sockets", {"connected": {**INSIDE["connected"], SERVICE: "EPROTOTYPE"}}, {}),
@@ -139,24 +140,38 @@ def test_a_probe_that_gives_no_report_is_a_failed_check() -> None:
         ("canary-home", {"files": {**OUTSIDE["files"], "home": "EACCES"}}, {}),
         ("root-files", {"files": {**OUTSIDE["files"], "state": "EACCES"}}, {}),
         ("other-homes", {"home": []}, {}),
+        # The worker's own home lies there outside as well.
+        ("other-homes", {"home": ["claude-worker-x"]}, {}),
         ("system-read-only", {"own": "EROFS"}, {}),
         ("loopback", {}, {"heard_outside": frozenset(SOCKETS) - {*LOOPBACK}}),
-        ("own-address", {}, {"heard_outside": frozenset(SOCKETS) - {OWN_ADDRESS}}),
-        ("local-sockets", {}, {"heard_outside": frozenset(LOOPBACK) | {OWN_ADDRESS}}),
+        ("own-address", {}, {"heard_outside": frozenset(SOCKETS) - {*OWN}}),
+        ("local-sockets", {}, {"heard_outside": frozenset((*LOOPBACK, *OWN))}),
         ("service-sockets", {"connected": {SERVICE: "EACCES"}}, {}),
+        ("own-address", {}, {"addresses": ()}),
         ("no-route", {"routes": {"IPv4": "ENETUNREACH"}, "interfaces": ["lo"]}, {}),
+        ("no-route", {"routes": {**OUTSIDE["routes"], "IPv4": "ENETUNREACH"}}, {}),
+        ("no-route", {"routes": {}}, {}),
+        ("no-route", {"interfaces": ["lo"]}, {}),
         ("ipv6", {"addresses6": []}, {}),
+        ("ipv6", {"addresses6": ["0" * 31 + "1"]}, {}),
+        ("ipv6", {"routes": {**OUTSIDE["routes"], "IPv6": "ENETUNREACH"}}, {}),
+        ("ipv6", {"routes": {}}, {}),
+        ("metadata", {"routes": {}}, {}),
         ("metadata", {"routes": dict.fromkeys((*METADATA, *PRIVATE), "ENETUNREACH")}, {}),
         ("resolvers", {"resolvers": []}, {}),
         ("gateway-port", {"listening": []}, {}),
         ("host-processes", {"marker": False}, {}),
         ("system-calls", {"calls": INSIDE["calls"]}, {}),
+        ("system-calls", {"calls": {}}, {}),
+        ("canary-state", {"files": {}}, {}),
+        ("root-files", {"files": {}}, {}),
         ("user-namespaces", {"user_namespace": "EPERM", "calls": INSIDE["calls"]}, {}),
         ("keyring", {"calls": INSIDE["calls"]}, {}),
         ("landlock-refuses", {"reopened": {"read": None, "written": "EACCES"}}, {}),
         ("landlock-refuses", {"reopened": {}}, {}),
         ("escape-probes", {"escapes": dict.fromkeys(OUTSIDE["escapes"], "ENOENT")}, {}),
         ("devices", {"devices": ["null"]}, {}),
+        ("inherited-descriptors", {"descriptors": []}, {}),
         ("terminal-injection", {"calls": INSIDE["calls"]}, {}),
     ],
 )
@@ -165,6 +180,64 @@ def test_what_can_not_be_had_outside_either_is_a_skip(check, outside, options) -
     assert check in skipped(subject)
     result = next(r for r in check_inside(subject, subject.spec, Phase.START) if r.check_id == check)
     assert "could not be tried" in result.observed
+
+
+def without(part: str, *labels: str) -> dict[str, object]:
+    return {part: {label: error for label, error in INSIDE[part].items() if label not in labels}}
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        ("canary-home", without("files", "home")),
+        ("canary-state", without("files", "state")),
+        ("canary-temporary", without("files", "temporary")),
+        ("root-files", without("files", "passwords")),
+        ("other-homes", {"home": []}),
+        ("system-read-only", {"written": {}}),
+        ("system-read-only", without("written", "/usr")),
+        ("loopback", without("connected", LOOPBACK[0])),
+        ("own-address", without("connected", OWN[-1])),
+        ("local-sockets", without("connected", NAMED)),
+        ("service-sockets", without("connected", SERVICE)),
+        ("no-route", without("routes", "IPv4")),
+        ("ipv6", without("routes", "IPv6")),
+        ("metadata", without("routes", METADATA[0])),
+        ("metadata", without("routes", PRIVATE[0])),
+        ("system-calls", without("calls", "bpf")),
+        ("keyring", without("calls", "keyctl")),
+        ("terminal-injection", without("calls", "TIOCSTI")),
+        ("escape-probes", without("escapes", "/proc/sys/kernel/core_pattern")),
+        ("core-dumps", without("limits", "CORE")),
+    ],
+)
+def test_what_the_probe_does_not_tell_is_not_taken_for_refused(check, changes) -> None:
+    assert failed(tried(changes)) == [check]
+
+
+@pytest.mark.parametrize(
+    ("check", "inside", "outside"),
+    [
+        ("root-files", {"files": {**INSIDE["files"], "passwords": None}}, {"files": {}}),
+        ("other-homes", {"home": ["claude-worker-x", "u"]}, {"home": []}),
+        ("system-read-only", {"written": {**INSIDE["written"], "/": None}}, {"own": "EROFS"}),
+        ("ipv6", {"addresses6": ["fd"]}, {"addresses6": []}),
+        ("metadata", {"routes": {**INSIDE["routes"], PRIVATE[1]: None}}, {"routes": {}}),
+        ("gateway-port", {"listening": [22, 4242]}, {"listening": []}),
+    ],
+)
+def test_what_is_had_inside_fails_whatever_can_be_had_outside(check, inside, outside) -> None:
+    assert failed(tried(inside, outside=outside)) == [check]
+
+
+def test_what_has_no_control_outside_is_no_part_of_the_evidence() -> None:
+    outside = {"routes": {**dict.fromkeys(OUTSIDE["routes"]), METADATA[1]: "ENETUNREACH"}}
+    subject = tried(outside=outside)
+    (found,) = [r for r in check_inside(subject, subject.spec, Phase.START) if r.check_id == "metadata"]
+    assert found.status is CheckStatus.PASS
+    assert METADATA[0] in found.observed
+    assert METADATA[1] not in found.observed
+    assert "nothing is sent" in found.observed
 
 
 @pytest.mark.parametrize(
@@ -238,6 +311,8 @@ def test_gvisor_is_judged_by_what_its_kernel_says() -> None:
     assert "escape-probes" in skipped(tried(own, spec=spec))
     assert failed(tried({**own, "devices": ["sda"]}, spec=spec)) == ["devices"]
     assert failed(tried({**own, "foreign": ["1"]}, spec=spec)) == ["escape-probes"]
+    # As whom a set-uid program ran there was not seen.
+    assert "root-unreachable" in skipped(tried({**own, "raised": ["/usr/bin/su", None]}, spec=spec))
     assert failed(tried(own)) == ["root-unreachable", "escape-probes", "devices"]
 
 
@@ -252,7 +327,11 @@ def test_what_the_user_mounted_is_no_failure() -> None:
     }
     subject = tried(seen, spec=spec)
     assert failed(subject) == []
-    assert {"canary-home", "canary-state"} <= set(skipped(subject))
+    # What there was to be tried is what was mounted.
+    assert {"canary-home", "canary-state", "service-sockets"} <= set(skipped(subject))
+    another = {**seen, "connected": {**seen["connected"], "/run/other": None}}
+    services = {SERVICE: SERVICE, "/run/other": "/run/other"}
+    assert failed(tried(another, spec=spec, services=services)) == ["service-sockets"]
 
 
 def test_with_a_full_network_the_packet_filter_has_to_answer() -> None:

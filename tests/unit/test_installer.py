@@ -6,13 +6,16 @@ import os
 import pwd
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from clsecure import installation, installer
-from clsecure.errors import StateError, UsageError
+from clsecure import installation, installer, process, sudoers
+from clsecure.errors import BackendUnavailableError, StateError, UsageError
 from clsecure.installation import DIRECTORIES, PIECES, inspect
 from clsecure.installer import Layout
+from clsecure.process import CommandResult
+from clsecure.sudoers import COMMON_SETTINGS, OTHER_SETTINGS
 
 USER = "daemon"  # on every system, and not root
 
@@ -51,7 +54,7 @@ def test_the_plan_names_every_piece_and_changes_nothing(layout):
 
 
 def test_the_permission_is_for_one_program_without_arguments():
-    text = installer.sudoers_text(["alice", "#1234"], Layout())
+    text = installer.sudoers_for(["alice", "#1234"], Layout())
     rules = [line for line in text.splitlines() if "NOPASSWD" in line]
     assert rules == [
         f'{who} ALL=(root) NOPASSWD: /usr/local/lib/clsecure/helper ""'
@@ -62,9 +65,34 @@ def test_the_permission_is_for_one_program_without_arguments():
 @pytest.mark.skipif(not os.access("/usr/sbin/visudo", os.X_OK), reason="visudo is not installed")
 def test_sudo_accepts_the_text(tmp_path):
     file = tmp_path / "sudoers"
-    file.write_text(installer.sudoers_text(["alice", "#1234"], Layout()))
+    file.write_text(installer.sudoers_for(["alice", "#1234"], Layout()))
     file.chmod(0o440)
     subprocess.run(["/usr/sbin/visudo", "-cqf", str(file)], check=True, timeout=30)
+
+
+def test_what_this_sudo_does_not_know_is_left_out_and_all_else_stays(monkeypatch):
+    """As with sudo-rs: a text with an unknown setting is refused as a whole."""
+    unknown = {"!requiretty", "closefrom=3"}
+    asked = []
+
+    def visudo(command):
+        text = Path(command.argv[-1]).read_text()
+        asked.append(text)
+        refused = any(each in text for each in unknown)
+        return CommandResult(command=command, returncode=int(refused), stdout=b"", stderr=b"")
+
+    monkeypatch.setattr(process, "run", visudo)
+    text = installer.sudoers_for(["alice"], Layout())
+    (line,) = (line for line in text.splitlines() if line.startswith("Defaults!"))
+    settings = line.partition(" ")[2].split(", ")
+    assert set(settings) == {*COMMON_SETTINGS, *OTHER_SETTINGS} - unknown
+    assert line.startswith("Defaults!/usr/local/lib/clsecure/helper env_reset, ")
+    assert all(text.startswith("Defaults!/usr/local/lib/clsecure/helper ") for text in asked)
+
+
+def test_without_sudo_the_plan_is_shown_all_the_same(monkeypatch, layout):
+    monkeypatch.setattr(sudoers, "_asked", lambda _: (_ for _ in ()).throw(BackendUnavailableError("none")))
+    assert "closefrom=3" in installer.plan_setup([USER], layout).files[-1].data.decode()
 
 
 @pytest.mark.parametrize("user", ["root", "no-such-user", "x\0y", "ALL", "%sudo", "a b", "../x"])
@@ -177,7 +205,7 @@ def test_a_world_writable_directory_far_above_is_refused(tmp_path):
 
 @needs_root
 def test_a_text_that_sudo_refuses_never_gets_into_place(layout, monkeypatch):
-    monkeypatch.setattr(installer, "sudoers_text", lambda *_: "this is no sudoers file\n")
+    monkeypatch.setattr(installer, "sudoers_for", lambda *_: "this is no sudoers file\n")
     plan = installer.plan_setup([USER], layout)
     with pytest.raises(Exception, match="visudo"):
         installer.apply_setup(plan)
@@ -188,7 +216,7 @@ def test_a_text_that_sudo_refuses_never_gets_into_place(layout, monkeypatch):
 @needs_root
 def test_removal_keeps_the_state_of_workers_and_the_counter_of_uids(layout):
     installer.apply_setup(installer.plan_setup([USER], layout))
-    for name in ("registry", "locks", "agents"):
+    for name in ("registry", "locks", "agents", "removal"):
         (layout.state / name).mkdir(parents=True)
     (layout.state / "registry" / ".next-uid").write_text("1900000007")
     account = layout.state / "registry" / "claude-worker-x-000000"
@@ -201,6 +229,7 @@ def test_removal_keeps_the_state_of_workers_and_the_counter_of_uids(layout):
     account.unlink()
     installer.apply_removal(installer.plan_removal(layout))
     assert not (layout.state / "agents").exists()
+    assert not (layout.state / "removal").exists(), "of a package that was removed"
     assert (layout.state / "registry" / ".next-uid").exists()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from invoke import Context, Exit
@@ -12,7 +15,7 @@ from invoke import Context, Exit
 import tasks
 from builder import documents, release, wheels
 from builder.project import PACKAGING, PYTHONS, Architecture, Release
-from builder.repository import new_key, signer
+from builder.repository import build_repository, new_key, signer
 from clsecure import installation
 from clsecure.errors import StateError, UsageError
 from clsecure.settings.model import load
@@ -106,6 +109,40 @@ def test_a_keyring_of_several_keys_signs_nothing(tmp_path):
         pass
 
 
+@pytest.mark.skipif(shutil.which("gpg") is None, reason="gpg is not installed")
+def test_an_expired_key_is_refused_before_anything_is_deleted(tmp_path):
+    home = Path(tempfile.mkdtemp(prefix="clsecure-gpg-", dir="/tmp"))
+    gpg = ["gpg", "--batch", "--no-tty", "--homedir", home]
+    then = ["--faked-system-time", "20240101T000000!", "--passphrase", ""]
+    owner = "x <x@packages.invalid>"
+    try:
+        made = [*gpg, *then, "--quick-generate-key", owner, "ed25519", "sign", "1y"]
+        subprocess.run(made, check=True, timeout=60)
+        exported = [*gpg, "--export-secret-keys"]
+        secret = subprocess.run(exported, check=True, timeout=60, capture_output=True)
+    finally:
+        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True, timeout=60)
+        shutil.rmtree(home)
+    (tmp_path / "key").write_bytes(secret.stdout)
+    published = tmp_path / "repository/deb/published"
+    published.parent.mkdir(parents=True)
+    published.touch()
+    (tmp_path / "x.deb").touch()
+    with pytest.raises(UsageError, match="is expired") as caught:
+        build_repository([tmp_path / "x.deb"], tmp_path / "key", tmp_path / "repository", epoch=1)
+    assert "--quick-set-expire" in str(caught.value.resolution)
+    assert published.exists()
+
+
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="dpkg is not installed")
+@pytest.mark.parametrize("early", ["1.0rc1", "1.0a2", "1.0b1", "1.0.dev3"])
+def test_what_comes_before_a_release_is_older_than_it(early):
+    version = dataclasses.replace(_RELEASE, version=early).package_version
+    subprocess.run(["dpkg", "--compare-versions", version, "lt", "1.0"], check=True, timeout=30)
+    subprocess.run(["dpkg", "--compare-versions", version, "gt", "0.9"], check=True, timeout=30)
+    assert dataclasses.replace(_RELEASE, version="1.0.post1").package_version == "1.0.post1"
+
+
 def test_a_packaged_clsecure_says_what_helps_it(monkeypatch):
     assert installation.how_to_allow("alice") == "clsecure setup"
     place = installation.PACKAGE_DIRECTORY / "python/clsecure"
@@ -125,5 +162,5 @@ def test_maintainer_scripts_are_posix(name):
 def test_the_spec_has_a_place_for_everything_and_leaves_nothing_open():
     spec = (PACKAGING / "rpm/clsecure.spec").read_text()
     assert _RELEASE.next_python == "3.15"
-    for script in ("%pre", "%post", "%preun", "%transfiletriggerin"):
+    for script in ("%pre", "%posttrans", "%preun", "%transfiletriggerin"):
         assert re.search(rf"^{script}\b", spec, re.MULTILINE), script

@@ -48,7 +48,7 @@ def real() -> Iterator[Probe]:
 def test_the_whole_battery_is_tried_and_told(real, tmp_path) -> None:
     with put_out(tmp_path, tmp_path) as bait:
         first = real.battery(bait.order())
-        heard = bait.heard()
+        heard = bait.ears.heard()
         assert {"127.0.0.1", "an abstract socket", "a socket in /tmp"} <= heard
         again = real.battery(bait.order())
     assert first.files["state"] is first.own is first.connected["127.0.0.1"] is None
@@ -114,7 +114,7 @@ def test_connections_that_hang_cost_the_patience_once(real, tmp_path) -> None:
         order = bait.order(patience=2.0)
         hanging = {f"hangs {n}": ("inet", full.getsockname()) for n in range(8)}
         begun = time.monotonic()
-        report = real.battery({**order, "sockets": hanging})
+        report = real.battery({**order, "sockets": hanging, "datagrams": {}})
         assert time.monotonic() - begun < 5 * 2.0
         assert set(report.connected.values()) == {"ETIMEDOUT"}
 

@@ -16,7 +16,7 @@ from clsecure.model import (
     Phase,
     Vantage,
 )
-from clsecure.verify.bait import OWN_ADDRESS, put_out
+from clsecure.verify.bait import put_out
 from clsecure.verify.checks import Area
 from clsecure.verify.host import BARRIER_CHECKS
 from clsecure.verify.inside import INSIDE_CHECKS, check_inside
@@ -30,7 +30,7 @@ from clsecure.verify.protection import (
 )
 from clsecure.verify.tried import Tried
 from tests.support.person import CHECKOUT
-from tests.support.tried import tried
+from tests.support.tried import OWN, tried
 
 
 def broken(subject: Tried) -> list[str]:
@@ -109,7 +109,7 @@ def test_a_full_network_is_said_to_be_open_and_the_machine_itself_is_still_tried
     subject = tried(inside, spec=spec, port=None)
     assert "the internet is open, as you said" in open_(subject)
     assert broken(subject) == []
-    assert len(broken(tried(inside, spec=spec, port=None, heard_inside=frozenset({OWN_ADDRESS})))) == 1
+    assert len(broken(tried(inside, spec=spec, port=None, heard_inside=frozenset({OWN[-1]})))) == 1
 
 
 def test_what_a_killed_session_left_is_taken_away_and_nobody_elses(tmp_path) -> None:
@@ -134,8 +134,8 @@ def test_what_a_killed_session_left_is_taken_away_and_nobody_elses(tmp_path) -> 
 def test_bait_is_really_there_and_is_taken_away(tmp_path) -> None:
     with put_out(tmp_path, tmp_path) as bait:
         assert Path(bait.files["state"]).read_text() == Path(bait.files["temporary"]).read_text() == "bait\n"
-        assert {"127.0.0.1", "an abstract socket", "a socket in /tmp"} <= set(bait.sockets)
-        assert bait.heard() == frozenset()
+        assert {"127.0.0.1", "an abstract socket", "a socket in /tmp"} <= set(bait.order()["sockets"])
+        assert bait.ears.heard() == frozenset()
         places = [Path(path).parent for path in bait.files.values() if path.endswith("/bait")]
         assert len(places) >= 3
     assert not any(place.exists() for place in places)

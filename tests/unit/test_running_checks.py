@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from clsecure.backends.api import Place, RunningFacts, RunningKind
+from clsecure.backends.api import OtherMount, Place, RunningFacts, RunningKind
 from clsecure.model import (
     CheckStatus,
     ContainerSpec,
     DockerAccess,
     Engine,
     IsolationMode,
+    Mount,
     Phase,
     SandboxSpec,
     WorkerAccount,
@@ -160,6 +161,32 @@ def test_capabilities_over_the_hosts_user_namespace_are_nobodys() -> None:
     assert failed(USER, kind(), sidecar, shared=frozenset({"user"})).keys() == {"capabilities", "namespaces"}
     firejail = kind(first=True, Seccomp="0", CapPrm=FULL, CapEff=FULL)
     assert failed(NAMESPACE, firejail, shared=frozenset({"user"})).keys() == {"capabilities"}
+
+
+@pytest.mark.parametrize(
+    ("target", "on", "new", "gone"),
+    [
+        ("/opt/m", "tmpfs", "was mounted", "is gone"),
+        ("/opt/m", "nfs4", "was mounted", "is gone"),
+        ("/opt/m/x", "ext4", "was mounted", ""),
+        # An export within one, mounted when somebody looked.
+        ("/opt/m/x", "nfs4", "", ""),
+        ("/usr/local", "ext4", "was mounted", ""),
+        ("/usr", "tmpfs", "was mounted", "is gone"),
+        ("/proc/kcore", "proc", "was mounted", "is gone"),
+        (str(ACCOUNT.home / "x"), "nfs4", "was mounted", "is gone"),
+    ],
+)
+def test_what_is_mounted_later_or_gone_ends_a_session_but_for_what_comes_and_goes_with_the_machines(
+    target: str, on: str, new: str, gone: str
+) -> None:
+    spec = dataclasses.replace(USER, mounts=(Mount(source=Path("/home/me/m"), target=Path("/opt/m")),))
+    other = (OtherMount(target=target, kind="ext4", on=on),)
+    for added, lost, said in ((other, (), new), ((), other, gone)):
+        facts = RunningFacts(kinds=(kind(),), processes=1, new_mounts=added, gone_mounts=lost)
+        (found,) = [each for each in check_running(facts, spec) if each.check_id == "running-mounts"]
+        assert found.status is (CheckStatus.FAIL if said else CheckStatus.PASS)
+        assert found.observed == (f"{target} {said}" if said else found.expected)
 
 
 def test_of_gvisors_own_processes_only_what_holds_for_them_is_judged() -> None:

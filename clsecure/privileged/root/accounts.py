@@ -40,6 +40,20 @@ def ensure_account(entry: Entry) -> None:
     close_home(entry)
 
 
+def require_own(entry: Entry) -> None:
+    """Refuse an account whose name or uid is somebody else's: nothing of theirs is killed or deleted."""
+    name, uid = entry["name"], entry["uid"]
+    with contextlib.suppress(KeyError):
+        if pwd.getpwnam(name).pw_uid != uid:
+            raise Refused(f"the account {name} is not the one that was made here")
+    with contextlib.suppress(KeyError):
+        if grp.getgrnam(name).gr_gid != uid:
+            raise Refused(f"the group {name} is not the one that was made here")
+    with contextlib.suppress(KeyError):
+        if (other := pwd.getpwuid(uid).pw_name) != name:
+            raise Refused(f"the uid {uid} of {name} is that of {other}")
+
+
 def close_home(entry: Entry) -> None:
     """Give the home to the worker alone: an agent can open its own to everybody on the machine."""
     fd = os.open(entry["home"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -75,6 +89,7 @@ def remove_account(registry: Registry, entry: Entry) -> None:
     What takes as long as the worker's files want happens before the lock that all members share.
     """
     name = entry["name"]
+    require_own(entry)
     quiesce(entry)
     # Where a helper was killed these are there still.
     wipe_storage(entry)

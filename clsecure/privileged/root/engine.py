@@ -121,6 +121,7 @@ class Engine:
         self.entry, self.api, self.images, self.storage = entry, api, images, storage
         self.wide, self.proxy, self.runtime = wide, proxy, runtime
         uid = entry["uid"]
+        self.others = {"images": None if images is None else images["uid"], "tty": tty}
         self.uids: Map = [(0, uid, 1)]
         self.gids: Map = [(0, uid, 1), (TTY, tty, 1)]
         if wide:

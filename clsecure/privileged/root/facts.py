@@ -14,7 +14,8 @@ import struct
 from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
-from clsecure.privileged.root.processes import tool
+from clsecure.privileged.root.places import identity, opened_at, opened_root, seen_from
+from clsecure.privileged.root.processes import PYTHON, tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 4,
 DIAG_SECONDS = 2.0
 SO_ACCEPTCON = 1 << 16
 AUTOBIND = re.compile(r"@[0-9a-f]{5}\Z")
-PROGRAMS = ("opt", "clsecure", "bin")
+PROGRAMS = "/opt/clsecure/bin"
 """Where a sandbox has the agent's program."""
 
 
@@ -39,7 +40,8 @@ def facts_of(pid: int) -> Message:
     """Return what /proc says of a process itself."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    # Of all that ends a line elsewhere, the kernel escapes this one alone.
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         mountinfo = [line.rstrip("\n") for line in file]
     descriptors = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
@@ -48,12 +50,25 @@ def facts_of(pid: int) -> Message:
     return {
         "pid": pid,
         "status": status,
+        "maps": maps_of(pid),
+        "host_maps": maps_of(os.getpid()),
         "namespaces": {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in os.listdir(f"/proc/{pid}/ns")},
         "host_namespaces": {n: os.readlink(f"/proc/self/ns/{n}") for n in os.listdir("/proc/self/ns")},
         "mountinfo": mountinfo,
         "descriptors": descriptors,
         "executable": os.readlink(f"/proc/{pid}/exe"),
+        # By the file: its path is one of the sandbox's own view.
+        "interpreter": os.path.samefile(f"/proc/{pid}/exe", PYTHON),
     }
+
+
+def maps_of(pid: int) -> Message:
+    """Return who the numbers of a process's user namespace are: first inside, first outside, how many."""
+    found = {}
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
+            found[name] = [[int(number) for number in line.split()] for line in file]
+    return found
 
 
 def keyrings(told: int) -> Message:
@@ -172,26 +187,9 @@ def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
     directory, name = agent
     path = f"{directory}/agent"
     inside = None
-    with contextlib.suppress(OSError):
-        place = program_in(pid, name)
-        try:
-            inside = identity(os.fstat(place))
-        finally:
-            os.close(place)
+    with contextlib.suppress(OSError), opened_root(pid) as root:
+        inside = seen_from(root, f"{PROGRAMS}/{name}")
     return {"path": path, "kept": identity(os.stat(path, follow_symlinks=False)), "inside": inside}
-
-
-def program_in(pid: int, name: str) -> int:
-    """Return a descriptor of what a process has in the place of a program; it reads and writes nothing."""
-    # Step by step: a link in there would lead through this process's own root.
-    place = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for part in (*PROGRAMS, name):
-        try:
-            inner = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-        finally:
-            os.close(place)
-        place = inner
-    return place
 
 
 def image_program(pid: int, name: str) -> int | None:
@@ -199,8 +197,8 @@ def image_program(pid: int, name: str) -> int | None:
 
     What not everybody may read is none: the caller could have had it mounted there, and not be one of those.
     """
-    with contextlib.suppress(OSError):
-        place = program_in(pid, name)
+    with contextlib.suppress(OSError), opened_root(pid) as root:
+        place = opened_at(root, f"{PROGRAMS}/{name}")
         try:
             mode = os.fstat(place).st_mode
             if stat.S_ISREG(mode) and mode & stat.S_IROTH:
@@ -208,13 +206,6 @@ def image_program(pid: int, name: str) -> int | None:
         finally:
             os.close(place)
     return None
-
-
-def identity(status: os.stat_result) -> Message:
-    """Return which file it is, whose, and what it allows."""
-    return {
-        "device": status.st_dev, "inode": status.st_ino, "uid": status.st_uid, "mode": status.st_mode,
-    }  # fmt: skip
 
 
 def filter_of(pid: int) -> str:

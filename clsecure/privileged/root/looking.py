@@ -32,7 +32,9 @@ FIELDS = (
 )  # fmt: skip
 PLACES = ("outside", "inside", "engine", "moving", "held", "sidecar")
 SPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
-STATUS_LIMIT = 16 * 1024
+STATUS_LIMIT, TABLE_LIMIT = 16 * 1024, 4 << 20
+MOUNTS, TARGET_LIMIT = 8, 600
+"""Of each kind of change, and characters of a place."""
 DEPTH = 32
 """The kernel nests no PID namespaces deeper."""
 SIOCOUTQ = 0x5411
@@ -59,6 +61,7 @@ class Looking:
         self.next = time.monotonic() + FIRST_SECONDS
         self.strays: set[tuple[int, str]] = set()
         self.begin = 0
+        self.mounts = dict(map(mount_of, main["mountinfo"]))
 
     def tell(self, conn: socket.socket) -> None:
         """Look, when it is time, and say what was seen; nothing while the caller has not read the last."""
@@ -81,6 +84,7 @@ class Looking:
         strays: set[tuple[int, str]] = set()
         known: dict[str, tuple[str, ...]] = {}
         until, count, cut = time.monotonic() + BUDGET_SECONDS, 0, False
+        mounts = None
         for pid in self._turn():
             if cut := time.monotonic() > until:
                 self.begin = pid
@@ -91,6 +95,8 @@ class Looking:
                 strays.add((pid, seen["begun"]))
                 place = "outside" if (pid, seen["begun"]) in self.strays else "moving"
             spaces = {name: self._whose(name, space) for name, space in seen["spaces"].items()}
+            if mounts is None and spaces.get("mnt") == "own":
+                mounts = self._changed(pid)
             key = (place, seen["first"], *seen["status"].values(), *spaces.values())
             kind = kinds.setdefault(key, {
                 "place": place, "first": seen["first"], "status": seen["status"], "namespaces": spaces,
@@ -106,7 +112,32 @@ class Looking:
             "event": "looked", "kinds": found[:KINDS], "processes": count, "cut": cut or len(found) > KINDS,
             "range": None if first is None else [first, RANGE],
             "shared": [name for name in self.spaces if self.own[name] == self.hosts.get(name)],
+            "mounts": mounts,
         }  # fmt: skip
+
+    def _changed(self, pid: int) -> Message | None:
+        """Return what a process of the sandbox has mounted otherwise than at the barrier, None unseen.
+
+        All in the sandbox have the same: whoever has not is seen by its namespace.
+        """
+        try:
+            with opened(f"/proc/{pid}") as place:
+                lines = read_at("mountinfo", place, TABLE_LIMIT).split("\n")[:-1]
+                if os.readlink("ns/mnt", dir_fd=place) != self.own["mnt"]:
+                    return None
+        except OSError:
+            return None
+        now = dict(map(mount_of, lines))
+        known = self.mounts | now
+        kinds = {number: kind for (number, *_), kind in known.items()}
+        return {
+            name: [
+                {"target": target[:TARGET_LIMIT], "kind": known[key], "on": kinds.get(parent, "")}
+                for key in sorted(found)[:MOUNTS]
+                for _, parent, _, target, _ in [key]
+            ]
+            for name, found in (("new", now.keys() - self.mounts), ("gone", self.mounts.keys() - now))
+        }
 
     def _turn(self) -> list[int]:
         """Return every pid of the machine; where the last look ended, this one begins."""
@@ -223,13 +254,20 @@ def opened(path: str, place: int | None = None) -> Iterator[int]:
         os.close(fd)
 
 
-def read_at(name: str, place: int) -> str:
-    """Return a small file of the kernel's."""
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
-    try:
-        return os.read(fd, STATUS_LIMIT).decode("utf-8", "replace")
-    finally:
-        os.close(fd)
+def read_at(name: str, place: int, limit: int = STATUS_LIMIT) -> str:
+    """Return a file of the kernel's, bounded."""
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place), "rb") as file:
+        return file.read(limit).decode("utf-8", "surrogateescape")
+
+
+def mount_of(line: str) -> tuple[tuple[str, ...], str]:
+    """Return what of a line of mountinfo stays as it is while something is mounted, and its kind.
+
+    Where it lies in its file system does not stay, which is the host's to rename, nor do that one's options.
+    """
+    left, _, right = line.partition(" - ")
+    number, parent, device, _, target, options = left.split(" ")[:6]
+    return (number, parent, device, target, options), right.split(" ")[0]
 
 
 def status_of(place: int) -> dict[str, str]:

@@ -30,7 +30,7 @@ from clsecure.privileged.root.kernel import (
 )
 from clsecure.privileged.root.limits import limit_open_files
 from clsecure.privileged.root.network import close_network, host_addresses
-from clsecure.privileged.root.processes import become, exit_code
+from clsecure.privileged.root.processes import PYTHON, become, exit_code
 from clsecure.privileged.root.request import FIREJAIL
 from clsecure.privileged.root.state import RUN, write_file
 from clsecure.privileged.root.view import View
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from clsecure.privileged.root.messages import Entry
     from clsecure.privileged.root.request import Request
 
-PYTHON = "/usr/bin/python3"
 # podman's own client asks for what its settings say, and the engine has no control groups to give.
 CLIENT_CONF = """[containers]
 cgroups = "disabled"

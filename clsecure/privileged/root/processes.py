@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from clsecure.privileged.root.messages import Entry
 
+PYTHON = "/usr/bin/python3"
+"""What runs the launcher in sandboxes of this machine's own view."""
 WORDS_LIMIT = 32 * 1024
 INHERITED_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clsecure.privileged.root.messages import Entry, Message
 
 RANGE = 65536
+ENTRY_LIMIT = 64 * 1024
 ACCOUNT_NAME = re.compile(r"claude-worker-[a-z0-9-]{1,18}\Z")
 
 
@@ -46,14 +47,30 @@ class Registry:
         """Hold the registry while names and uids are given out."""
         return locked(f"{self.locks}/registry", wait=LOCK_SECONDS)
 
+    def names(self) -> list[str]:
+        """Return the name of every account."""
+        return sorted(name for name in os.listdir(self.directory) if ACCOUNT_NAME.match(name))
+
+    def read(self, name: str) -> Entry:
+        """Return an account as a dict; refuse one that this helper did not write so."""
+        place = f"{self.directory}/{name}"
+        try:
+            entry: Entry = json.loads(read_bounded(place, ENTRY_LIMIT))
+            sound = (
+                entry["name"] == os.path.basename(entry["home"]) == name
+                and type(entry["uid"]) is type(entry["owner"]) is int
+                and type(entry["project"]) is type(entry["session"]) is str
+                and entry.get("range", RANGE) >= RANGE
+            )
+        except (ValueError, TypeError, KeyError):
+            sound = False
+        if not sound:
+            raise Refused(f"{place} is damaged: mend it, or delete it if {name} is no worker of clsecure's")
+        return entry
+
     def entries(self) -> list[Entry]:
         """Return every account as a dict."""
-        found = []
-        for name in sorted(os.listdir(self.directory)):
-            if ACCOUNT_NAME.match(name):
-                with open(f"{self.directory}/{name}", encoding="utf-8") as file:
-                    found.append(json.load(file))
-        return found
+        return [self.read(name) for name in self.names()]
 
     def find(self, owner: int, project: str, session: str) -> Entry | None:
         """Return the account of exactly this user, path and session, or None."""

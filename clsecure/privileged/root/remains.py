@@ -10,6 +10,7 @@ import re
 import stat
 
 from clsecure.privileged.root.limits import cgroups, read_small
+from clsecure.privileged.root.listing import Listing
 from clsecure.privileged.root.messages import Refused
 from clsecure.privileged.root.network import NFT
 from clsecure.privileged.root.processes import become_reader, is_of, processes_of, tool
@@ -42,11 +43,12 @@ HOME_SECONDS, OUTSIDE_SECONDS = 60.0, 0.25
 CLOSED_LEVELS = 2
 
 
-def remains(entry: Entry, *, rules: bool, workspace: str) -> Message:
+def remains(entry: Entry, *, rules: bool, images: bool, workspace: str) -> Message:
     """Return what there is of a held account whose sandbox has ended.
 
     :param workspace: the name of a directory of the home: set-id files of the worker's own in there are the
         business of whoever brings the work home.
+    :param images: hold the owner's image store against what was noted when it was filled, too.
     :param rules: look for rules of a full network, too, in the machine's own.
     """
     mounts = list(_mounts(entry))
@@ -57,6 +59,7 @@ def remains(entry: Entry, *, rules: bool, workspace: str) -> Message:
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(contextlib.closing(_walk_home(entry, frozenset(mounts), workspace)))
         outside = stack.enter_context(contextlib.closing(_walk_outside(entry, memory | writable)))
+        listing = stack.enter_context(contextlib.closing(Listing(entry["owner"]))) if images else None
         found = {
             "processes": processes,
             "mounts": Findings.of(iter(mounts)),
@@ -72,6 +75,8 @@ def remains(entry: Entry, *, rules: bool, workspace: str) -> Message:
         message = {name: each.message() for name, each in found.items()}
         places = outside.result()
         message["special"] = home.result()[entry["home"]]
+        if listing is not None and os.path.lexists(listing.place):
+            message["images"] = _joined([message["images"], listing.compared()])
     message["memory"] = _joined([message["memory"], *(places[place] for place in sorted(memory))])
     message["outside"] = _joined([places[place] for place in sorted(writable - memory)])
     return {"found": message, "account": _account(entry), "home": _home(entry)}

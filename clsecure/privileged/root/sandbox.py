@@ -33,6 +33,7 @@ from clsecure.privileged.root.limits import (
 from clsecure.privileged.root.looking import Looking
 from clsecure.privileged.root.messages import Refused, close_all, receive, send
 from clsecure.privileged.root.modes import DockerMode, NamespaceMode, PodmanMode, UserMode
+from clsecure.privileged.root.places import known, places_of
 from clsecure.privileged.root.processes import Stage, is_of, processes_of, uids_of
 from clsecure.privileged.root.request import Request
 from clsecure.privileged.root.sidecar import Sidecar
@@ -44,14 +45,15 @@ from clsecure.privileged.root.state import (
     write_file,
 )
 from clsecure.privileged.root.stores import image_store, storage_of, wipe_storage
-from clsecure.privileged.root.view import user_files
+from clsecure.privileged.root.view import DEVICES, SYSTEM, user_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from clsecure.privileged.root.messages import Entry, Message
+    from clsecure.privileged.root.places import Outside
     from clsecure.privileged.root.registry import Registry
 
 ENGINE_SECONDS, LAUNCHER_SECONDS = 60.0, 20.0
@@ -72,6 +74,7 @@ class Sandbox:
         self.sidecar: Sidecar | None = None
         self.stage: Stage | None = None
         self.run_directory = ""
+        self.listened: Message | None = None  # the socket to which a container's launcher connects
         self.sockets: dict[str, socket.socket] = {}
         self.output: list[int] = []
         self.told = os.memfd_create("told")
@@ -119,6 +122,7 @@ class Sandbox:
         if self.request.container:
             path = f"{self.run_directory}/control"
             self.sockets["control"] = listen(path, socket.SOCK_SEQPACKET, uid=uid, gid=uid, mode=0o600)
+            self.listened = known(path)
             inside = uid if self.request.container == "docker" else 0
             if self.request.plain:
                 for name in ("streams", "gateway"):
@@ -250,11 +254,31 @@ class Sandbox:
 
     def _facts(self, pid: int) -> Message:
         found = {**facts_of(pid), "network": network_of(pid), "program": program_of(pid, self.request.agent)}
+        # A kernel of its own has files of its own, which nobody sees from here.
+        found["places"] = {} if self.request.plain else places_of(pid, self._places())
+        # Whose the numbers are that an engine maps besides the worker's.
+        found["mapped"] = None if self.engine is None else self.engine.others
         found |= {"keyrings": keyrings(self.told)}
         programs = {name: image_program(pid, name) for name in self.request.programs}
         self.programs = [fd for fd in programs.values() if fd is not None]
         found |= {"programs": {name: fd is not None for name, fd in programs.items()}}
         return found | {"filter": None if self.request.network is None else filter_of(pid)}
+
+    def _places(self) -> Iterator[tuple[str, Outside]]:
+        """Yield every place where the sandbox has something of the machine's, and what belongs there."""
+        request = self.request
+        yield self.entry["home"], self.entry["home"]
+        yield from ((target, fd) for target, _, fd in request.mounts)
+        if request.docker:
+            yield f"{RUN}/docker.sock", f"{self.run_directory}/docker.sock"
+        if request.container:
+            yield self.pieces, self.pieces
+            yield f"{RUN}/control", self.listened
+            yield from ((f"/etc/{name}", f"{self.run_directory}/{name}") for name in ("passwd", "group"))
+            return
+        yield from ((f"/{name}", f"/{name}") for name in SYSTEM if os.path.lexists(f"/{name}"))
+        if request.mode == "user":  # firejail makes others
+            yield from ((f"/dev/{name}", f"/dev/{name}") for name in DEVICES)
 
     def _connected(self, awaited: Callable[[], bool]) -> bool:
         """Wait for the launcher in the container: the first process of the worker's that connects."""

@@ -79,7 +79,12 @@ def configuration() -> Message:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
             raise Refused(f"{CONFIG} is not a file of root's own")
-        loaded = json.loads(file.read(65536))
+        try:
+            loaded = json.loads(file.read(65536))
+        except ValueError as error:
+            raise Refused(f"{CONFIG} is no JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise Refused(f"{CONFIG} is no JSON object")
     for key, value in loaded.items():
         if key not in DEFAULTS or type(value) is not type(DEFAULTS[key]):
             raise Refused(f"{CONFIG}: {key} is not a setting, or of the wrong kind")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     KeptAgent = tuple[str, str] | None
 
 HOSTS_LIMIT = 16 * 1024
+SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -95,7 +96,7 @@ class View:
             self._given(target, tree, read_only=read_only)
 
     def _system(self) -> None:
-        for name in ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        for name in SYSTEM:
             if os.path.islink(f"/{name}"):
                 os.symlink(os.readlink(f"/{name}"), self.at(f"/{name}"))
             elif os.path.isdir(f"/{name}"):

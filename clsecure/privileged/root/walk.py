@@ -68,6 +68,7 @@ class Walk:
     :param but: paths that are left out, with what is below.
     :param seconds: most that it may take.
     :param first: done in the child before anything else.
+    :param last: done there with what was found of a place.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Walk:
         but: frozenset[str] = frozenset(),
         seconds: float,
         first: Callable[[], object] = lambda: None,
+        last: Callable[[Findings], object] = lambda _: None,
     ) -> None:
         self.places, self.judge, self.enters, self.but, self.seconds = places, judge, enters, but, seconds
+        self.last = last
         self._answer, words = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
@@ -126,7 +129,10 @@ class Walk:
         resource.setrlimit(resource.RLIMIT_CPU, (most, most))
         first()
         self._until = time.monotonic() + self.seconds
-        found = {place: self._place(place).message() for place in self.places}
+        seen = {place: self._place(place) for place in self.places}
+        for each in seen.values():
+            self.last(each)
+        found = {place: each.message() for place, each in seen.items()}
         with open(3, "wb") as answer:
             answer.write(json.dumps(found).encode())
 
