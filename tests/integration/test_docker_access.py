@@ -269,3 +269,43 @@ def test_the_machines_docker_is_lent_for_a_session(project: Target) -> None:
     said = after.attack("env | grep DOCKER; ls /run/clsecure /run/docker.sock; docker ps; :").said
     assert "DOCKER" not in said
     assert "docker.sock:" not in said.replace("/var/run/docker.sock", "").replace("'/run/docker.sock':", "")
+
+
+def test_the_preset_lets_the_engine_ask_dockers_own_registry(project: Target) -> None:
+    """Whether it is reached is this machine's network's to say; without the preset the gateway says no."""
+    if project.mode == "container":
+        pytest.skip("left out: the gateway is the same in every mode")
+    options = tuple(word for word in project.options if word != "--no-network")
+    asking = Target(person=project.person, mode=project.mode, repository=project.repository, options=options)
+    pull = "docker pull hello-world 2>&1; :"
+    # Something has to be allowed for there to be a gateway.
+    without = asking.attack(pull, "--allow-domain", "unrelated.example", timeout=300)
+    assert "registry-1.docker.io:443 is not allowed in this session" in without.said
+    allowed = asking.attack(pull, "--allow-preset", "docker", timeout=300)
+    assert "is not allowed in this session" not in allowed.said
+    assert "docker.io" in allowed.said
+
+
+def test_setup_and_hook_have_an_engine_of_their_own_each(project: Target) -> None:
+    """What they make in it does not reach the agent, nor what the agent makes the hook."""
+    if project.mode != "namespace":
+        pytest.skip("left out: the same engine in every mode")
+    person = project.person
+    repository = person.repository("docker-steps")
+    give_project(person, repository)
+    count = "docker images -q clsecure-web | wc -l"
+    person.run(["mkdir", "-p", str(repository / ".clsecure")]).check()
+    hook = f"#!/bin/sh\n{count} >hook-saw\n{BUILD}\n{count} >>hook-saw\n"
+    person.write(repository / ".clsecure/on-cleanup", hook.encode(), mode=0o755)
+    person.git(repository, "add", ".")
+    person.git(repository, "commit", "--quiet", "-m", "A hook")
+    setup = f"#!/bin/sh\nset -e\n{BUILD}\n{count} >setup-saw\n"
+    person.write(person.home / "docker-setup.sh", setup.encode(), mode=0o755)
+    environ = {"CLSECURE_SETUP_SCRIPT": str(person.home / "docker-setup.sh")}
+    target = Target(
+        person=person, mode=project.mode, repository=repository, options=project.options, environ=environ
+    )
+    done = target.attack(f"cat setup-saw; {count}; {BUILD}; {count}", finish="import", timeout=300)
+    assert done.said.split() == ["1", "0", "1"], done.said
+    branch = done.result["import"]["branch"]
+    assert person.git(repository, "show", f"{branch}:hook-saw").split() == ["0", "1"]
