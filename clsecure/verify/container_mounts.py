@@ -114,7 +114,7 @@ CONTAINER_MOUNT_CHECKS: tuple[Check[ProcessFacts], ...] = (
         vantage=Vantage.HOST,
         area=Area.FILES,
         threats=("A1", "A11", "C8"),
-        residuals=("R13", "R29", "R35", "R36"),
+        residuals=("R13", "R29", "R35", "R36", "R47"),
         observe=_container_mounts,
     ),
 )
