@@ -113,6 +113,7 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
     with contextlib.ExitStack() as stack:
         shared = Path(tempfile.mkdtemp(prefix="clsecure-info-"))
         stack.callback(shutil.rmtree, shared, ignore_errors=True)
+        ears = stack.enter_context(listening(shared))
         own = Path(tempfile.mkdtemp(prefix="info-", dir=state))
         stack.callback(shutil.rmtree, own, ignore_errors=True)
         others = [
@@ -129,7 +130,6 @@ def put_out(home: Path, state: Path, environ: Mapping[str, str] = MappingProxyTy
             (directory / "bait").chmod(0o644)
             # Held as long as somebody needs it.
             fcntl.flock(file, fcntl.LOCK_EX)
-        ears = stack.enter_context(listening(shared))
         words = _nameless(shared / "words")
         stack.callback(os.close, words)
         marker = f"clsecure-info-{secrets.token_hex(8)}"

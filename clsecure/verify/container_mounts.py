@@ -30,9 +30,12 @@ def _container_root(facts: ProcessFacts, _spec: SandboxSpec) -> Observation:
 
 def _container_mounts(facts: ProcessFacts, spec: SandboxSpec) -> Observation:
     """Every mount is the image, one of the plan's, or one that engines make; none is missing or writable."""
+    pieces = _pieces(facts)
     given = {
         **given_places(facts, spec),
-        **dict.fromkeys((_pieces(facts), *_USERS), Bound(read_only=True, closed=False)),
+        **dict.fromkeys(_USERS, Bound(read_only=True, closed=False)),
+        # Whatever is mounted in it outside is there, too, as it is in all of /usr in other modes.
+        pieces: Bound(read_only=True, closed=False, source=pieces),
         _SOCKET: Bound(read_only=False, closed=False),
     }
     program = {}
@@ -111,7 +114,7 @@ CONTAINER_MOUNT_CHECKS: tuple[Check[ProcessFacts], ...] = (
         vantage=Vantage.HOST,
         area=Area.FILES,
         threats=("A1", "A11", "C8"),
-        residuals=("R13", "R29", "R35", "R36"),
+        residuals=("R13", "R29", "R35", "R36", "R47"),
         observe=_container_mounts,
     ),
 )

@@ -11,7 +11,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -89,9 +89,7 @@ def listening(directory: Path) -> Iterator[Ears]:
     """
     with contextlib.ExitStack() as stack:
         word = secrets.token_hex(16)
-        listeners = {
-            label: stack.enter_context(each) for label, each in _listeners(directory, own_addresses())
-        }
+        listeners = {label: stack.enter_context(each) for label, each in _listeners(directory)}
         inside = {*LOOPBACK, ABSTRACT, NAMED}
         yield Ears(
             word=word,
@@ -126,18 +124,18 @@ def _speaks_from(family: socket.AddressFamily, far: str) -> str | None:
     return None
 
 
-def _listeners(directory: Path, own: Collection[str]) -> Iterator[tuple[str, socket.socket]]:
-    wanted: list[tuple[str, int, str | tuple[str, int], int]] = [
-        (ABSTRACT, socket.AF_UNIX, f"\0{BAIT}{secrets.token_hex(8)}", socket.SOCK_STREAM),
-        (NAMED, socket.AF_UNIX, str(directory / "socket"), socket.SOCK_STREAM),
-    ]
-    for address in (*LOOPBACK[:2], *own):
-        of_ip = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
-        wanted += [
-            (address, of_ip, (address, 0), socket.SOCK_STREAM),
-            (f"{address}{_BY_UDP}", of_ip, (address, 0), socket.SOCK_DGRAM),
-        ]
-    for label, family, place, kind in wanted:
+def _wanted(directory: Path) -> Iterator[tuple[str, int, str | tuple[str, int], int]]:
+    """Give label, family, address and kind of each."""
+    yield NAMED, socket.AF_UNIX, str(directory / "socket"), socket.SOCK_STREAM
+    yield ABSTRACT, socket.AF_UNIX, f"\0{BAIT}{secrets.token_hex(8)}", socket.SOCK_STREAM
+    for address in (*LOOPBACK[:2], *own_addresses()):
+        family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
+        yield address, family, (address, 0), socket.SOCK_STREAM
+        yield f"{address}{_BY_UDP}", family, (address, 0), socket.SOCK_DGRAM
+
+
+def _listeners(directory: Path) -> Iterator[tuple[str, socket.socket]]:
+    for label, family, place, kind in _wanted(directory):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(family, kind))
             listener.settimeout(0)

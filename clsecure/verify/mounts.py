@@ -247,7 +247,7 @@ MOUNT_CHECKS: tuple[Check[ProcessFacts], ...] = (
         vantage=Vantage.HOST,
         area=Area.FILES,
         threats=("A1", "A11"),
-        residuals=("R4", "R13", "R29"),
+        residuals=("R4", "R13", "R29", "R47"),
         observe=_mounts,
     ),
 )

@@ -88,6 +88,7 @@ RESIDUALS = {
     "R44": "checks look at moments, not all the time",
     "R45": "after the end, only so much is looked at where everybody may write",
     "R46": "checks of your own run outside, as you",
+    "R47": "what this machine mounts below a directory that you gave comes along",
 }
 """The residuals of docs/threat-model.md in a few words, for those who have only the installed package."""
 

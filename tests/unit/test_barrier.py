@@ -145,6 +145,13 @@ def test_what_was_given_is_told_by_who_gave_it_too() -> None:
     assert seen(*ENGINES, facts=facts) == "/srv/in is not what was given"
 
 
+def test_what_is_mounted_outside_in_the_directory_of_the_pieces_comes_along() -> None:
+    line = "254:0 /tmp/0 /usr/local/lib/clsecure/launcher.py ro ext4"
+    assert seen(*ENGINES, line) == "/usr/local/lib/clsecure/launcher.py is ext4 /tmp/0"
+    outside = replace(FACTS.asked, mountinfo=table(line))
+    assert seen(*ENGINES, line, facts=replace(FACTS, asked=outside)) == "as planned"
+
+
 def test_without_what_engines_mount_nothing_is_as_planned() -> None:
     assert seen() == "; ".join(
         f"{target} is not mounted" for target in ("/", "/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp")
