@@ -10,7 +10,7 @@ from clsecure.backends.container.spec import BIN, RUN
 from clsecure.installation import PACKAGE_DIRECTORY, SETUP_DIRECTORY
 from clsecure.model import SandboxSpec, Vantage
 from clsecure.verify.checks import CONTAINER, Area, Check, Observation
-from clsecure.verify.mountinfo import PSEUDO, MountLine, below, is_device
+from clsecure.verify.mountinfo import PSEUDO, MountLine, below, is_device, machine_table
 from clsecure.verify.mounts import Bound, Places, given_places, other_places
 
 _PIECES = (str(PACKAGE_DIRECTORY), str(SETUP_DIRECTORY))
@@ -65,6 +65,9 @@ class _Engine:
         self.places = places
         inspected: Mapping[str, object] = facts.container.inspected if facts.container else {}
         self.name = str(inspected.get("Id") or "")
+        driver = inspected.get("GraphDriver")
+        data = driver.get("Data") if isinstance(driver, Mapping) else None
+        self.root = str(data.get("MergedDir") or "") if isinstance(data, Mapping) else ""
 
     def has_made(self, line: MountLine) -> bool:
         """Tell whether a mount has nothing of the machine's."""
@@ -75,11 +78,20 @@ class _Engine:
             return below(line.target, ("/sys/fs/cgroup",)) and line.read_only
         if line.target in _ENGINE_FILES:
             return line.read_only and self._is_of_container(line)
-        if line.root != "/" or line.device in self.places.machines:
+        if line.root != "/":
             return False
-        if line.target == "/":
+        if line.target == "/" and self._has_mounted(line):
             return line.kind not in PSEUDO  # what it is, is another check's to say
+        if line.device in self.places.machines:
+            return False
         return any(line.kind in kinds and below(line.target, [place]) for place, kinds in _made())
+
+    def _has_mounted(self, line: MountLine) -> bool:
+        """Tell whether a root is mounted nowhere outside but where docker's daemon keeps this container's."""
+        outside = {each.target for each in machine_table() if each.device == line.device}
+        return all(
+            target == self.root or (self.name and target.endswith(f"/{self.name}")) for target in outside
+        )
 
     def _is_of_container(self, line: MountLine) -> bool:
         """Tell whether a file is the one that the engine keeps for this container."""

@@ -24,6 +24,7 @@ from clsecure.model import (
     WorkerImage,
 )
 from clsecure.verify.host import check_barrier
+from clsecure.verify.mountinfo import MountLine
 
 DIGEST = "eb2bf1da2db0210d749bc551b0a288d49854fb7c1908f9854e69b84d6f216bc1"
 UID = 1_900_000_000
@@ -83,14 +84,20 @@ BY_DOCKER: dict[str, Any] = {
 ENGINES = {"podman": (PODMAN, BY_PODMAN), "docker": (DOCKER, BY_DOCKER)}
 
 
-def judged(spec: SandboxSpec, inspected: dict[str, Any] | None, check: str = "engine-plan") -> CheckResult:
+def judged(
+    spec: SandboxSpec,
+    inspected: dict[str, Any] | None,
+    check: str = "engine-plan",
+    mountinfo: tuple[str, ...] = (),
+) -> CheckResult:
     docker = spec.container is not None and spec.container.engine is Engine.DOCKER
     run, uid = (RUN / spec.account.name, UID) if docker else (RUN, 0)
     # podman's engine has them mounted where they will be.
     sources = {mount.target: mount.source for mount in spec.mounts} if docker else {}
     plan = plan_container(spec, pieces=PIECES, run=run, uid=uid, sources=sources)
     facts = ProcessFacts(
-        pid=1, status={}, namespaces={}, host_namespaces={}, mountinfo=(), descriptors={}, executable="",
+        pid=1, status={}, namespaces={}, host_namespaces={}, mountinfo=mountinfo, descriptors={},
+        executable="",
         landlock_abi=0, seccomp_filter=False,
         container=None if inspected is None else ContainerFacts(plan=plan, inspected=inspected),
     )  # fmt: skip
@@ -198,3 +205,30 @@ def test_another_image_and_silence_fail() -> None:
     for check in ("image", "engine-plan"):
         assert judged(DOCKER, None, check).status is CheckStatus.FAIL
     assert judged(PODMAN, {}, "engine-plan").status is CheckStatus.FAIL
+
+
+@pytest.mark.parametrize(
+    ("outside", "told"),
+    [
+        ("/var/lib/docker/overlay2/x/merged", False),  # where docker's daemon has it, as it says
+        (f"/run/docker/rootfs/overlayfs/{DIGEST}", False),  # and with another store
+        ("/srv/mine", True),
+    ],
+)
+def test_a_root_is_mounted_outside_where_dockers_daemon_has_it_alone(
+    monkeypatch: pytest.MonkeyPatch, outside: str, told: bool
+) -> None:
+    table = (
+        MountLine.parse("1 0 254:0 / / rw - ext4 - rw"),
+        MountLine.parse(f"2 1 0:70 / {outside} rw - overlay - rw"),
+    )
+    for module in ("container_mounts", "mounts", "mountinfo"):
+        monkeypatch.setattr(f"clsecure.verify.{module}.machine_table", lambda: table)
+    said = {
+        **BY_DOCKER,
+        "Id": DIGEST,
+        "GraphDriver": {"Data": {"MergedDir": "/var/lib/docker/overlay2/x/merged"}},
+    }
+    root = "10 9 0:70 / / ro - overlay - rw"
+    found = judged(DOCKER, said, "container-mounts", mountinfo=(root,))
+    assert ("/ is overlay" in found.observed) is told
