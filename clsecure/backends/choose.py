@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
-
 from clsecure.backends.local import LocalBackend
 from clsecure.model import ContainerSpec, Engine, IsolationMode
 from clsecure.privileged.client import HelperConnection
-
-
-def begin(engine: Engine) -> None:
-    """Import the engine's library in the background: it takes longer than the container to start."""
-    # The whole program may end before it is done; nobody waits for it.
-    threading.Thread(target=importlib.import_module, args=(engine.value,), daemon=True).start()
 
 
 def backend_for(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from clsecure.backends.choose import begin
+from clsecure import libraries
 from clsecure.cli.worker_image import stored_image
 from clsecure.errors import UsageError
 from clsecure.machine import choice, containers
@@ -39,7 +39,7 @@ def contain(settings: Settings, ui: Ui) -> IsolationMode:
         mode = found.mode
     if mode is IsolationMode.CONTAINER:
         # Needed at the latest when a container is made; podman is asked for its version meanwhile.
-        begin(settings.engine)
+        libraries.begin(settings.engine.value)
         containers.require_engine(settings.engine)
         if settings.runtime is not None:
             containers.require_runtime(settings.runtime, settings.engine)

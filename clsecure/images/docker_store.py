@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clsecure import libraries
 from clsecure.errors import BackendUnavailableError, ImageError
 from clsecure.images.known import docker_key
 from clsecure.images.store import Metered, Progress, write_chunks
@@ -64,6 +65,7 @@ class DockerStore:
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[DockerClient]:
+        libraries.ready()
         import docker
         import requests
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from clsecure import libraries
 from clsecure.errors import ImageError
 from clsecure.images import known
 from clsecure.images.store import Metered, Progress, write_chunks
@@ -57,6 +58,7 @@ class PodmanStore:
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[PodmanClient]:
+        libraries.ready()
         import podman
         import requests
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from clsecure import libraries
 from clsecure.errors import ImageError
 from clsecure.images.archive import write_archive
 from clsecure.images.layers import Layer
@@ -60,6 +61,7 @@ class _Registry:
     """One repository of a registry, by its API (OCI distribution specification)."""
 
     def __init__(self, registry: str, name: str) -> None:
+        libraries.ready()
         import requests
 
         parts = urlsplit(registry)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
+from clsecure import libraries
 from clsecure.backends.container.spec import DOCKER_SOCKET, RUN
 from clsecure.errors import BackendUnavailableError
 from clsecure.model import DockerAccess, IsolationMode
@@ -66,6 +67,7 @@ def session_engine(path: str) -> Any:  # noqa: ANN401  # docker-py has no types
     It is told nothing of the user's: what ~/.netrc has for everybody and ~/.docker/config.json for every
     engine would be sent otherwise.
     """
+    libraries.ready()
     import docker
 
     # With a version nothing is asked before it is told so.
@@ -78,6 +80,7 @@ def session_engine(path: str) -> Any:  # noqa: ANN401  # docker-py has no types
 @contextlib.contextmanager
 def _found(name: str, environ: Mapping[str, str]) -> Iterator[Any]:
     """Return the image in the first of the user's engines that has it."""
+    libraries.ready()
     import docker
     from docker.errors import DockerException
     from requests.exceptions import RequestException

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from clsecure import libraries
 from clsecure.backends.api import ContainerFacts
 from clsecure.backends.container.spec import (
     MEMORY_SIZE,
@@ -112,6 +113,7 @@ def daemon() -> Iterator[Any]:
 
     :raises BackendUnavailableError: it is not reachable, or one whose uids are not the machine's.
     """
+    libraries.ready()
     import docker
 
     address = f"unix://{require_docker_socket()}"

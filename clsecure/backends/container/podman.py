@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clsecure import libraries
 from clsecure.backends.api import ContainerFacts
 from clsecure.backends.container.spec import MEMORY_SIZE, RUN, ContainerPlan, common_arguments, plan_container
 from clsecure.backends.local import LocalBackend
@@ -86,6 +87,7 @@ def create_and_start(address: str, plan: ContainerPlan, heard: Callable[[float],
     :raises ImageLostError: the engine does not have the image.
     :raises BackendUnavailableError: the engine refused, with its words; or what it started ended without any.
     """
+    libraries.ready()
     from podman import PodmanClient
     from podman.errors import APIError, ImageNotFound, PodmanError
 
