@@ -82,6 +82,8 @@ def promote_units(admitted: Admitted, branch: str, *, numbered: bool) -> Promote
     ]
     try:
         for target in targets:
+            # An import that was killed while it copied has no journal yet.
+            _remove_stale_files(target.common / "objects" / "pack")
             _bring_objects(target, admitted)
             _bring_lfs(target, admitted)
             _still_complete(target)
