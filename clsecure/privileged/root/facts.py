@@ -195,10 +195,11 @@ def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
 def image_program(pid: int, name: str) -> int | None:
     """Return a program of an image, open to be read by the caller; None where there is none.
 
-    What not everybody may read is none: the caller could have had it mounted there, and not be one of those.
+    What not everybody may read, or come to, is none: the caller could have had it mounted there, and not be
+    one of those. To have a closed directory mounted, it takes no more than to name it.
     """
     with contextlib.suppress(OSError), opened_root(pid) as root:
-        place = opened_at(root, f"{PROGRAMS}/{name}")
+        place = opened_at(root, f"{PROGRAMS}/{name}", as_anybody=True)
         try:
             mode = os.fstat(place).st_mode
             if stat.S_ISREG(mode) and mode & stat.S_IROTH:
