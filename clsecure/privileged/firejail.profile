@@ -15,6 +15,8 @@ ipc-namespace
 private-dev
 allusers
 nodvd
+noinput
+noprinters
 nosound
 notv
 nou2f

@@ -300,7 +300,8 @@ def files_of_worker(repository: Repository, *, uid: int, gid: int) -> tuple[str,
     places += [common / name for name in ("hooks", "info", "logs", "refs", "objects", "worktrees", "modules")]
     places += [common / name for name in ("objects/info", "objects/pack", "refs/heads", "refs/tags")]
     places += [common / "refs/remotes", *([repository.hooks] if repository.hooks else [])]
-    places += [place for module in _modules(repository) for place in (module, module / "hooks")]
+    with contextlib.suppress(OSError):  # that one is closed, is told by there being no state of the user's
+        places += [place for module in _modules(repository) for place in (module, module / "hooks")]
     for place in dict.fromkeys(places):
         with contextlib.suppress(OSError), os.scandir(place) as names:
             for number, each in enumerate(names):

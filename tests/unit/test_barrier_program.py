@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -206,15 +208,29 @@ def test_a_container_whose_lock_names_no_program_has_no_such_check() -> None:
     assert judged(None, spec) == []
 
 
-@pytest.mark.parametrize("kind", ["there", "closed", "link", "link on the way", "pipe", "directory", "none"])
+@pytest.mark.parametrize(
+    "kind",
+    ["there", "closed", "in what is closed", "link", "link on the way", "pipe", "directory", "none"],
+)
 def test_only_what_everybody_may_read_is_opened_in_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The caller gets a descriptor of root's: it must lead to nothing that is closed to the caller."""
+    if os.getuid() != 0:
+        # Who is nobody in particular already can become nobody else.
+        monkeypatch.setattr(root_facts, "become", lambda *_, **__: None)
+        if kind == "in what is closed":
+            pytest.skip("a directory of one's own is open to oneself")
+    tmp_path.chmod(0o755)
     place = tmp_path / "bin"
     place.mkdir()
     file = place / "claude"
     match kind:
+        case "in what is closed":
+            # A home, say, of which anybody gets a descriptor (O_PATH) that can be mounted.
+            file.write_bytes(CONTENT)
+            file.chmod(0o644)
+            place.chmod(0o750)
         case "there" | "closed":
             file.write_bytes(CONTENT)
             file.chmod(0o644 if kind == "there" else 0o640)
@@ -230,12 +246,28 @@ def test_only_what_everybody_may_read_is_opened_in_an_image(
             os.mkfifo(file)
         case "directory":
             file.mkdir()
-    monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
-    found = root_facts.image_program(os.getpid(), "claude")
+    monkeypatch.setattr(root_facts, "PROGRAMS", "/bin")
+    monkeypatch.setattr(root_facts, "opened_root", lambda _pid: opened_root_at(tmp_path))
+    found = root_facts.image_program(os.getpid(), "claude", {"uid": 1_900_000_000})
     assert (found is not None) == (kind == "there")
     if found is not None:
         assert os.read(found, 100) == CONTENT
         os.close(found)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody else may open it")
+def test_what_goes_by_who_opens_it_is_not_opened_by_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root_facts, "PROGRAMS", f"/proc/{os.getpid()}")
+    assert root_facts.image_program(os.getpid(), "maps", {"uid": 1_900_000_000}) is None
+
+
+@contextlib.contextmanager
+def opened_root_at(place: Path) -> Iterator[int]:
+    root = os.open(place, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield root
+    finally:
+        os.close(root)
 
 
 def test_an_image_is_what_its_lock_says_and_nothing_is_said_of_another() -> None:

@@ -89,3 +89,16 @@ def test_a_store_that_is_filled_meanwhile_is_no_failure(store: Path) -> None:
         Path(look.note).write_text(json.dumps("0" * 64))
         found = look.compared()
         assert (found["count"], found["complete"]) == (0, False)
+
+
+def test_a_look_at_a_store_that_is_filled_does_not_replace_the_note_of_that(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(Listing(OWNER)) as look:
+        # Half of it: the rest comes, and is noted, before that look ends.
+        seen = look.walk.result()
+        monkeypatch.setattr(look.walk, "result", lambda: seen)
+        (store / "layer" / "bin" / "other").touch()
+        note()
+        assert look.compared()["complete"] is False
+    assert compared() == SAME

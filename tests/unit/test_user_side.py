@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -231,6 +232,25 @@ def test_d2_submodules_are_looked_at_and_theirs_too(repository: Repository, home
         assert f"setting {directory.relative_to(repository.git_dir)}: core.fsmonitor" in found.observed
         git(directory, "config", "--file", "config", "--unset", "core.fsmonitor")
     assert again(repository, home, before)["repository-untouched"].status is CheckStatus.PASS
+
+
+def test_a_submodule_that_is_closed_to_the_user_is_told_and_ends_nothing(
+    repository: Repository, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root's in a container of the user's made it, say."""
+    before = noted(repository, home)
+    closed = repository.git_dir / "modules"
+
+    def scandir(place: Path, /) -> object:
+        if place == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scanned(place)
+
+    scanned = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = again(repository, home, before)["repository-untouched"]
+    assert found.status is CheckStatus.SKIP
+    assert "can't be read" in found.observed
 
 
 def test_hooks_of_the_work_tree_change_with_its_branches(repository: Repository, home: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import struct
@@ -15,13 +16,13 @@ from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
 from clsecure.privileged.root.places import identity, opened_at, opened_root, seen_from
-from clsecure.privileged.root.processes import PYTHON, tool
+from clsecure.privileged.root.processes import PYTHON, become, run_and_exit, tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from clsecure.privileged.root.messages import Message
+    from clsecure.privileged.root.messages import Entry, Message
 
 MOST, NAME_LIMIT = 64, 128
 """Of one kind: interfaces, ports, sockets; and characters of a name."""
@@ -32,6 +33,7 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 4,
 DIAG_SECONDS = 2.0
 SO_ACCEPTCON = 1 << 16
 AUTOBIND = re.compile(r"@[0-9a-f]{5}\Z")
+PROGRAM_SECONDS = 10.0
 PROGRAMS = "/opt/clsecure/bin"
 """Where a sandbox has the agent's program."""
 
@@ -192,20 +194,40 @@ def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
     return {"path": path, "kept": identity(os.stat(path, follow_symlinks=False)), "inside": inside}
 
 
-def image_program(pid: int, name: str) -> int | None:
+def image_program(pid: int, name: str, entry: Entry) -> int | None:
     """Return a program of an image, open to be read by the caller; None where there is none.
 
-    What not everybody may read is none: the caller could have had it mounted there, and not be one of those.
+    The worker opens it, who has no more to say than anybody: the caller can have had another place mounted
+    there, which takes no more than to name it: a closed directory, or one of /proc, whose files go by who
+    opens them. It is not waited for long: that can be a file system of the caller's, too.
     """
-    with contextlib.suppress(OSError), opened_root(pid) as root:
-        place = opened_at(root, f"{PROGRAMS}/{name}")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, contextlib.suppress(OSError), opened_root(pid) as root:
+        child = os.fork()
+        if child == 0:
+            run_and_exit(lambda: _send_program(root, name, entry, theirs))
+        theirs.close()
         try:
-            mode = os.fstat(place).st_mode
-            if stat.S_ISREG(mode) and mode & stat.S_IROTH:
-                return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            ours.settimeout(PROGRAM_SECONDS)
+            _, found, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            return found[0] if found else None
         finally:
-            os.close(place)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    theirs.close()
     return None
+
+
+def _send_program(root: int, name: str, entry: Entry, words: socket.socket) -> None:
+    """In a child: open a program as the worker, if it is one that everybody may read."""
+    # That there is none is no word on the caller's terminal.
+    with contextlib.suppress(OSError):
+        become(entry, empty_bounding_set=True)
+        place = opened_at(root, f"{PROGRAMS}/{name}")
+        mode = os.fstat(place).st_mode
+        if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+            found = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            socket.send_fds(words, [b"1"], [found])
 
 
 def filter_of(pid: int) -> str:

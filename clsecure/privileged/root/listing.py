@@ -52,8 +52,9 @@ class Listing:
             found.complete = False
         elif seen != self.before[0]:
             found.add(f"{self.place}: other files than were loaded")
-        if seen is not None and self.before is None:
-            # Of a store that an older version filled: the next look has something to compare with.
+        if seen is not None and self.before is None and self._noted() is None:
+            # Of a store that an older version filled: the next look has something to compare with. A note
+            # that is there by now is of a load that had not ended when this look began.
             with contextlib.suppress(OSError):  # another session's end may do the same
                 self._write(seen)
         return found.message()

@@ -259,7 +259,7 @@ class Sandbox:
         # Whose the numbers are that an engine maps besides the worker's.
         found["mapped"] = None if self.engine is None else self.engine.others
         found |= {"keyrings": keyrings(self.told)}
-        programs = {name: image_program(pid, name) for name in self.request.programs}
+        programs = {name: image_program(pid, name, self.entry) for name in self.request.programs}
         self.programs = [fd for fd in programs.values() if fd is not None]
         found |= {"programs": {name: fd is not None for name, fd in programs.items()}}
         return found | {"filter": None if self.request.network is None else filter_of(pid)}
