@@ -267,7 +267,9 @@ def on_its_own() -> None:
     on the size of files while useradd writes /etc/passwd. The caller's keys go, too: sandboxes come of this
     process, and have none of them even before they take a keyring of their own.
     """
-    own_keyring()
+    # Where keys can't be had at all, accounts can be removed all the same: what starts takes one itself.
+    with contextlib.suppress(OSError, KeyError):
+        own_keyring()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in INHERITED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

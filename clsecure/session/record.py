@@ -55,6 +55,12 @@ class Recorder:
         self._said: dict[str, Any] = {}
         self._loading = threading.Timer(_LOAD_AFTER_S, self._beside)
 
+    def close(self) -> None:
+        """Wait for what is done beside: its libraries abort the program when its end cuts them off."""
+        self._loading.cancel()
+        if self._loading.is_alive():
+            self._loading.join()
+
     def begin(self, spec: SandboxSpec, record: SessionRecord, *, resumed: bool) -> None:
         """Write down what is going to run, for the record of a run that is killed.
 
@@ -97,7 +103,7 @@ class Recorder:
 
     def _refuse(self, spec: SandboxSpec, verification: Verification) -> bool:
         context = self._context
-        self._loading.cancel()
+        self.close()
         try:
             there = context.place.read()
             if there is None:
@@ -152,11 +158,9 @@ class Recorder:
         Without a record a session has still ended as it did: that it lacks is a warning.
         """
         context = self._context
-        self._loading.cancel()
         try:
             with context.clock.phase("record"):
-                if self._loading.is_alive():
-                    self._loading.join()
+                self.close()
                 if self._host is None:
                     self._look_ahead()
                 made = self._conclude(result, record, finished, verification)

@@ -97,6 +97,7 @@ class SessionRunner:
             verifier = stack.enter_context(self._verifier(backend))
             verifier.prepare()
             recorder = Recorder(context, lambda: verifier.found.verification)
+            stack.callback(recorder.close)
             with recorder.of_refusal(provision.spec):
                 ran = self._run_agent(provision, verifier, recorder)
             spec, workspace = ran.spec, ran.workspace

@@ -15,6 +15,7 @@ MOST = 48
 BAIT = "clsecure-info-"
 _TABLE, _TABLE_LIMIT = Path("/proc/net/unix"), 4 << 20
 _ACCEPTS, _DATAGRAMS = 1 << 16, "0002"
+_FAR = ("autofs", "nfs", "cifs", "smb", "fuse", "9p", "afs", "ceph", "gluster", "lustre")
 _REACHED = frozenset({None, "EPROTOTYPE", "EAGAIN"})
 """It was found, it may be written to, and it takes datagrams say, or has enough callers already."""
 
@@ -44,8 +45,9 @@ def reached(error: str | None) -> bool:
 def _machines() -> list[str]:
     """Return what the user can connect to of all that listens, first what everybody can; bounded."""
     found: dict[str, bool] = {}
+    remote = _remote()
     for path in _listening():
-        mode = _mode(path)
+        mode = _mode(path) if _is_near(path, remote) else 0
         if stat.S_ISSOCK(mode) and os.access(path, os.W_OK):
             found[path] = not mode & stat.S_IWOTH
     return sorted(found, key=lambda path: (found[path], path))[:MOST]
@@ -64,6 +66,30 @@ def _listening() -> Iterator[str]:
                 listens = listens or bool(int(fields[3], 16) & _ACCEPTS)
             if listens and BAIT not in path and not path.startswith(f"{RUN}/"):
                 yield path
+
+
+def _remote() -> tuple[str, ...]:
+    """Return where file systems are mounted that may never answer."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")[:-1]:
+            head, _, tail = line.partition(" - ")
+            if tail.startswith(_FAR):
+                # Blanks and the like are escaped there (proc(5)); such a name is compared as far as it goes.
+                found.append(head.split(" ")[4].partition("\\")[0])
+    return tuple(found)
+
+
+def _is_near(path: str, remote: tuple[str, ...]) -> bool:
+    """Tell whether looking at a path can't take for ever: anybody can have any path in the kernel's table.
+
+    Not through links, but for the one that systems have: they can lead anywhere.
+    """
+    path = path.replace("/var/run/", "/run/", 1) if path.startswith("/var/run/") else path
+    place = Path(path)
+    if place.as_posix() != path or ".." in place.parts or path.startswith(remote):
+        return False
+    return not any(parent.is_symlink() for parent in reversed(place.parents))
 
 
 def _mode(path: str) -> int:

@@ -23,7 +23,7 @@ from clsecure.verify.userstate import (
 )
 from clsecure.workspace.repository import Repository
 
-_REPOSITORY: Final = "nothing of the worker's, no new hook, no new setting that runs a program"
+_REPOSITORY: Final = "nothing of the worker's, and no new hook or setting that runs a program but your own"
 _HOME: Final = "no more open than before, and not to the worker"
 
 

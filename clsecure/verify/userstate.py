@@ -26,7 +26,7 @@ _ACL_TAGS = {0x02: "user", 0x08: "group"}
 _ACL_LIMIT = 64
 _FILE_LIMIT = 4 << 20
 _ENTRIES = 20_000
-_MODULES = 50
+_MODULES, _PLACES = 50, 2000
 # What is noted is kept in the session's record, which is bounded.
 _NAMED, _NAME_LIMIT = 50, 200
 _FURTHER = "(further ones)"
@@ -210,8 +210,9 @@ def _programs(entries: Iterable[bytes]) -> Iterator[tuple[str, str]]:
 def _modules(repository: Repository) -> tuple[Path, ...]:
     """Return the git directories of submodules, of theirs too; a bounded number."""
     found: list[Path] = []
-    waiting = [repository.common_dir / "modules"]
-    while waiting and len(found) < _MODULES:
+    waiting, looked = [repository.common_dir / "modules"], 0
+    while waiting and len(found) < _MODULES and looked < _PLACES:
+        looked += 1
         place = waiting.pop()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as names:
             listed = itertools.islice(names, _ENTRIES)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,13 @@ from clsecure.model import (
     WorkerImage,
 )
 from clsecure.privileged.root import facts as root_facts
+from clsecure.privileged.root import places
 from clsecure.privileged.root.places import places_of
 from clsecure.session.images import locked_image
 from clsecure.verify.host import check_barrier
 
 CONTENT = b"#!/bin/sh\n"
+MINE = {"uid": os.getuid()}
 SPEC = SandboxSpec(
     mode=IsolationMode.USER,
     account=WorkerAccount(name="claude-worker-x", uid=1_900_000_000, gid=1_900_000_000, home=Path("/home/x")),
@@ -98,6 +101,7 @@ def test_what_was_not_looked_at_fails_and_without_a_program_there_is_no_check() 
     assert judged(None, dataclasses.replace(SPEC, program=None)) == []
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody else may become the worker")
 def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path
 ) -> None:
@@ -106,25 +110,26 @@ def test_the_host_finds_what_is_in_the_place_and_follows_no_link(
     place.mkdir()
     monkeypatch.setattr(root_facts, "PROGRAMS", str(place))
     (place / "claude").hardlink_to(kept)
-    found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"))
+    found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"), MINE)
     assert found is not None
     assert found["inside"] == found["kept"] == root_facts.identity(kept.stat())
     (place / "claude").unlink()
     (place / "claude").symlink_to(kept)
-    found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"))
+    found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"), MINE)
     assert found is not None
     assert stat.S_ISLNK(found["inside"]["mode"])
-    found = root_facts.program_of(os.getpid(), (str(tmp_path), "other"))
+    found = root_facts.program_of(os.getpid(), (str(tmp_path), "other"), MINE)
     assert found is not None
     assert found["inside"] is None
     place.rename(tmp_path / "elsewhere")
     place.symlink_to(tmp_path / "elsewhere")
-    found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"))
+    found = root_facts.program_of(os.getpid(), (str(tmp_path), "claude"), MINE)
     assert found is not None
     assert found["inside"] is None
-    assert root_facts.program_of(os.getpid(), None) is None
+    assert root_facts.program_of(os.getpid(), None, MINE) is None
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody else may become the worker")
 def test_places_are_looked_at_beside_what_belongs_there(tmp_path: Path) -> None:
     """With a descriptor, a path, what was seen before, and nothing."""
     directory = tmp_path / "there"
@@ -140,6 +145,7 @@ def test_places_are_looked_at_beside_what_belongs_there(tmp_path: Path) -> None:
             (f"{link}/x", f"{tmp_path}/gone"),
             (str(link), str(link)),
         ],
+        MINE,
     )
     os.close(fd)
     same = root_facts.identity(directory.stat())
@@ -150,6 +156,33 @@ def test_places_are_looked_at_beside_what_belongs_there(tmp_path: Path) -> None:
     assert found[f"{link}/x"] == {"inside": None, "outside": None}
     assert stat.S_ISLNK(found[str(link)]["inside"]["mode"])
     assert found[str(link)]["inside"] == found[str(link)]["outside"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody else may become the worker")
+def test_h_nothing_is_told_of_what_is_closed_to_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller has somebody's closed directory mounted in its container, and names what may be in there."""
+    monkeypatch.setattr(places, "opened_root", lambda _pid: opened_root_at(tmp_path))
+    tmp_path.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "key").write_text("secret")
+    worker = {"uid": 1_900_000_000}
+    assert places.seen_as(worker, 1, ("/closed/key", "/closed")) == [
+        None,
+        root_facts.identity(closed.stat()),
+    ]
+    closed.chmod(0o755)
+    assert places.seen_as(worker, 1, ("/closed/key",)) == [root_facts.identity((closed / "key").stat())]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="nobody else may become the worker")
+def test_f_what_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "opened_root", lambda _pid: opened_root_at(tmp_path))
+    monkeypatch.setattr(places, "seen_from", lambda *_: signal.pause())
+    monkeypatch.setattr(places, "SECONDS", 0.1)
+    assert places.seen_as(MINE, 1, ("/x", "/y")) == [None, None]
 
 
 # ---------------------------------------------------------------- of an image

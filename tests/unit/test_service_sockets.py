@@ -70,6 +70,29 @@ def test_of_very_many_those_that_everybody_may_use_come_first(
     assert here[:2] == [f"{tmp_path}/{MOST:03}", f"{tmp_path}/{MOST + 1:03}"]
 
 
+def test_nobody_can_have_a_look_led_to_where_nothing_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else, with mounts of their own, listens under names of file systems that hang."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "far").mkdir()
+    paths = [tmp_path / "near", tmp_path / "far/away", tmp_path / "link/near", Path(f"{tmp_path}/./near")]
+    table = tmp_path / "table"
+    names = [*map(str, paths), f"{tmp_path}/x/../near"]
+    table.write_text("\n".join(["Num", *(f"0: 2 0 00010000 0001 01 9 {name}" for name in names)]))
+    monkeypatch.setattr(module, "_TABLE", table)
+    monkeypatch.setattr(module, "_remote", lambda: (str(tmp_path / "far"),))
+    asked = []
+    look = module._mode
+    monkeypatch.setattr(module, "_mode", lambda path: asked.append(path) or look(path))
+    with bound(tmp_path / "near") as near, bound(tmp_path / "far/away") as away:
+        near.listen()
+        away.listen()
+        here = [path for path in services({}) if path.startswith(str(tmp_path))]
+    assert here == [str(tmp_path / "near")]
+    assert not [path for path in asked if "far" in path or "link" in path]
+
+
 def test_a_table_that_can_not_be_read_leaves_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import struct
 from clsecure.privileged.root.kernel import CLONE_NEWNET, call, session_keyring
 from clsecure.privileged.root.messages import Refused, close_all
 from clsecure.privileged.root.network import NFT, TABLE
-from clsecure.privileged.root.places import identity, opened_at, opened_root, seen_from
+from clsecure.privileged.root.places import identity, opened_at, opened_root, seen_as
 from clsecure.privileged.root.processes import PYTHON, become, run_and_exit, tool
 
 TYPE_CHECKING = False
@@ -182,15 +182,15 @@ def cut(names: Iterable[str]) -> list[str]:
     return sorted({name[:NAME_LIMIT] for name in names})[:MOST]
 
 
-def program_of(pid: int, agent: tuple[str, str] | None) -> Message | None:
+def program_of(pid: int, agent: tuple[str, str] | None, entry: Entry) -> Message | None:
     """Return what a process has in the place of the agent's program, and root's kept copy beside it."""
     if agent is None:
         return None
     directory, name = agent
     path = f"{directory}/agent"
     inside = None
-    with contextlib.suppress(OSError), opened_root(pid) as root:
-        inside = seen_from(root, f"{PROGRAMS}/{name}")
+    with contextlib.suppress(OSError):
+        (inside,) = seen_as(entry, pid, (f"{PROGRAMS}/{name}",))
     return {"path": path, "kept": identity(os.stat(path, follow_symlinks=False)), "inside": inside}
 
 

@@ -3,24 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
+import signal
+import time
+
+from clsecure.privileged.root.processes import become, run_and_exit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from clsecure.privileged.root.messages import Message
+    from clsecure.privileged.root.messages import Entry, Message
 
     Outside = int | str | Message | None  # a descriptor, a path, or what was seen there before
 
+SECONDS = 10.0
 
-def places_of(pid: int, wanted: Iterable[tuple[str, Outside]]) -> Message:
+
+def places_of(pid: int, wanted: Iterable[tuple[str, Outside]], entry: Entry) -> Message:
     """Return which file a process has in each place, and which one belongs there; None for nothing."""
-    found = {}
+    places = dict(wanted)
+    seen = seen_as(entry, pid, tuple(places))
+    return {
+        target: {"inside": inside, "outside": known(outside)}
+        for (target, outside), inside in zip(places.items(), seen, strict=True)
+    }
+
+
+def seen_as(entry: Entry, pid: int, paths: Sequence[str]) -> list[Message | None]:
+    """Return which files a process has at absolute paths, as the worker finds them; None for nothing.
+
+    The worker goes there, in a child: the caller can have had anything mounted in between, which takes no
+    more than to name it, closed directories and file systems that never answer among it.
+    """
     with opened_root(pid) as root:
-        for target, outside in wanted:
-            found[target] = {"inside": seen_from(root, target), "outside": known(outside)}
-    return found
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+        if child == 0:
+            run_and_exit(lambda: _tell(entry, root, paths, writing))
+    os.close(writing)
+    try:
+        found = json.loads(_read(reading, time.monotonic() + SECONDS))
+    except ValueError:
+        found = [None] * len(paths)
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return found  # type: ignore[no-any-return]  # written above
+
+
+def _tell(entry: Entry, root: int, paths: Sequence[str], to: int) -> None:
+    become(entry, empty_bounding_set=True)
+    with open(to, "w", encoding="ascii") as file:
+        json.dump([seen_from(root, path) for path in paths], file)
+
+
+def _read(fd: int, until: float) -> bytes:
+    data = b""
+    while select.select((fd,), (), (), max(0.0, until - time.monotonic()))[0] and (
+        piece := os.read(fd, 1 << 16)
+    ):
+        data += piece
+    return data
 
 
 def known(outside: Outside) -> Message | None:

@@ -253,9 +253,13 @@ class Sandbox:
         raise Refused("the launcher has ended")
 
     def _facts(self, pid: int) -> Message:
-        found = {**facts_of(pid), "network": network_of(pid), "program": program_of(pid, self.request.agent)}
+        found = {
+            **facts_of(pid),
+            "network": network_of(pid),
+            "program": program_of(pid, self.request.agent, self.entry),
+        }
         # A kernel of its own has files of its own, which nobody sees from here.
-        found["places"] = {} if self.request.plain else places_of(pid, self._places())
+        found["places"] = {} if self.request.plain else places_of(pid, self._places(), self.entry)
         # Whose the numbers are that an engine maps besides the worker's.
         found["mapped"] = None if self.engine is None else self.engine.others
         found |= {"keyrings": keyrings(self.told)}
