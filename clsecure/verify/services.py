@@ -89,7 +89,14 @@ def _is_near(path: str, remote: tuple[str, ...]) -> bool:
     place = Path(path)
     if place.as_posix() != path or ".." in place.parts or path.startswith(remote):
         return False
-    return not any(parent.is_symlink() for parent in reversed(place.parents))
+    return not any(_is_link(parent) for parent in reversed(place.parents))
+
+
+def _is_link(place: Path) -> bool:
+    # Behind what is closed to the user the look itself finds nothing.
+    with contextlib.suppress(OSError):
+        return place.is_symlink()
+    return False
 
 
 def _mode(path: str) -> int:
