@@ -36,6 +36,8 @@ _LAYERS = f"lowerdir={STATE_DIRECTORY}/view{_OURS}:/etc"
 _FIREJAIL = "/run/firejail"
 _BLINDS = frozenset({f"{_FIREJAIL}/firejail.ro.dir", f"{_FIREJAIL}/firejail.ro.file"})
 """Empty, and closed to everybody: firejail mounts them over what nobody is to see."""
+_NAMES = frozenset({"/etc/hostname", "/etc/hosts"})
+"""Made anew by firejail from 0.9.74 on: the host's name is none of the agent's business."""
 _FIREJAILS_LIBRARIES = re.compile(r"/usr/(local/)?lib(32|64|x32)?/([^/]+/)?firejail")
 
 
@@ -211,6 +213,8 @@ class _Own:
             return hidden and line.target == f"{_FIREJAIL}/mnt{line.root}" and below(line.root, ["/dev"])
         if line.kind == "devpts":
             return hidden and self._is_own(line) and line.target == f"{_FIREJAIL}/mnt/dev/pts"
+        if line.kind == "tmpfs" and line.target in _NAMES:
+            return self._is_own(line) and line.root == line.target.removeprefix("/etc")
         if line.kind == "tmpfs":
             return self._is_own(line) and (line.target == "/dev" or below(line.target, ("/run", "/var")))
         return line.target == f"{_FIREJAIL}/lib" and line.read_only and self._is_library(line)

@@ -105,8 +105,9 @@ def other_homes(tried: Tried, spec: SandboxSpec) -> Observation:
     if not others and not further:
         return untried(expected, "outside, /home holds no other either")
     observed = f"/home holds {names(tried.inside.home)}; outside {len(further)} others"
-    # Where not even that one is seen, none could be.
-    return Observation(expected=expected, observed=observed, holds=not others and own in tried.inside.home)
+    # Where not even that one is seen, none could be; it need not be there (home_base).
+    sees = own in tried.inside.home or str(spec.account.home.parent) != "/home"
+    return Observation(expected=expected, observed=observed, holds=not others and sees)
 
 
 def system(tried: Tried, _spec: SandboxSpec) -> Observation:

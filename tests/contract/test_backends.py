@@ -86,8 +86,8 @@ data = b""
 while len(data) < 6:
     data += os.read(0, 6)
 termios.tcsetattr(0, termios.TCSANOW, before)
-print("", "bytes", data.hex(), flush=True)
 try:
+    print("", "bytes", data.hex(), flush=True)
     signal.pause()
 except KeyboardInterrupt:
     print("interrupted", flush=True)

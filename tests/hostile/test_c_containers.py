@@ -153,7 +153,8 @@ def test_e1_a_container_that_docker_still_has_fails_its_check(person, worker_ima
         failed = {
             each["check_id"]: each["observed"] for each in found.json()["checks"] if each["status"] == "fail"
         }
-        assert failed == {"containers-left": f"{left.id[:12]} is {left.status}"}
+        # It may still have been ending when it was asked for.
+        assert failed in [{"containers-left": f"{left.id[:12]} is {how}"} for how in ("running", "exited")]
         assert found.returncode == 123
         left.remove(v=True, force=True)
         whole = person.clsecure(*argv, env=environ)

@@ -148,6 +148,18 @@ def test_what_is_made_of_the_plan_is_as_planned(mode: str) -> None:
     assert observed(SPECS[mode]) == "as planned"
 
 
+def test_the_names_that_a_newer_firejail_makes_are_its_own() -> None:
+    made = "0:9006 /hosts /etc/hosts ro,nosuid - tmpfs - rw"
+    assert observed(SPECS["namespace"], made) == "as planned"
+    for line, said in (
+        (made.replace("/hosts /etc", "/passwd /etc"), "/etc/hosts is tmpfs /passwd"),
+        (made.replace("/etc/hosts", "/etc/passwd"), "/etc/passwd is tmpfs /hosts"),
+        (made.replace(" - tmpfs", " - ext4"), "/etc/hosts is ext4 /hosts"),
+    ):
+        assert said in observed(SPECS["namespace"], line)
+    assert "/etc/hosts is tmpfs /hosts" in observed(SPECS["user"], made)
+
+
 @pytest.mark.parametrize("mode", SPECS)
 @pytest.mark.parametrize(
     ("line", "said"),

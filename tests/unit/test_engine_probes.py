@@ -189,11 +189,16 @@ def test_a_machine_without_an_engine_lacks_container_mode_and_is_told_the_comman
     assert "podman" in (engine.fix or "")
 
 
-def test_a_podman_that_is_too_old_is_no_engine(tools: Path) -> None:
+def test_a_podman_that_is_too_old_is_no_engine(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_is_roots", lambda path: path.stat().st_mode & 0o022 == 0)
     install(tools, **{**CURRENT, "podman": "podman version 3.4.4"})
     engine = found()["container engine"]
     assert engine.status is ProbeStatus.MISSING
     assert "a podman from 4.3 on" in engine.observed
+    # One that others could change is not even asked: the root helper refuses it.
+    (program,) = tools.rglob("podman")
+    program.chmod(0o775)
+    assert not list(containers.unusable(Engine.PODMAN))
 
 
 def test_the_fix_names_the_very_programs_that_podman_lacks(tools: Path) -> None:
