@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from clsecure.errors import VerificationError
 from clsecure.verify.bait import METADATA, PRIVATE, put_out
 from clsecure.verify.probe import REPLY_LIMIT, Probe
+from clsecure.verify.services import BAIT
 from tests.support.person import CHECKOUT
 
 PROGRAM = CHECKOUT / "clsecure" / "privileged" / "inside.py"
@@ -37,6 +39,12 @@ def peer(*argv: str) -> Iterator[Probe]:
         child.stdout.close()
         child.kill()
         child.wait(timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the services of this machine alone, and listeners of other tests: nothing confines the probe."""
+    monkeypatch.setattr("clsecure.verify.bait.services", lambda _environ: {})
 
 
 @pytest.fixture
@@ -61,11 +69,13 @@ def test_outside_services_are_only_looked_at(real, tmp_path) -> None:
     """A connection could start one: systemd does."""
     import socket
 
+    # By a name that other probes, of tests beside this one, leave out when they look for services.
+    path = str(tmp_path / f"{BAIT}agent")
     with socket.socket(socket.AF_UNIX) as service, put_out(tmp_path, tmp_path) as all_of_it:
-        service.bind(str(tmp_path / "agent"))
+        service.bind(path)
         service.listen()
         service.settimeout(0)
-        bait = replace(all_of_it, services={"agent": str(tmp_path / "agent"), "file": "/etc/passwd"})
+        bait = replace(all_of_it, services={"agent": path, "file": "/etc/passwd"})
         report = real.battery(bait.order(outside=True))
         assert (report.connected["agent"], report.connected["file"]) == (None, "ENOTSOCK")
         with pytest.raises(BlockingIOError):
@@ -110,6 +120,8 @@ def test_connections_that_hang_cost_the_patience_once(real, tmp_path) -> None:
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(full.getsockname())
+        # One is in the queue: on a busy machine that takes its time, and until then it has room.
+        assert select.select([full], [], [], 60)[0]
         bait = stack.enter_context(put_out(tmp_path, tmp_path))
         order = bait.order(patience=2.0)
         hanging = {f"hangs {n}": ("inet", full.getsockname()) for n in range(8)}

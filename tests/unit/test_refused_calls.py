@@ -212,7 +212,7 @@ def probing(bait: Bait, how: str) -> Iterator[Probe]:
 
 def reopened(where: Path, how: str) -> Report:
     with put_out(where, where) as bait, probing(bait, how) as probe:
-        report = probe.battery(bait.order())
+        report = probe.battery({**bait.order(), "services": {}})
         assert bait.said() == ""
         return report
 
