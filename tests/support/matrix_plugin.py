@@ -165,6 +165,7 @@ def versions() -> dict[str, str]:
     for name, program in {**_PROGRAMS, **({"claude": agent} if agent else {})}.items():
         if path := shutil.which(program, path=SYSTEM_PATH):
             done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
-            number = _NUMBER.search(done.stdout)
+            # The first line: the licence's number comes after it.
+            number = _NUMBER.search(done.stdout.partition("\n")[0])
             found[name] = number[0] if number else "?"
     return found
