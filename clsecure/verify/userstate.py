@@ -141,7 +141,8 @@ def _number(value: object) -> int:
 def user_state(repository: Repository, home: Path) -> UserState | None:
     """Note how the user's home and repository stand; None when they can't be read."""
     try:
-        programs, parts = _settings(repository)
+        modules = _modules(repository)
+        programs, parts = _settings(repository, modules)
         return UserState(
             home_mode=stat.S_IMODE(home.stat().st_mode),
             home_acl=_acl(home),
@@ -149,7 +150,7 @@ def user_state(repository: Repository, home: Path) -> UserState | None:
                 dict.fromkeys(map(str, (repository.top, repository.git_dir, repository.common_dir)))
             ),
             parts=parts | dict(_parts(repository)),
-            hooks=_bounded(_hooks(repository)),
+            hooks=_bounded(_hooks(repository, modules)),
             programs=_bounded(programs),
         )
     except (OSError, ToolError):
@@ -180,13 +181,15 @@ def _parts(repository: Repository) -> Iterator[tuple[str, str]]:
             yield name, found
 
 
-def _settings(repository: Repository) -> tuple[list[tuple[str, str]], dict[str, str]]:
+def _settings(
+    repository: Repository, modules: Iterable[Path]
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """Return the settings of the repository's own that run a program, and all of them as one digest."""
     listed = repository.git().out("config", "--list", "-z", "--show-scope", "--includes", timeout=60)
     words = listed.split(b"\0")
     own = [e for scope, e in zip(words[0::2], words[1::2], strict=False) if scope in (b"local", b"worktree")]
     programs = list(_programs(own))
-    for module in _modules(repository):
+    for module in modules:
         # Named as a file: git does not go into the submodule for it.
         file = ("config", "--list", "-z", "--includes", "--file", str(module / "config"))
         entries = repository.git().out(*file, timeout=60).split(b"\0")
@@ -237,10 +240,10 @@ def _names_program(key: str, value: str) -> bool:
     return section in ("remote", "submodule") and bool(_HELPER_URL.match(value))
 
 
-def _hooks(repository: Repository) -> Iterator[tuple[str, str]]:
+def _hooks(repository: Repository, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
     """Give what git would run as a hook. Hooks in the work tree change with every checkout."""
     places = {repository.common_dir / "hooks", *([repository.hooks] if repository.hooks else [])}
-    places |= {module / "hooks" for module in _modules(repository)}
+    places |= {module / "hooks" for module in modules}
     gits = (repository.git_dir, repository.common_dir)
     for place in sorted(places):
         in_tree = place.is_relative_to(repository.top)
